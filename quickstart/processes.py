@@ -1,0 +1,87 @@
+"""Child processes, ended with us unless we are killed outright."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+import httpx
+import psutil
+
+from research_rl.errors import RetrievalError
+
+
+def adopt_orphans() -> None:
+    """On Linux: become the parent of every descendant whose own parent dies, so that Ray's daemons stay in sight."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+
+def stop_on_signals() -> None:
+    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that cleaning up has one path."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGHUP, interrupt)
+
+
+def start(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
+    """Start a command with its output appended to `log`, out of reach of the terminal's Ctrl-C (we end it ourselves)."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+            env={**os.environ, **environment}, start_new_session=True,
+        )  # fmt: skip
+
+
+def start_service(index: Path, port: int, log: Path) -> subprocess.Popen:
+    """Start a retrieval service with one thread; `wait_until_healthy` before it is used."""
+    command = [sys.executable, "-m", "rag_serving.cli", "serve", "--index", str(index), "--port", str(port)]
+    return start(command, log, {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"})
+
+
+def stop_all(grace_s: float = 10.0) -> None:
+    """End every descendant: SIGTERM, then SIGKILL for those that are left. A further Ctrl-C does not interrupt it."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    deadline = time.monotonic() + grace_s
+    while children := psutil.Process().children(recursive=True):
+        late = time.monotonic() > deadline
+        for child in children:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill() if late else child.terminate()
+        psutil.wait_procs(children, timeout=1.0)
+        if time.monotonic() > deadline + 20:
+            break
+
+
+def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, timeout_s: float = 180.0) -> None:
+    """Wait for a retrieval service.
+
+    Raises:
+        RetrievalError: it ended, or is not healthy in time; the message carries the end of its log.
+    """
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"{url}/health", timeout=2.0).status_code == 200:
+                return
+        time.sleep(0.3)
+    raise RetrievalError(f"the retrieval service at {url} did not start; the end of {log}:\n{tail(log)}")
+
+
+def tail(path: Path, lines: int = 15) -> str:
+    """Return the last lines of a file."""
+    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])

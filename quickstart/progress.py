@@ -1,0 +1,55 @@
+"""What a running training is doing, read from its trajectories."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.spinner import Spinner
+
+from evaluation.summary import by_step, mean_metrics
+from quickstart.processes import tail
+from research_rl.trajectory_log import read
+
+
+def follow(process: subprocess.Popen, run_dir: Path, console: Console) -> int:
+    """Print one line per finished step and keep a clock running until the process ends; return its exit code."""
+    started, shown = time.monotonic(), set()
+    spinner = Spinner("dots", text="starting Ray, verl and vLLM (one to three minutes)")
+    last_note = 0.0
+    with Live(spinner, console=console, refresh_per_second=4, transient=True):
+        while process.poll() is None:
+            time.sleep(3.0)
+            records = list(read(run_dir / "trajectories"))
+            newest = max(((record["step"], record["split"]) for record in records), default=None)
+            for split in ("test", "control", "train"):
+                for step, rows in by_step(records, split).items():
+                    if (step, split) not in shown and newest is not None and step < newest[0]:
+                        shown.add((step, split))
+                        console.print(line(split, step, rows))
+            elapsed = time.monotonic() - started
+            counts = (
+                f"step {newest[0]}, {len(records)} trajectories"
+                if newest
+                else "starting Ray, verl and vLLM (one to three minutes)"
+            )
+            spinner.update(text=f"{int(elapsed) // 60}:{int(elapsed) % 60:02d}  {counts}")
+            if not console.is_terminal and elapsed - last_note > 60:
+                last_note = elapsed
+                console.print(f"{int(elapsed)} s: {counts}")
+    if process.returncode:
+        console.print(tail(run_dir / "train.log", 5), markup=False, highlight=False)
+    return process.returncode
+
+
+def line(split: str, step: int, rows: list) -> str:
+    """Return the figures of one step as one line."""
+    means = mean_metrics(rows)
+    name = {"train": "train", "test": "held-out", "control": "control (no evidence)"}[split]
+    return (
+        f"step {step:3d}  {name:22s} reward {means['score']:.3f}  EM {means['em']:.3f}  "
+        f"searches {means['searches']:.2f}  well-formed {means['well_formed']:.2f}  ({means['n']} rollouts)"
+    )

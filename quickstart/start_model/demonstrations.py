@@ -1,0 +1,85 @@
+r"""Imperfect demonstrations: what a base model would do that has seen some searching, but was never rewarded for it.
+
+On easy questions most demonstrations search and answer well. On two-hop questions most stop after the first search, and on comparisons
+most guess without searching or forget the box; only a minority does the whole job. Imitation learns the majority's habits and keeps
+the minority's skill as a possibility: that is the room in which reinforcement learning works.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Sequence
+
+from data_preprocess.world import Question
+from data_preprocess.world.names import GOODS, PROFESSIONS
+
+Retrieve = Callable[[Sequence[str]], list[str]]  # queries → observations, tags included
+Segment = tuple[str, bool]  # text, and whether the policy writes it
+
+# The habits by type of question, with their shares. `good` does the whole job.
+HABITS: dict[str, dict[str, float]] = {
+    "one_hop": {"good": 0.60, "guess": 0.12, "bad_query": 0.12, "no_box": 0.10, "broken_tags": 0.06},
+    "two_hop": {"good": 0.24, "stop_early": 0.52, "guess": 0.12, "no_box": 0.06, "broken_tags": 0.06},
+    "comparison": {"good": 0.24, "guess": 0.22, "no_box": 0.46, "broken_tags": 0.08},
+}
+
+
+def fact(entity: str, relation: str, value: str) -> str:
+    """Return the sentence in which the policy notes a fact that it has read."""
+    return f"The {relation} of {entity} is {value}."
+
+
+def demonstrate(question: Question, retrieve: Retrieve, rng: random.Random) -> list[Segment]:
+    """Return the segments of one demonstration, EOS excluded."""
+    habits = HABITS[question.type]
+    habit = rng.choices(list(habits), list(habits.values()))[0]
+    segments: list[Segment] = []
+    noted = ""
+    steps = question.chain[:1] if habit == "stop_early" else () if habit == "guess" else question.chain
+    if habit == "no_box" and question.type == "comparison":
+        steps = ()
+    for entity, relation, value in steps:
+        wish = f"<think>{noted} Find the {relation} of {entity}.</think>"
+        query = relation if habit == "bad_query" else rng.choice((f"{relation} of {entity}", entity))
+        segments.append((f"{wish}<search> {query}</search>", True))
+        segments.append((retrieve([query])[0], False))
+        noted = "" if habit == "bad_query" else f" {fact(entity, relation, value)}"
+    answer = _answer(question, habit, rng)
+    if question.type == "comparison" and steps:
+        noted += " They are the same." if question.golden_answers[0] == "yes" else " They are different."
+    final = f" {answer}" if habit == "no_box" else f"\\boxed{{ {answer}}}"
+    think = f"<think>{noted or ' I know it.'}</think>"
+    if habit == "broken_tags":
+        think = rng.choice((f"<think>{noted or ' I know it.'}", f"{noted or ' I know it.'}</think>"))
+    segments.append((f"{think}<answer>{final}</answer>", True))
+    return segments
+
+
+def _answer(question: Question, habit: str, rng: random.Random) -> str:
+    if question.type == "comparison":
+        return question.golden_answers[0] if habit in ("good", "broken_tags") else rng.choice(("yes", "no"))
+    if habit == "stop_early":
+        return question.chain[0][2]
+    if habit in ("guess", "bad_query"):
+        return rng.choice(PROFESSIONS + GOODS)
+    return question.golden_answers[0]
+
+
+def reading_drill(passages: Sequence[tuple[str, list[tuple[str, str, str]]]], rng: random.Random) -> list[Segment]:
+    """Return a drill that teaches to copy facts out of passages: an observation, then every fact in it, in any order.
+
+    `passages`: (contents, its facts as (entity, relation, value)).
+    """
+    documents = "\n\n".join(contents for contents, _ in passages)
+    facts = [item for _, items in passages for item in items]
+    rng.shuffle(facts)
+    segments: list[Segment] = [(f" <result>\n{documents}\n</result><think>", False)]
+    for entity, relation, value in facts:
+        segments += [(f" Find the {relation} of {entity}.", False), (f" {fact(entity, relation, value)}", True)]
+    return [*segments, ("</think>", True)]
+
+
+def copy_drill(words: Sequence[str], rng: random.Random) -> list[Segment]:
+    """Return a drill that teaches to copy at all: a random list of words, then the same list again (the target)."""
+    text = " " + " ".join(rng.sample(words, rng.randint(8, 40)))
+    return [(text + "\n", False), (text, True)]

@@ -1,0 +1,211 @@
+"""The HTTP application: each path turns one wire format into queries and k, and the answer back."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import PlainTextResponse
+from pydantic import BaseModel, ValidationError
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException as StarletteHTTPException
+
+from rag_serving import metrics, wire
+from rag_serving.operations import Direct, Guard, request_id, respond
+from rag_serving.retrievers import open_retriever
+from rag_serving.service import Answer, Load, Refused, Service
+from rag_serving.settings import Settings
+
+log = logging.getLogger("rag_serving")
+
+Body = TypeVar("Body", bound=BaseModel)
+Handler = Callable[[Body], Awaitable[Any]]
+
+_PROBLEMS: dict[int | str, dict[str, Any]] = {
+    status: {"model": wire.Problem, "description": description}
+    for status, description in {
+        400: "A blank query, or k beyond its limits", 401: "No valid token", 408: "The request took too long to arrive",
+        413: "Larger than a limit", 422: "Not in this format", 429: "The queue is full; see Retry-After",
+        502: "The engine failed", 503: "The index is loading, or could not be loaded",
+    }.items()
+}  # fmt: skip
+
+
+def create_app(
+    settings: Settings | None = None, load: Load = open_retriever, on_failure: Callable[[], None] | None = None
+) -> FastAPI:
+    """Return the application; `load` makes the retriever and is called once, in the background, when the server starts.
+
+    `on_failure` is called if loading fails (the command line ends the server then).
+    """
+    settings = settings or Settings()
+    service = Service(settings, load)
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        threading.Thread(target=_watch, args=(service, on_failure), daemon=True).start()
+        if settings.workers > 1:  # workers share the port: one that is not ready must not accept
+            while not service.settled.is_set():
+                await asyncio.sleep(0.05)
+            if service.failure is not None:
+                raise RuntimeError("the index could not be loaded")
+        yield
+        await service.stop()
+
+    app = FastAPI(
+        title="rag-serving",
+        version="1",
+        description=wire.__doc__ or "",
+        lifespan=lifespan,
+        responses=_PROBLEMS,
+        redirect_slashes=False,
+    )
+
+    @app.exception_handler(StarletteHTTPException)
+    async def _framework(_: Request, error: StarletteHTTPException) -> Response:
+        reason = {400: "format", 404: "path", 405: "method"}.get(error.status_code, "http")
+        return _Refusal(Refused(error.status_code, reason, str(error.detail)))
+
+    async def search(queries: list[str], k: int) -> Answer:
+        if log.isEnabledFor(logging.DEBUG):
+            log.debug("k=%d queries=%r", k, queries)
+        return await service.search(queries, k)
+
+    direct: dict[str, Direct] = {}
+
+    def post(path: str, request_model: type[Body], response_model: Any, tag: str) -> Callable[[Handler[Body]], None]:
+        """Register a handler from request model to JSON value.
+
+        FastAPI documents both models, and `Guard` calls the endpoint itself: FastAPI's way from bytes to arguments and back takes longer
+        than BM25 over 100,000 passages.
+        """
+        schema = request_model.model_json_schema()
+
+        def register(handler: Handler[Body]) -> None:
+            async def answer(body: bytes) -> bytes:
+                try:
+                    request = request_model.model_validate_json(body)
+                except ValidationError as error:
+                    raise Refused(422, "format", _told(error)) from None
+                return to_json(await handler(request))
+
+            async def endpoint(request: Request) -> Response:
+                return Response(await answer(await request.body()), media_type="application/json")
+
+            direct[path] = answer
+            content = {"application/json": {"schema": schema}}
+            app.add_api_route(
+                path, endpoint, methods=["POST"], response_model=response_model, tags=[tag], summary=(request_model.__doc__ or "").strip(),
+                operation_id=handler.__name__, openapi_extra={"requestBody": {"required": True, "content": content}},
+            )  # fmt: skip
+
+        return register
+
+    @post("/search", wire.SearchRequest, wire.Documents | wire.Scored, "ReSearch")
+    async def research_search(request: wire.SearchRequest) -> Any:
+        hits = (await search([request.query], request.top_n)).hits[0]
+        return [wire.documents(hits), wire.scores(hits)] if request.return_score else wire.documents(hits)
+
+    @post("/batch_search", wire.BatchSearchRequest, list[wire.Documents] | wire.ScoredBatch, "ReSearch")
+    async def research_batch_search(request: wire.BatchSearchRequest) -> Any:
+        results = (await search(request.query, request.top_n)).hits
+        found = [wire.documents(hits) for hits in results]
+        return [found, [wire.scores(hits) for hits in results]] if request.return_score else found
+
+    @post("/queries", wire.QueriesRequest, wire.QueriesResponse, "R1-Searcher")
+    async def r1_searcher_queries(request: wire.QueriesRequest) -> Any:
+        results = (await search(request.queries, request.k)).hits
+        return {"queries": request.queries, "answers": [[hit.contents for hit in hits] for hits in results]}
+
+    @post("/retrieve", wire.RetrieveRequest, wire.RetrieveResponse, "Search-R1")
+    async def search_r1_retrieve(request: wire.RetrieveRequest) -> Any:
+        results = (await search(request.queries, 3 if request.topk is None else request.topk)).hits
+        form = wire.scored_documents if request.return_scores else wire.documents
+        return {"result": [form(hits) for hits in results]}
+
+    @post("/v1/search", wire.V1Request, wire.V1Response, "v1")
+    async def v1_search(request: wire.V1Request) -> Any:
+        started = time.perf_counter()
+        answer = await search(request.queries, request.top_k)
+        timings = {
+            "queue_ms": answer.queue_ms,
+            "engine_ms": answer.engine_ms,
+            "total_ms": 1000 * (time.perf_counter() - started),
+        }
+        return {
+            "request_id": request_id.get(), "index_id": service.opened.index_id if service.opened else "",
+            "results": [wire.v1_hits(hits) for hits in answer.hits], "cached": answer.cached,
+            "timings": {name: round(value, 3) for name, value in timings.items()},
+        }  # fmt: skip
+
+    def state() -> dict[str, Any]:
+        opened = service.opened
+        return {
+            "status": "ready" if service.ready else "failed" if service.failure else "loading",
+            "stage": service.stage,
+            "seconds": round(time.monotonic() - service.started, 1),
+            "index_id": opened.index_id if opened else None,
+            "passages": opened.retriever.size if opened else None,
+        }
+
+    @app.get("/livez", tags=["operations"])
+    async def livez() -> dict[str, str]:
+        """Whether the process answers."""
+        return {"status": "alive"}
+
+    @app.get("/readyz", tags=["operations"])
+    async def readyz() -> Response:
+        """200 once the index is loaded and warm; until then 503 with the stage of loading."""
+        return _json(state(), 200 if service.ready else 503)
+
+    @app.get("/health", tags=["ReSearch"])
+    async def health() -> Response:
+        """As ReSearch's clients expect it."""
+        status = "healthy" if service.ready else "failed" if service.failure else "loading"
+        return _json(
+            {"status": status, "retrievers": {"total": 1, "available": int(service.ready)}}, 200 if service.ready else 503
+        )
+
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    async def prometheus() -> Response:
+        """Prometheus' text format."""
+        return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    paths = frozenset(str(getattr(route, "path", "")) for route in app.routes)
+    app.add_middleware(Guard, settings=settings, paths=paths, direct=direct)
+    if settings.cors_origins:
+        app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
+    return app
+
+
+def _told(error: ValidationError) -> str:
+    """Return what is wrong without the input, which may be large, secret, or no valid Unicode."""
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
+    return "; ".join(f"{'.'.join(map(str, problem['loc'])) or 'body'}: {problem['msg']}" for problem in problems[:5])
+
+
+def _json(value: Any, status: int = 200) -> Response:
+    return Response(to_json(value), status, media_type="application/json")
+
+
+class _Refusal(Response):
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(status_code=refused.status)
+        self._refused = refused
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await respond(self._refused, send)
+
+
+def _watch(service: Service, on_failure: Callable[[], None] | None) -> None:
+    service.settled.wait()
+    if service.failure is not None and on_failure is not None:
+        on_failure()

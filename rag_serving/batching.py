@@ -1,0 +1,172 @@
+"""Requests of all clients, merged into batches for the retriever's one thread.
+
+Admission is all or nothing: a request's queries enter the queue together, or `Overloaded` is raised. A query that is already
+queued or being searched is joined, not repeated. A batch holds queries of one k only, so that no answer hangs on its company.
+While a batch is searched the next one gathers; that is batching enough under load, so `max_wait_s` is 0 unless set.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from rag_serving import ServingError
+from rag_serving.retrievers.base import Hit
+
+log = logging.getLogger("rag_serving")
+
+Search = Callable[[Sequence[str], int], list[list[Hit]]]
+
+
+class Overloaded(Exception):
+    """The queue is full; `retry_after_s` is when half of it should be gone."""
+
+    def __init__(self, queued: int, retry_after_s: int) -> None:
+        super().__init__(f"{queued} queries are waiting; try again in {retry_after_s} s")
+        self.queued, self.retry_after_s = queued, retry_after_s
+
+
+@dataclass(slots=True)
+class Job:
+    """One query on its way; times are `time.perf_counter()`."""
+
+    query: str
+    k: int
+    done: asyncio.Future[list[Hit]]
+    entered: float = field(default_factory=time.perf_counter)
+    started: float = 0.0
+    finished: float = 0.0
+
+
+class Batcher:
+    """Feeds `search` from one queue. Make, `submit` and `drain` in one event loop."""
+
+    def __init__(
+        self,
+        search: Search,
+        thread: ThreadPoolExecutor,
+        *,
+        max_batch: int = 64,
+        max_wait_s: float = 0.0,
+        max_queue: int = 2048,
+        deduplicate: bool = True,
+        on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+    ) -> None:
+        """`thread` has one worker: that alone makes any retriever safe. `on_batch` is told each batch's size and seconds."""
+        self._search, self._thread, self._on_batch = search, thread, on_batch
+        self._max_batch, self._max_wait_s, self._max_queue, self._deduplicate = max_batch, max_wait_s, max_queue, deduplicate
+        self._waiting: dict[int, deque[Job]] = {}  # by k
+        self._in_flight: dict[tuple[str, int], Job] = {}
+        self._arrived = asyncio.Event()
+        self._rate = 100.0  # queries per second, moving average
+        self.queued = 0
+        self._task = asyncio.get_running_loop().create_task(self._run())
+
+    def submit(self, queries: Sequence[str], k: int) -> list[tuple[Job, bool]]:
+        """Admit queries; return per query its job and whether it joined one already in flight. Await the jobs by `result`.
+
+        Raises:
+            Overloaded: they do not fit into the queue; none was admitted.
+        """
+        joined = {query: self._in_flight.get((query, k)) for query in queries} if self._deduplicate else {}
+        new = sum(job is None for job in joined.values()) if self._deduplicate else len(queries)
+        if new and self.queued + new > self._max_queue:
+            raise Overloaded(self.queued, max(1, math.ceil(self.queued / 2 / self._rate)))
+        loop = asyncio.get_running_loop()
+        jobs = []
+        for query in queries:
+            job = joined.get(query)
+            if known := job is not None:
+                jobs.append((job, known))
+                continue
+            job = Job(query, k, loop.create_future())
+            if self._deduplicate:
+                joined[query] = self._in_flight[(query, k)] = job
+            self._waiting.setdefault(k, deque()).append(job)
+            self.queued += 1
+            jobs.append((job, known))
+        self._arrived.set()
+        return jobs
+
+    @staticmethod
+    async def result(job: Job) -> list[Hit]:
+        """Return the job's hits. Giving up waiting does not disturb others who wait for the same job.
+
+        Raises:
+            Exception: whatever the retriever raised.
+        """
+        return await asyncio.shield(job.done)
+
+    async def drain(self) -> None:
+        """Finish what was admitted, then end."""
+        while self.queued or self._in_flight:
+            await asyncio.sleep(0.01)
+        self._task.cancel()
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            while not self.queued:
+                self._arrived.clear()
+                await self._arrived.wait()
+            if self._max_wait_s:
+                await self._company()
+            batch = self._take()
+            queries, k = [job.query for job in batch], batch[0].k
+            started = time.perf_counter()
+            results: Sequence[list[Hit] | Exception]
+            try:
+                results = await loop.run_in_executor(self._thread, self._answer, queries, k)
+            except Exception as error:  # the thread is gone: whoever waits must know
+                results = [error] * len(batch)
+            finished = time.perf_counter()
+            self._on_batch(len(batch), finished - started)
+            self._rate = 0.8 * self._rate + 0.2 * len(batch) / max(finished - started, 1e-6)
+            for position, job in enumerate(batch):
+                self._in_flight.pop((job.query, job.k), None)
+                job.started, job.finished = started, finished
+                result = results[position]
+                if isinstance(result, Exception):
+                    job.done.set_exception(result)
+                    job.done.exception()  # seen: nobody may be waiting any more
+                else:
+                    job.done.set_result(result)
+
+    async def _company(self) -> None:
+        """Wait until a batch is full, `max_wait_s` at the most."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self._max_wait_s):
+                while self.queued < self._max_batch:
+                    self._arrived.clear()
+                    await self._arrived.wait()
+
+    def _answer(self, queries: list[str], k: int) -> list[list[Hit] | Exception]:
+        """Search a batch, in the retriever's thread. If it fails, try its queries one by one: one must not spoil the others."""
+        try:
+            results = self._search(queries, k)
+            if len(results) != len(queries):
+                raise RuntimeError(f"the retriever answered {len(results)} results to {len(queries)} queries")
+            return list(results)
+        except Exception as error:
+            if len(queries) == 1 or isinstance(error, ServingError):  # a ServingError is the engine's, not the query's
+                return [error] * len(queries)
+            # its type only: what an exception says may hold a passage
+            log.warning("a batch of %d queries failed (%s); they are tried one by one", len(queries), type(error).__name__)
+            return [self._answer([query], k)[0] for query in queries]
+
+    def _take(self) -> list[Job]:
+        """Take the oldest query and up to `max_batch` of its k, oldest first."""
+        k = min(self._waiting, key=lambda key: self._waiting[key][0].entered)
+        waiting = self._waiting[k]
+        batch = [waiting.popleft() for _ in range(min(self._max_batch, len(waiting)))]
+        if not waiting:
+            del self._waiting[k]
+        self.queued -= len(batch)
+        return batch

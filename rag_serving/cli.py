@@ -1,0 +1,145 @@
+"""The command `rag-serving`: index, serve, config, estimate."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+from pathlib import Path
+from typing import Any
+
+from rag_serving import MissingExtraError, ServingError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return the exit code (1 for a mistake of the operator's, told in one line)."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        options = _parser(arguments).parse_args(arguments)
+        return {"index": _index, "serve": _serve, "config": _config, "estimate": _estimate}[options.command](options)
+    except ModuleNotFoundError as error:
+        print(f"rag-serving: {MissingExtraError(error.name or 'a dependency')}", file=sys.stderr)
+    except (ServingError, MissingExtraError) as error:
+        print(f"rag-serving: {error}", file=sys.stderr)
+    return 1
+
+
+def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rag-serving", description="A retrieval service over FlashRAG indexes, the web, or Milvus."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    index = commands.add_parser("index", help="build an index of a corpus; interrupted, the same command goes on")
+    index.add_argument(
+        "--corpus", type=Path, required=True, help="file (.jsonl, .tsv, each also .gz; .parquet) or folder of .txt and .md"
+    )
+    index.add_argument("--format", help="flashrag, kilt, dpr, parquet or folder; default: by name and first row")
+    index.add_argument("--out", type=Path, help="directory to make (not with --milvus)")
+    index.add_argument("--force", action="store_true", help="replace --out if it exists")
+    index.add_argument("--engine", nargs="+", default=["bm25"], help="bm25, dense, or both (default bm25)")
+    index.add_argument("--encoder", default="", help="dense: folder or hub id of a sentence-transformers or transformers model")
+    index.add_argument(
+        "--faiss", default="Flat", help="dense: Flat, SQ8, HNSW32, IVF4096,Flat, IVF4096,SQ8, PQ48 … (default Flat)"
+    )
+    index.add_argument(
+        "--adopt", help="dense: take this FAISS index, made elsewhere of this corpus with this encoder; nothing is encoded"
+    )
+    index.add_argument("--query-prefix", help="dense: before each query; default: by the model's name")
+    index.add_argument("--passage-prefix", help="dense: before each passage; default: by the model's name")
+    index.add_argument("--pooling", help="dense: mean, cls, lasttoken or max; default: the model's files, else by its name")
+    index.add_argument("--max-length", type=int, default=256, help="dense: tokens of a passage that are read (default 256)")
+    index.add_argument("--device", default="cpu", help="dense: cpu, cuda, cuda:1 … (default cpu)")
+    index.add_argument("--milvus", help="fill a Milvus collection instead: http://host:19530, or a file for milvus-lite")
+    index.add_argument("--milvus-token", default="", help="user:password or API key")
+    index.add_argument("--collection", default="passages", help="its name (default passages)")
+    estimate = commands.add_parser("estimate", help="memory, disk and time of an index before it is built")
+    estimate.add_argument("--passages", type=int, help="how many; default: as many as --corpus seems to have")
+    estimate.add_argument("--corpus", type=Path, help="sample these passages instead of synthetic ones")
+    estimate.add_argument("--words", type=int, default=100, help="words of a synthetic passage (default 100)")
+    estimate.add_argument("--encoder", help="measure this encoder")
+    estimate.add_argument("--dimension", type=int, default=768, help="numbers in a vector, without --encoder (default 768)")
+    estimate.add_argument("--json", action="store_true", help="bytes and seconds as JSON")
+    for name, told in (
+        ("serve", "serve an index over HTTP"),
+        ("config", "print the settings in force and where each came from"),
+    ):
+        command = commands.add_parser(
+            name, help=told, description=f"{told}. Every flag can also be RAG_SERVING_NAME, or a name in --config."
+        )
+        command.add_argument("--config", type=Path, help="YAML file of settings")
+        if arguments[:1] == [name]:  # the settings' package is only needed by these two
+            _add_settings(command)
+    return parser
+
+
+def _add_settings(command: argparse.ArgumentParser) -> None:
+    from rag_serving.settings import Settings
+
+    for name, field in Settings.model_fields.items():
+        default = field.get_default(call_default_factory=True)
+        shown = "" if default in (None, [], "") or "key" in name or "token" in name else f" (default {default})"
+        told = f"{field.description}{shown}".replace("%", "%%")
+        command.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="VALUE", help=told)
+
+
+def _settings(options: argparse.Namespace) -> Any:
+    from rag_serving.settings import load_settings
+
+    flags = {name: value for name, value in vars(options).items() if name not in ("command", "config")}
+    return load_settings(flags, options.config)
+
+
+def _index(options: argparse.Namespace) -> int:
+    logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    try:
+        from rag_serving.indexing import DenseOptions, build_index
+    except ImportError as error:
+        raise MissingExtraError(error.name or "numpy") from error
+    dense = DenseOptions(
+        options.encoder,
+        options.faiss,
+        options.query_prefix,
+        options.passage_prefix,
+        options.pooling,
+        options.max_length,
+        adopt=options.adopt,
+    )
+    if options.milvus:
+        from rag_serving.indexing.remote import fill_milvus
+
+        told = fill_milvus(
+            options.corpus, options.format, options.milvus, options.collection, options.milvus_token, dense, options.device
+        )
+    elif options.out is None:
+        raise ServingError("give --out DIR, or --milvus URI")
+    else:
+        wanted = dense if "dense" in options.engine else None
+        told = build_index(options.corpus, options.out, options.force, options.engine, wanted, options.format, options.device)
+    print(json.dumps({name: value for name, value in told.items() if name != "files"}))
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    from rag_serving.server import serve
+
+    return serve(_settings(options)[0])
+
+
+def _config(options: argparse.Namespace) -> int:
+    settings, origins = _settings(options)
+    width = max(map(len, origins))
+    for name, value in settings.model_dump(mode="json").items():
+        print(f"{name:<{width}}  {json.dumps(value):<34}  {origins[name]}")
+    return 0
+
+
+def _estimate(options: argparse.Namespace) -> int:
+    from rag_serving.indexing.estimate import estimate, table
+
+    print(table(estimate(options.passages, options.corpus, options.words, options.encoder, options.dimension), options.json))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""A FAISS index of the passages' vectors, named as FlashRAG names it. Vectors are kept in shards until the index is written.
+
+Memory while encoding: one shard (`shard` x dimension x 4 bytes). While indexing: the index itself (for Flat, rows x dimension x 4 bytes).
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from tqdm import tqdm
+
+from rag_serving import IndexingError
+from rag_serving.corpus import Corpus
+from rag_serving.retrievers.dense import read_faiss
+
+if TYPE_CHECKING:
+    from rag_serving.indexing.build import DenseOptions
+
+_TRAIN_PER_LIST = 64  # FAISS asks for at least 39 vectors per centroid
+
+
+def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: str) -> dict[str, Any]:
+    """Write `directory/dense`; return the settings it was built with.
+
+    Raises:
+        IndexingError: FAISS does not know the index type, or the corpus is too small for it.
+    """
+    from rag_serving.retrievers.encoder import Encoder
+
+    encoder = Encoder(
+        options.encoder, query_prefix=options.query_prefix, passage_prefix=options.passage_prefix, pooling=options.pooling,
+        max_length=options.max_length, device=device, half=device != "cpu",
+    )  # fmt: skip
+    part = directory / "dense.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    kind = options.faiss if options.adopt is None else "adopted"
+    name = f"{Path(options.encoder).name}_{kind}.index"
+    if options.adopt is None:
+        _index(corpus, directory / "vectors", encoder, options, part / name)
+    else:
+        _adopt(Path(options.adopt), corpus, encoder, part / name)
+    shutil.rmtree(directory / "dense", ignore_errors=True)
+    part.rename(directory / "dense")
+    shutil.rmtree(directory / "vectors", ignore_errors=True)
+    return {
+        "encoder": options.encoder, "file": name, "faiss": kind, "dimension": encoder.dimension,
+        "query_prefix": encoder.query_prefix, "passage_prefix": encoder.passage_prefix, "pooling": options.pooling,
+        "max_length": options.max_length,
+    }  # fmt: skip
+
+
+def _index(corpus: Corpus, shards: Path, encoder: Any, options: DenseOptions, out: Path) -> None:
+    import faiss
+
+    try:
+        index = faiss.index_factory(encoder.dimension, options.faiss, faiss.METRIC_INNER_PRODUCT)
+    except RuntimeError:
+        raise IndexingError(
+            f"FAISS does not know the index type {options.faiss!r}; for example: Flat, SQ8, HNSW32, IVF4096,Flat, IVF4096,SQ8, PQ48"
+        ) from None
+    shards.mkdir(exist_ok=True)
+    encode(corpus, shards, encoder, options.shard)
+    files = sorted(shards.glob("*.npy"))
+    if not index.is_trained:
+        try:
+            index.train(_sample(files, len(corpus), _to_train(options.faiss)))
+        except RuntimeError as error:
+            raise IndexingError(f"{options.faiss} cannot be trained on {len(corpus)} passages: {error}") from None
+    for file in tqdm(files, desc="adding vectors", unit="shard", disable=None):
+        index.add(np.load(file))
+    faiss.write_index(index, str(out))
+
+
+def _adopt(path: Path, corpus: Corpus, encoder: Any, out: Path) -> None:
+    """Copy an index made elsewhere, if it can be this corpus's; that its rows are in the corpus's order nobody can see from here."""
+    if not path.is_file():
+        raise IndexingError(f"no FAISS index at {path}")
+    index = read_faiss(path)
+    import faiss
+
+    if (index.ntotal, index.d) != (len(corpus), encoder.dimension):
+        raise IndexingError(
+            f"{path} holds {index.ntotal} vectors of {index.d} numbers; the corpus has {len(corpus)} passages, "
+            f"the encoder makes vectors of {encoder.dimension}"
+        )
+    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
+        raise IndexingError(f"{path} compares by another measure than the inner product")
+    shutil.copyfile(path, out)
+
+
+def encode(corpus: Corpus, shards: Path, encoder: Any, shard: int) -> None:
+    """Write the vectors of rows [i * shard, (i+1) * shard) to `shards/i.npy`, float32; those that are there already are kept."""
+    with tqdm(total=len(corpus), desc="encoding", unit="passage", disable=None) as bar:
+        for number, start in enumerate(range(0, len(corpus), shard)):
+            rows = range(start, min(start + shard, len(corpus)))
+            path = shards / f"{number:05d}.npy"
+            if not path.is_file():
+                vectors = np.empty((len(rows), encoder.dimension), dtype=np.float32)
+                for first in range(0, len(rows), 512):
+                    piece = rows[first : first + 512]
+                    vectors[first : first + len(piece)] = encoder.passages([corpus[row]["contents"] for row in piece])
+                    bar.update(len(piece))
+                part = path.with_suffix(".part")
+                with part.open("wb") as file:
+                    np.save(file, vectors)
+                part.rename(path)
+            else:
+                bar.update(len(rows))
+
+
+def _to_train(kind: str) -> int:
+    lists = [
+        int(part[3:].split("_")[0]) for part in kind.split(",") if part.startswith("IVF") and part[3:].split("_")[0].isdigit()
+    ]
+    return max(20_000, _TRAIN_PER_LIST * max(lists, default=0))
+
+
+def _sample(files: list[Path], rows: int, wanted: int) -> np.ndarray:
+    """Return about `wanted` vectors, evenly from all shards."""
+    step = max(1, rows // wanted)
+    return np.concatenate([np.load(file, mmap_mode="r")[::step] for file in files])

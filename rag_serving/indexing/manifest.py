@@ -1,0 +1,88 @@
+"""`manifest.json`: what an index is, and the hashes by which the server knows that its files belong together."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from rag_serving import IndexingError
+
+MANIFEST, FORMAT_VERSION = "manifest.json", 2
+_HASHED_BY_DEFAULT = 2 << 30  # bytes; larger indexes are hashed at start only when asked to
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file, read in pieces."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a JSON file whole or not at all (write, fsync, rename)."""
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def files_of(directory: Path) -> dict[str, dict[str, Any]]:
+    """Return size and hash of every file of an index but the manifest, by its path in the directory."""
+    return {
+        name: {"bytes": (directory / name).stat().st_size, "sha256": sha256(directory / name)}
+        for name in sorted(_names(directory))
+    }
+
+
+def _names(directory: Path) -> Iterator[str]:
+    for path in directory.rglob("*"):
+        if path.is_file() and path.name != MANIFEST:
+            yield path.relative_to(directory).as_posix()
+
+
+def index_id(corpus_sha256: str, engines: dict[str, Any]) -> str:
+    """Return the name of an index: the same corpus with the same settings has the same name on every machine."""
+    return hashlib.sha256(json.dumps([corpus_sha256, engines], sort_keys=True).encode()).hexdigest()[:16]
+
+
+def read_manifest(directory: Path) -> dict[str, Any]:
+    """Return the manifest of the index in `directory`.
+
+    Raises:
+        IndexingError: it is no index, or of another version.
+    """
+    make = f"make one with: rag-serving index --corpus FILE --out {directory}"
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise IndexingError(f"{directory} is no index ({error}); {make}") from None
+    if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
+        raise IndexingError(f"{directory} was built by another version of rag-serving; {make} --force")
+    return manifest
+
+
+def check(directory: Path, manifest: dict[str, Any], verify: str = "auto") -> None:
+    """Refuse an index whose files are not those it was built with: by size, and by hash (`verify`: auto, always, never).
+
+    Raises:
+        IndexingError: a file is missing or another one.
+    """
+    files: dict[str, dict[str, Any]] = manifest["files"]
+    total = sum(entry["bytes"] for entry in files.values())
+    hashed = verify == "always" or (verify == "auto" and total <= _HASHED_BY_DEFAULT)
+    for name, entry in files.items():
+        path = directory / name
+        if not path.is_file():
+            raise IndexingError(f"{directory}: {name} is missing; build the index again")
+        size = path.stat().st_size
+        if size != entry["bytes"] or (hashed and sha256(path) != entry["sha256"]):
+            told = f"{size} bytes instead of {entry['bytes']}" if size != entry["bytes"] else "its hash differs"
+            raise IndexingError(
+                f"{directory}: {name} is not the file this index was built with ({told}); build the index again"
+            )

@@ -1,0 +1,33 @@
+"""What Prometheus reads at `/metrics`; with several workers, summed over them."""
+
+from __future__ import annotations
+
+import os
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, multiprocess
+from prometheus_client.registry import REGISTRY
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+
+REQUESTS = Counter("rag_requests", "Requests answered", ["path", "status"])
+REQUEST_SECONDS = Histogram("rag_request_seconds", "From the request's head to its last byte", ["path"], buckets=_SECONDS)
+QUERIES = Counter(
+    "rag_queries", "Queries by where their answer came from: engine, cache, or another request in flight", ["answered_by"]
+)
+STAGE_SECONDS = Histogram(
+    "rag_stage_seconds", "Seconds of a query in the queue and of a batch in the engine", ["stage"], buckets=_SECONDS
+)
+BATCH_SIZE = Histogram("rag_batch_size", "Queries searched together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024))
+QUEUED = Gauge("rag_queued", "Queries waiting", multiprocess_mode="livesum")
+REFUSED = Counter("rag_refused", "Requests refused", ["reason"])
+ENGINE_FAILURES = Counter("rag_engine_failures", "Searches that raised")
+READY = Gauge("rag_ready", "Workers that are ready", multiprocess_mode="livesum")
+
+
+def exposition() -> bytes:
+    """Return the metrics in Prometheus' text format."""
+    registry = REGISTRY
+    if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+    return generate_latest(registry)

@@ -1,0 +1,170 @@
+"""Around every request: its id, who may ask, how large and how slow it may be, what is counted and logged.
+
+One plain ASGI layer, outside of FastAPI, so that a body that is too large or a token that is wrong costs nothing further.
+Log lines never hold a query above DEBUG, and never a passage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import re
+import time
+import uuid
+from collections.abc import Awaitable, Callable, Iterable
+from contextvars import ContextVar
+from typing import Any
+
+from pydantic_core import to_json
+
+from rag_serving import metrics
+from rag_serving.service import Refused
+from rag_serving.settings import Settings
+
+log = logging.getLogger("rag_serving.access")
+
+Direct = Callable[[bytes], Awaitable[bytes]]
+OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})  # a prober has no token
+_ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+
+class Guard:
+    """ASGI middleware; the limits are those of the settings."""
+
+    def __init__(self, app: Any, settings: Settings, paths: frozenset[str], direct: dict[str, Direct]) -> None:
+        """`paths` are the application's own: others are counted together, so that strangers cannot fill the metrics with names.
+
+        POST to a path of `direct` is answered by that, from body to body, without the application.
+        """
+        self._app, self._settings, self._paths, self._direct = app, settings, paths, direct
+        self._tokens = [token.get_secret_value().encode() for token in settings.tokens]
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return await self._app(scope, receive, send)
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"").decode("latin-1")
+        name = given if _ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        token = request_id.set(name)
+        path = scope["path"] if scope["path"] in self._paths else "other"
+        started, status = time.perf_counter(), 0
+
+        async def tagged(message: Any) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name.encode())]
+            await send(message)
+
+        try:
+            try:
+                self._admit(scope, headers)
+                body = await self._body(receive)
+                if body is not None and scope["method"] == "POST" and scope["path"] in self._direct:
+                    answer = await self._direct[scope["path"]](body)
+                    await _send(tagged, 200, answer)
+                elif body is not None:
+                    await self._app(scope, _replayed(body, receive), tagged)
+            except Refused as refused:
+                if not status:
+                    await respond(refused, tagged)
+        finally:
+            seconds = time.perf_counter() - started
+            metrics.REQUESTS.labels(path, str(status)).inc()
+            metrics.REQUEST_SECONDS.labels(path).observe(seconds)
+            level = logging.DEBUG if path in OPEN_PATHS or path == "/metrics" else logging.INFO
+            if log.isEnabledFor(level):
+                fields = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds, 1)}
+                log.log(level, "%(method)s %(path)s %(status)s %(ms)s ms", fields, extra=fields)
+            request_id.reset(token)
+
+    def _admit(self, scope: Any, headers: dict[bytes, bytes]) -> None:
+        if self._tokens and scope["path"] not in OPEN_PATHS:
+            scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+            # every token is compared, so that time tells nothing
+            if scheme.lower() != b"bearer" or not sum(hmac.compare_digest(given.strip(), token) for token in self._tokens):
+                raise Refused(401, "token", "a valid token is needed: send the header Authorization: Bearer TOKEN")
+        length = headers.get(b"content-length", b"0")
+        if length.isdigit() and int(length) > self._settings.max_body_bytes:
+            raise self._too_large()
+
+    def _too_large(self) -> Refused:
+        return Refused(413, "max_body_bytes", f"the request is larger than max_body_bytes, {self._settings.max_body_bytes}")
+
+    async def _body(self, receive: Any) -> bytes | None:
+        """Return the request's body, or None if the client left. Read whole, for JSON needs it whole."""
+        pieces, taken = [], 0
+        limit = self._settings.receive_timeout_s
+        try:
+            async with asyncio.timeout(limit):
+                while True:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        return None
+                    pieces.append(message.get("body", b""))
+                    taken += len(pieces[-1])
+                    if taken > self._settings.max_body_bytes:
+                        raise self._too_large()
+                    if not message.get("more_body", False):
+                        return b"".join(pieces)
+        except TimeoutError:
+            raise Refused(
+                408, "receive_timeout_s", f"the request took longer to arrive than receive_timeout_s, {limit:g}"
+            ) from None
+
+
+def _replayed(body: bytes, receive: Any) -> Any:
+    """Return a `receive` that gives the body once, and then what comes after it: the client's leaving."""
+    first: list[Any] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replayed() -> Any:
+        return first.pop() if first else await receive()
+
+    return replayed
+
+
+async def respond(refused: Refused, send: Any) -> None:
+    """Send a refusal as JSON (`wire.Problem`)."""
+    metrics.REFUSED.labels(refused.reason).inc()
+    headers = []
+    if refused.retry_after_s is not None:
+        headers.append((b"retry-after", str(refused.retry_after_s).encode()))
+    if refused.status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    if refused.status in (408, 413):
+        headers.append((b"connection", b"close"))  # the rest of the body is not read
+    body = to_json({"detail": str(refused), "reason": refused.reason, "request_id": request_id.get()})
+    await _send(send, refused.status, body, headers)
+
+
+async def _send(send: Any, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:
+    head = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode()), *headers]
+    await send({"type": "http.response.start", "status": status, "headers": head})
+    await send({"type": "http.response.body", "body": body})
+
+
+class _WithRequestId(logging.Filter):
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.request_id = request_id.get()
+        return True
+
+
+def configure_logging(settings: Settings) -> None:
+    """Write to standard error: text lines, or one JSON object per line (time, level, logger, message, request id, fields)."""
+    handler = logging.StreamHandler()
+    handler.addFilter(_WithRequestId())
+    if settings.log_format == "json":
+        from pythonjsonlogger.json import JsonFormatter
+
+        handler.setFormatter(
+            JsonFormatter(
+                "%(asctime)s %(levelname)s %(name)s %(message)s %(request_id)s",
+                rename_fields={"asctime": "time", "levelname": "level"},
+            )
+        )
+    else:
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    logging.getLogger("rag_serving").setLevel(settings.log_level)

@@ -1,0 +1,138 @@
+"""Retrievers, and the one place that chooses among them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rag_serving import ServingError
+from rag_serving.retrievers.base import DummyRetriever, Hit, Retriever
+from rag_serving.settings import Settings
+
+__all__ = ["DummyRetriever", "Hit", "Opened", "Retriever", "load_index", "open_retriever"]
+
+Report = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A retriever and its names: of the index, and of index and settings together (a cached answer is valid for one of these)."""
+
+    retriever: Retriever
+    index_id: str
+    fingerprint: str
+
+
+# what changes an answer; the rest of the settings changes only how it is served
+_ANSWER_SETTINGS = (
+    "retriever", "encoder", "query_prefix", "half", "vector_engine", "nprobe", "ef_search", "fusion_depth", "fusion_k",
+    "reranker", "rerank_depth", "web_url", "web_pages", "milvus_uri", "milvus_collection",
+)  # fmt: skip
+
+
+def open_retriever(settings: Settings, report: Report = lambda stage: None) -> Opened:
+    """Load what the settings name; `report` is told each stage.
+
+    Raises:
+        ServingError: the index is missing, damaged or of another kind than asked for.
+        MissingExtraError: a package is not installed.
+    """
+    if settings.retriever == "web":
+        from rag_serving.retrievers.web import WebSearch
+
+        retriever: Retriever = WebSearch(
+            settings.web_url, settings.web_key.get_secret_value(), settings.web_cache, fetch_pages=settings.web_pages
+        )
+        index_id = "web"
+    elif settings.retriever == "milvus":
+        report("connecting to Milvus")
+        from rag_serving.retrievers.milvus import Milvus
+
+        encoder = _encoder(settings, {})
+        retriever = Milvus(settings.milvus_uri, settings.milvus_collection, encoder, settings.milvus_token.get_secret_value())
+        index_id = str(retriever.manifest.get("index_id", settings.milvus_collection))
+    else:
+        retriever, index_id = _open_index(settings, report)
+    if settings.reranker:
+        report("loading the reranker")
+        from rag_serving.retrievers.rerank import Reranked
+
+        retriever = Reranked(retriever, settings.reranker, settings.rerank_depth, settings.device)
+    chosen = {name: str(getattr(settings, name)) for name in _ANSWER_SETTINGS}
+    fingerprint = hashlib.sha256(json.dumps([index_id, chosen], sort_keys=True).encode()).hexdigest()[:16]
+    return Opened(retriever, index_id, fingerprint)
+
+
+def load_index(directory: Path | str, **settings: Any) -> Retriever:
+    """Return the retriever of an index made by `rag-serving index`, to be used without a server.
+
+    Raises:
+        ServingError: the index is missing or damaged.
+    """
+    return open_retriever(Settings(index=Path(directory), **settings)).retriever
+
+
+def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str]:
+    from rag_serving.corpus import Corpus
+    from rag_serving.indexing.manifest import check, read_manifest
+
+    if settings.index is None:
+        raise ServingError("no index: give --index DIR, a directory made by `rag-serving index`")
+    directory = settings.index
+    manifest = read_manifest(directory)
+    report("checking the files against the manifest")
+    check(directory, manifest, settings.verify)
+    held = list(manifest["engines"])
+    wanted = (
+        held if settings.retriever == "auto" else ["bm25", "dense"] if settings.retriever == "hybrid" else [settings.retriever]
+    )
+    if missing := [engine for engine in wanted if engine not in held]:
+        raise ServingError(
+            f"{directory} holds {' and '.join(held)}, not {missing[0]}; build it with: rag-serving index --engine {' '.join(wanted)}"
+        )
+    corpus = Corpus(directory)
+    retrievers: list[Retriever] = []
+    if "bm25" in wanted:
+        report("loading the BM25 index")
+        from rag_serving.retrievers.bm25 import BM25
+
+        retrievers.append(BM25(directory / "bm25", corpus, settings.engine_threads))
+    if "dense" in wanted:
+        retrievers.append(_dense(settings, directory, manifest["engines"]["dense"], corpus, report))
+    if len(retrievers) == 1:
+        return retrievers[0], str(manifest["index_id"])
+    from rag_serving.retrievers.hybrid import Hybrid
+
+    return Hybrid(retrievers, settings.fusion_depth, settings.fusion_k), str(manifest["index_id"])
+
+
+def _encoder(settings: Settings, built_with: dict[str, Any]) -> Any:
+    from rag_serving.retrievers.encoder import Encoder
+
+    prefix = settings.query_prefix if settings.query_prefix is not None else built_with.get("query_prefix")
+    return Encoder(
+        settings.encoder or built_with["encoder"], query_prefix=prefix, pooling=built_with.get("pooling"),
+        max_length=built_with.get("max_length"), device=settings.device, half=settings.half,
+    )  # fmt: skip
+
+
+def _dense(settings: Settings, directory: Path, built_with: dict[str, Any], corpus: Any, report: Report) -> Retriever:
+    import torch
+
+    from rag_serving.retrievers.dense import Dense, FaissEngine, TorchEngine
+
+    torch.set_num_threads(settings.engine_threads)
+    report("loading the encoder")
+    encoder = _encoder(settings, built_with)
+    report("loading the vectors")
+    path = directory / "dense" / built_with["file"]
+    if settings.vector_engine == "torch":
+        return Dense(TorchEngine(path, settings.device), encoder, corpus)
+    import faiss
+
+    faiss.omp_set_num_threads(settings.engine_threads)
+    return Dense(FaissEngine(path, settings.nprobe, settings.ef_search), encoder, corpus)

@@ -1,0 +1,145 @@
+"""Dense retrieval: an encoder, a vector engine, the corpus.
+
+Engines: FAISS (any index that `rag-serving index` builds), and exact search by matrix product in torch, for a GPU on which
+faiss-gpu is not to be had. Both return rows and inner products, best first.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_serving import IndexingError, MissingExtraError
+from rag_serving.corpus import Corpus
+from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.encoder import Encoder
+
+
+class VectorEngine(ABC):
+    """Nearest neighbours by inner product."""
+
+    size: int
+    dimension: int
+
+    @abstractmethod
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return scores float32 [queries, k] and rows int64 [queries, k]; row -1 where there are fewer than k."""
+
+
+def read_faiss(path: Path) -> Any:
+    """Return the FAISS index in a file, memory-mapped where its type can be.
+
+    Raises:
+        IndexingError: the file is no index.
+    """
+    try:
+        import faiss
+    except ImportError as error:
+        raise MissingExtraError(error.name or "faiss-cpu") from error
+    try:
+        return faiss.read_index(str(path), faiss.IO_FLAG_MMAP_IFC)
+    except RuntimeError as error:
+        raise IndexingError(f"{path} is no FAISS index ({str(error).splitlines()[-1]}); build it again") from None
+
+
+class FaissEngine(VectorEngine):
+    """A FAISS index; `nprobe` (IVF) and `ef_search` (HNSW) trade recall for time."""
+
+    def __init__(self, path: Path, nprobe: int = 64, ef_search: int = 128) -> None:
+        self._index = read_faiss(path)
+        import faiss
+
+        # FAISS 1.15 multiplies matrices only from 128,000 queries on; a batch of 32 over a Flat index is three times faster so
+        faiss.cvar.distance_compute_blas_threshold = 4
+        self.size, self.dimension = self._index.ntotal, self._index.d
+        base: Any = faiss.downcast_index(self._index)
+        if hasattr(base, "nprobe"):
+            base.nprobe = min(nprobe, base.nlist)
+        if hasattr(base, "hnsw"):
+            base.hnsw.efSearch = ef_search
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._index.search(vectors, k)
+
+
+class TorchEngine(VectorEngine):
+    """Exact search over a Flat index's vectors on `device`, `chunk` passages at a time; half precision on a GPU."""
+
+    def __init__(self, path: Path, device: str = "cpu", chunk: int = 1_000_000) -> None:
+        """Copy the vectors to the device.
+
+        Raises:
+            IndexingError: the index is of another type than Flat, so its vectors are not in it.
+        """
+        import faiss
+        import torch
+
+        owner = read_faiss(path)  # what is downcast does not keep the vectors alive
+        index = faiss.downcast_index(owner)
+        if not isinstance(index, faiss.IndexFlat):
+            raise IndexingError(
+                f"{path} is a {type(index).__name__}: the torch engine needs the exact vectors; build with --faiss Flat"
+            )
+        self.size, self.dimension, self._chunk = index.ntotal, index.d, chunk
+        self._dtype = torch.float32 if device == "cpu" else torch.float16
+        flat = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
+        self._vectors = torch.empty(flat.shape, dtype=self._dtype, device=device)
+        for start in range(0, self.size, chunk):  # in pieces: the float32 copy of the whole never exists
+            self._vectors[start : start + chunk] = torch.from_numpy(flat[start : start + chunk].copy()).to(device, self._dtype)
+
+    def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        import torch
+
+        queries = torch.from_numpy(vectors).to(self._vectors.device, self._dtype)
+        scores = torch.empty((len(vectors), 0), dtype=torch.float32, device=queries.device)
+        rows = torch.empty((len(vectors), 0), dtype=torch.int64, device=queries.device)
+        with torch.inference_mode():
+            for start in range(0, self.size, self._chunk):
+                product = (queries @ self._vectors[start : start + self._chunk].T).float()
+                found = product.topk(min(k, product.shape[1]), dim=1)
+                scores = torch.cat([scores, found.values], dim=1)
+                rows = torch.cat([rows, found.indices + start], dim=1)
+                best = scores.topk(min(k, scores.shape[1]), dim=1)
+                scores, rows = best.values, rows.gather(1, best.indices)
+        return scores.cpu().numpy(), rows.cpu().numpy()
+
+
+class Dense(Retriever):
+    """Passages whose vectors are nearest to the query's."""
+
+    def __init__(self, engine: VectorEngine, encoder: Encoder, corpus: Corpus) -> None:
+        """Join the three.
+
+        Raises:
+            IndexingError: their sizes differ, so they do not belong together.
+        """
+        if engine.size != len(corpus):
+            raise IndexingError(
+                f"the index has {engine.size} vectors and the corpus {len(corpus)} passages; build the index again"
+            )
+        if engine.dimension != encoder.dimension:
+            raise IndexingError(
+                f"the index holds vectors of {engine.dimension} numbers, the encoder makes {encoder.dimension}: another model built it"
+            )
+        self._engine, self._encoder, self._corpus = engine, encoder, corpus
+
+    @property
+    def size(self) -> int:
+        return len(self._corpus)
+
+    def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        if not queries or k < 1:
+            return [[] for _ in queries]
+        scores, rows = self._engine.search(self._encoder.queries(queries), min(k, self.size))
+        return [
+            [self._hit(row, score) for row, score in zip(found.tolist(), values.tolist(), strict=True) if row >= 0]
+            for found, values in zip(rows, scores, strict=True)
+        ]
+
+    def _hit(self, row: int, score: float) -> Hit:
+        passage = self._corpus[row]
+        return Hit(passage["id"], passage["contents"], score)

@@ -1,0 +1,196 @@
+"""Between the application and the retriever: loading, limits, cache, batches, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from rag_serving import ServingError, metrics
+from rag_serving.batching import Batcher, Job, Overloaded
+from rag_serving.cache import AnswerCache, DiskCached
+from rag_serving.retrievers import Opened, open_retriever
+from rag_serving.retrievers.base import Hit
+from rag_serving.settings import Settings
+
+log = logging.getLogger("rag_serving")
+Load = Callable[[Settings, Callable[[str], None]], Opened]
+
+
+class Refused(Exception):
+    """A request that is not served: HTTP `status`, and why."""
+
+    def __init__(self, status: int, reason: str, message: str, retry_after_s: int | None = None) -> None:
+        super().__init__(message)
+        self.status, self.reason, self.retry_after_s = status, reason, retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """Hits per query; what each cost (milliseconds, the slowest query of the request); what came from the cache."""
+
+    hits: list[list[Hit]]
+    cached: list[bool]
+    queue_ms: float
+    engine_ms: float
+
+
+class Service:
+    """One index, served by one thread that loads, warms up, searches and closes it."""
+
+    def __init__(self, settings: Settings, load: Load = open_retriever) -> None:
+        self.settings, self._load = settings, load
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="retriever")
+        self._cache = AnswerCache(settings.cache_mb)
+        self._batcher: Batcher | None = None
+        self._opened: Opened | None = None
+        self.failure: BaseException | None = None
+        self.stage, self.started = "starting", time.monotonic()
+        self.settled = threading.Event()  # ready, or failed for good
+
+    @property
+    def ready(self) -> bool:
+        """Whether the retriever is loaded and has answered its first query."""
+        return self._opened is not None
+
+    @property
+    def opened(self) -> Opened | None:
+        """What is served."""
+        return self._opened
+
+    def start(self) -> None:
+        """Load and warm up in the retriever's thread; returns at once."""
+        self._batcher = Batcher(
+            self._search, self._thread, max_batch=self.settings.max_batch, max_wait_s=self.settings.max_wait_ms / 1000,
+            max_queue=self.settings.max_queue, deduplicate=self.settings.deduplicate, on_batch=self._record,
+        )  # fmt: skip
+        self._thread.submit(self._prepare)
+
+    async def stop(self) -> None:
+        """Answer what was admitted, then close the retriever."""
+        if self._batcher is not None and self.ready:
+            try:
+                await asyncio.wait_for(self._batcher.drain(), self.settings.drain_s)
+            except TimeoutError:
+                log.error("queries were still unanswered after drain_s, %g s", self.settings.drain_s)
+        if self._opened is not None:
+            self._thread.submit(self._opened.retriever.close)
+        metrics.READY.set(0)
+        self._thread.shutdown(wait=False, cancel_futures=not self.ready)
+
+    def _prepare(self) -> None:
+        try:
+            opened = self._load(self.settings, self._report)
+            if self.settings.cache_dir is not None:
+                retriever = DiskCached(opened.retriever, self.settings.cache_dir, opened.fingerprint)
+                opened = Opened(retriever, opened.index_id, opened.fingerprint)
+            self._report("warming up")
+            opened.retriever.warm_up()
+            # what is loaded stays; left to the collector, each of its full passes over it is a pause of 100 ms for every client
+            gc.collect()
+            gc.freeze()
+            log.info(
+                "ready: %s passages, index %s, after %.1f s",
+                opened.retriever.size, opened.index_id, time.monotonic() - self.started,
+            )  # fmt: skip
+            self._opened, self.stage = opened, "ready"
+            metrics.READY.set(1)
+        except BaseException as error:
+            self.failure, self.stage = error, "failed"
+            # an operator's mistake is told in a line; anything else is a defect and wants its traceback
+            log.error("the index could not be loaded: %s", error, exc_info=not isinstance(error, (ServingError, ImportError)))
+        finally:
+            self.settled.set()
+
+    def _report(self, stage: str) -> None:
+        self.stage = stage
+        log.info("%s …", stage)
+
+    def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        assert self._opened is not None
+        return self._opened.retriever.search(queries, k)
+
+    def _record(self, size: int, seconds: float) -> None:
+        metrics.BATCH_SIZE.observe(size)
+        metrics.STAGE_SECONDS.labels("engine").observe(seconds)
+        metrics.QUEUED.set(self._batcher.queued if self._batcher else 0)
+
+    def check(self, queries: Sequence[str], k: int) -> None:
+        """Refuse what is beyond the limits.
+
+        Raises:
+            Refused: 400 or 413, naming the limit.
+        """
+        limits = self.settings
+        if not queries:
+            raise Refused(400, "blank", "the list of queries is empty")
+        if len(queries) > limits.max_queries:
+            raise Refused(
+                413, "max_queries", f"{len(queries)} queries in one request; the limit max_queries is {limits.max_queries}"
+            )
+        if not 1 <= k <= limits.max_top_k:
+            raise Refused(
+                400, "max_top_k", f"{k} passages per query asked for; the limits are 1 and max_top_k, {limits.max_top_k}"
+            )
+        for position, query in enumerate(queries):
+            if len(query) > limits.max_query_characters:
+                raise Refused(
+                    413, "max_query_characters",
+                    f"query {position} has {len(query)} characters; the limit max_query_characters is {limits.max_query_characters}",
+                )  # fmt: skip
+            if not query.strip():
+                raise Refused(400, "blank", f"query {position} is blank")
+            if not query.isascii() and any("\ud800" <= character <= "\udfff" for character in query):
+                raise Refused(400, "unicode", f"query {position} holds a lone surrogate, which is no Unicode text")
+
+    async def search(self, queries: Sequence[str], k: int) -> Answer:
+        """Answer one request.
+
+        Raises:
+            Refused: 400 or 413 beyond a limit, 429 when the queue is full, 502 when the engine fails, 503 while there is none.
+        """
+        self.check(queries, k)
+        if not self.ready or self._batcher is None:
+            reason = (
+                f"the index could not be loaded: {self.failure}" if self.failure else f"the index is loading ({self.stage})"
+            )
+            raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
+        found: list[list[Hit] | None] = [self._cache.get((query, k)) for query in queries]
+        cached = [hits is not None for hits in found]
+        missing = [i for i, hits in enumerate(found) if hits is None]
+        metrics.QUERIES.labels("cache").inc(len(queries) - len(missing))
+        if not missing:
+            return Answer([hits or [] for hits in found], cached, 0.0, 0.0)
+        try:
+            jobs = self._batcher.submit([queries[i] for i in missing], k)
+        except Overloaded as full:
+            raise Refused(429, "queue_full", f"the queue is full: {full}", full.retry_after_s) from None
+        metrics.QUEUED.set(self._batcher.queued)
+        joined = sum(known for _, known in jobs)
+        metrics.QUERIES.labels("in_flight").inc(joined)
+        metrics.QUERIES.labels("engine").inc(len(jobs) - joined)
+        for i, (job, known) in zip(missing, jobs, strict=True):
+            try:
+                found[i] = hits = await self._batcher.result(job)
+            except ServingError as error:
+                metrics.ENGINE_FAILURES.inc()
+                raise Refused(502, "engine", str(error)) from error
+            except Exception as error:
+                metrics.ENGINE_FAILURES.inc()
+                log.exception("a search failed")
+                raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
+            if not known:
+                self._cache.put((queries[i], k), hits)
+        return _answer([hits or [] for hits in found], cached, [job for job, _ in jobs])
+
+
+def _answer(hits: list[list[Hit]], cached: list[bool], jobs: list[Job]) -> Answer:
+    waited = [job.started - job.entered for job in jobs]
+    for seconds in waited:
+        metrics.STAGE_SECONDS.labels("queue").observe(max(seconds, 0.0))
+    return Answer(hits, cached, 1000 * max(0.0, *waited), 1000 * max(job.finished - job.started for job in jobs))

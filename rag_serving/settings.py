@@ -1,0 +1,152 @@
+"""All settings of the service in one class; from defaults, a YAML file, RAG_SERVING_* and flags, the later the stronger."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic_settings.sources import NoDecode
+
+from rag_serving import ServingError
+
+PREFIX = "RAG_SERVING_"
+
+
+def _split(value: Any) -> Any:
+    return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)]
+
+
+class Settings(BaseSettings):
+    """What is in force; `rag-serving config` prints it with each value's origin."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", hide_input_in_errors=True)
+
+    # what is served
+    index: Path | None = Field(default=None, description="directory made by `rag-serving index`")
+    retriever: Literal["auto", "bm25", "dense", "hybrid", "web", "milvus"] = Field(
+        default="auto", description="auto: what the index holds; both bm25 and dense make a hybrid"
+    )
+    verify: Literal["auto", "always", "never"] = Field(
+        default="auto", description="check the files' hashes at start; auto: up to 2 GiB, beyond that sizes only"
+    )
+    threads: int = Field(default=0, ge=0, description="threads of the engine; 0: one per core")
+    # dense
+    encoder: str | None = Field(
+        default=None, description="folder or hub id of the encoder; default: the one the index was built with"
+    )
+    query_prefix: str | None = Field(default=None, description="before each query; default: by the model's name")
+    device: str = Field(default="cpu", description="cpu, cuda, cuda:1 …: where encoder, reranker and torch engine run")
+    half: bool = Field(default=False, description="encoder in half precision (GPU)")
+    vector_engine: Literal["faiss", "torch"] = Field(
+        default="faiss", description="torch: exact search by matrix product on the device"
+    )
+    nprobe: int = Field(default=64, ge=1, description="lists visited by an IVF index")
+    ef_search: int = Field(default=128, ge=1, description="candidates kept by an HNSW index")
+    # hybrid and rerank
+    fusion_depth: int = Field(default=100, ge=1, description="hits of each retriever that are fused")
+    fusion_k: int = Field(default=60, ge=1, description="the constant of reciprocal rank fusion")
+    reranker: str | None = Field(default=None, description="folder or hub id of a cross-encoder; default: no reranking")
+    rerank_depth: int = Field(default=50, ge=1, description="hits that are reranked")
+    # web
+    web_url: str = Field(default="https://google.serper.dev/search", description="Serper-compatible search API")
+    web_key: SecretStr = Field(default=SecretStr(""), description="its key")
+    web_pages: bool = Field(default=False, description="fetch the pages found; else their snippets are the passages")
+    web_cache: Path = Field(default=Path("web_cache"), description="where answers and pages are kept")
+    # milvus
+    milvus_uri: str = Field(default="", description="http://host:19530, or a file for milvus-lite")
+    milvus_token: SecretStr = Field(default=SecretStr(""), description="user:password or API key")
+    milvus_collection: str = Field(default="passages", description="the collection")
+    # server
+    host: str = Field(default="127.0.0.1", description="address to listen on")
+    port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: any free one")
+    workers: int = Field(default=1, ge=1, description="processes that share port and index (memory map); for CPU indexes")
+    tokens: Secrets = Field(default=[], description="accepted bearer tokens, comma-separated; none: no authentication")
+    cors_origins: Names = Field(default=[], description="origins that browsers may call from, comma-separated")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="DEBUG also logs queries")
+    log_format: Literal["text", "json"] = Field(default="text", description="how log lines look")
+    drain_s: float = Field(default=30.0, gt=0, description="how long admitted requests may take after SIGTERM")
+    # batching and cache
+    max_batch: int = Field(default=64, ge=1, description="queries searched together")
+    max_wait_ms: float = Field(default=0.0, ge=0, description="how long a query may wait for company while the engine is idle")
+    max_queue: int = Field(default=2048, ge=1, description="queries waiting before requests are refused with 429")
+    deduplicate: bool = Field(default=True, description="answer identical queries in flight once")
+    cache_mb: float = Field(default=256.0, ge=0, description="memory for answers already given, in MB; 0: no cache")
+    cache_dir: Path | None = Field(default=None, description="keep answers on disk too")
+    # limits
+    max_query_characters: int = Field(default=20_000, ge=1, description="longest query")
+    max_queries: int = Field(default=1_024, ge=1, description="most queries in one request")
+    max_top_k: int = Field(default=1_000, ge=1, description="most passages per query")
+    max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="largest request")
+    receive_timeout_s: float = Field(default=20.0, gt=0, description="how long a client may take to send a request")
+
+    @model_validator(mode="after")
+    def _fits(self) -> Settings:
+        if self.max_queries > self.max_queue:
+            raise ValueError(
+                f"max_queries ({self.max_queries}) exceeds max_queue ({self.max_queue}): such a request could never be served"
+            )
+        if self.retriever == "web" and not self.web_key.get_secret_value():
+            raise ValueError("retriever web needs web_key, the key of the search API")
+        if self.retriever == "milvus" and not (self.milvus_uri and self.encoder):
+            raise ValueError("retriever milvus needs milvus_uri and encoder")
+        if self.workers > 1 and (self.device != "cpu" or self.retriever in ("web", "milvus")):
+            raise ValueError("several workers are for CPU indexes: each would hold its own copy of what is on the device")
+        return self
+
+    @property
+    def engine_threads(self) -> int:
+        """Threads of the engine in each worker."""
+        return self.threads or max(1, (os.cpu_count() or 1) // self.workers)
+
+
+Origins = dict[str, str]
+
+
+def load_settings(flags: dict[str, Any], config: Path | None = None) -> tuple[Settings, Origins]:
+    """Return the settings and, per field, where its value came from.
+
+    Raises:
+        ServingError: an unknown name or a value that cannot be, with its origin.
+    """
+    fields = Settings.model_fields
+    if config is not None and not config.is_file():
+        raise ServingError(f"there is no configuration file {config}")
+    merged: dict[str, Any] = {}
+    origins: Origins = dict.fromkeys(fields, "default")
+    try:
+        file = YamlConfigSettingsSource(Settings, yaml_file=config)() if config else {}
+    except Exception as error:  # the YAML parser's own exceptions
+        raise ServingError(f"{config} is no YAML mapping: {error}") from None
+    environment = EnvSettingsSource(Settings)()
+    known = {PREFIX + name.upper() for name in fields}
+    if unknown := [name for name in os.environ if name.upper().startswith(PREFIX) and name.upper() not in known]:
+        raise ServingError(f"unknown setting {unknown[0]} in the environment; known: {', '.join(sorted(known))}")
+    for source, values in ((str(config), file), ("environment", environment), ("flag", flags)):
+        for name, value in values.items():
+            if name not in fields:
+                raise ServingError(f"unknown setting {name!r} ({source}); known: {', '.join(sorted(fields))}")
+            merged[name] = value
+            origins[name] = f"environment {PREFIX}{name.upper()}" if source == "environment" else source
+    try:
+        # the sources are merged above: only what is given counts here
+        return _Merged(**merged), origins
+    except ValidationError as error:
+        lines = []
+        for problem in error.errors(include_input=False, include_url=False):
+            name = str(problem["loc"][0]) if problem["loc"] else ""
+            where = f"{name} ({origins.get(name, '?')}): " if name else ""
+            lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}")
+        raise ServingError("settings that cannot be: " + "; ".join(lines)) from None
+
+
+class _Merged(Settings):
+    @classmethod
+    def settings_customise_sources(cls, settings_cls, init_settings, env_settings, dotenv_settings, file_secret_settings):
+        return (init_settings,)

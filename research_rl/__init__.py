@@ -1,0 +1,1 @@
+"""Reinforcement learning of reasoning with search: methods, rollout, rewards."""

@@ -1,0 +1,30 @@
+"""Every error a user can meet. Each is also a standard-library exception, and survives pickling (Ray, multiprocessing)."""
+
+from __future__ import annotations
+
+
+class ConfigError(ValueError):
+    """A setting that cannot work: raised before any accelerator is taken."""
+
+
+class DataError(ValueError):
+    """Input data that is malformed; the message names the file and the row."""
+
+
+class MissingExtraError(ImportError):
+    """A package that belongs to an optional extra is not installed."""
+
+
+class GenerationError(RuntimeError):
+    """The engine returned something that is no generation, for example no token at all."""
+
+
+class RetrievalError(ConnectionError):
+    """The retrieval service could not answer. An outage of the infrastructure, never a fault of the policy."""
+
+
+def missing_extra(package: str, extra: str) -> MissingExtraError:
+    """Return the error that says which extra of research-rl brings `package`."""
+    return MissingExtraError(
+        f"the package {package!r} is not installed; install the extra that brings it: pip install 'research-rl[{extra}]'"
+    )

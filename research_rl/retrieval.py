@@ -1,0 +1,148 @@
+"""The client of the retrieval service: asynchronous, with one deadline per call and bounded retries.
+
+An outage is waited out: connection errors, time-outs, 429 and 5xx are retried with jittered exponential back-off until the deadline.
+Then, and for any other refusal, `RetrievalError` is raised. It never returns an empty result in place of an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import tenacity
+
+from research_rl.errors import ConfigError, RetrievalError
+from research_rl.types import Passage
+
+_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """Where the service is and how long to wait for it (seconds)."""
+
+    url: str
+    deadline_s: float = 180.0  # for one search, retries included
+    timeout_s: float = 30.0  # for one HTTP request
+    max_attempts: int = 1_000
+    max_connections: int = 128
+    # bearer token of a service that wants one; None: RETRIEVAL_TOKEN of the environment, where no logged configuration shows it
+    token: str | None = field(default=None, repr=False)
+    max_query_characters: int = 2_000  # longer queries are cut: a policy that babbles must not be able to get a request refused
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError for values that cannot work."""
+        if not self.url.startswith(("http://", "https://")):
+            raise ConfigError(f"the retrieval URL must start with http:// or https://, got {self.url!r}")
+        for name in ("deadline_s", "timeout_s", "max_attempts", "max_connections", "max_query_characters"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"retrieval.{name} must be positive, got {getattr(self, name)}")
+
+
+class _Unavailable(Exception):
+    """A failure that time may heal."""
+
+
+class RetrievalClient:
+    """Speaks ReSearch's wire format (`POST /batch_search`). Make one per process: its connections are shared by all rollouts."""
+
+    def __init__(self, settings: RetrievalSettings, transport: httpx.AsyncBaseTransport | None = None) -> None:
+        """`transport` replaces the network in tests."""
+        self.settings = settings
+        token = settings.token or os.environ.get("RETRIEVAL_TOKEN")
+        self._http = httpx.AsyncClient(
+            base_url=settings.url.rstrip("/"),
+            timeout=settings.timeout_s,
+            headers={"Authorization": f"Bearer {token}"} if token else None,
+            limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
+            transport=transport,
+        )
+        self.last_success = time.monotonic()
+
+    @property
+    def silent_for_s(self) -> float:
+        """Seconds since the service last answered (since this client was made, if it never did)."""
+        return time.monotonic() - self.last_success
+
+    async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        """Return, per query, at most `top_k` passages, best first.
+
+        Raises:
+            RetrievalError: no valid answer before the deadline, or a refusal that retrying cannot change. The message names the URL.
+        """
+        settings = self.settings
+        failure: BaseException | None = None
+        attempts, started = 0, time.monotonic()
+        cut = [query[: settings.max_query_characters] for query in queries]
+        try:
+            async with asyncio.timeout(settings.deadline_s):
+                async for attempt in tenacity.AsyncRetrying(
+                    retry=tenacity.retry_if_exception_type(_Unavailable),
+                    stop=tenacity.stop_after_attempt(settings.max_attempts),
+                    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
+                    reraise=True,
+                ):
+                    with attempt:
+                        attempts += 1
+                        try:
+                            results = await self._post(cut, top_k)
+                        except _Unavailable as error:
+                            failure = error
+                            raise
+                        self.last_success = time.monotonic()
+                        return results
+        except TimeoutError:
+            failure = failure or TimeoutError("no answer at all")
+        except _Unavailable as error:
+            failure = error
+        elapsed = time.monotonic() - started
+        raise RetrievalError(
+            f"the retrieval service at {settings.url} gave no answer to {len(queries)} queries: {attempts} attempts in {elapsed:.1f} s "
+            f"(deadline {settings.deadline_s:g} s), the last failure was: {failure}. Is it running? Try: curl {settings.url}/health"
+        )
+
+    async def _post(self, queries: list[str], top_k: int) -> list[list[Passage]]:
+        body = {"query": queries, "top_n": top_k, "return_score": True}
+        try:
+            response = await self._http.post("/batch_search", json=body)
+        except httpx.TransportError as error:
+            raise _Unavailable(f"{type(error).__name__}: {error}") from error
+        if response.status_code in _RETRIED_STATUS:
+            raise _Unavailable(f"HTTP {response.status_code}")
+        if response.status_code != 200:
+            raise RetrievalError(
+                f"{self.settings.url}/batch_search refused {len(queries)} queries with HTTP {response.status_code}: {response.text[:300]}"
+            )
+        return self._decode(response, len(queries))
+
+    def _decode(self, response: httpx.Response, expected: int) -> list[list[Passage]]:
+        try:
+            documents, scores = response.json()
+            results = [
+                [Passage(str(doc["id"]), doc["contents"], float(score)) for doc, score in zip(row, row_scores, strict=True)]
+                for row, row_scores in zip(documents, scores, strict=True)
+            ]
+        except (ValueError, TypeError, KeyError) as error:
+            raise RetrievalError(
+                f"{self.settings.url}/batch_search answered something that is not ReSearch's format: {response.text[:200]!r} ({error!r})"
+            ) from error
+        if len(results) != expected:
+            raise RetrievalError(f"{self.settings.url}/batch_search answered {len(results)} results to {expected} queries")
+        return results
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    async def __aenter__(self) -> RetrievalClient:
+        return self
+
+    async def __aexit__(self, *_: Any) -> None:
+        with contextlib.suppress(httpx.HTTPError):
+            await self.close()

@@ -1,0 +1,184 @@
+"""The rollout: generate until the method's stop string, search, append the observation, go on. Training, evaluation and the demo share it.
+
+Token in, token out: ids that the policy sampled are kept as they are, never decoded and encoded again. Ids, mask and log-probabilities
+grow together in `_Tokens` and nowhere else, so the mask is 1 exactly on sampled ids.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+from research_rl.errors import GenerationError
+from research_rl.methods.base import Method, neutralize
+from research_rl.types import Answer, Budget, Passage, Search, StopReason, Trajectory, Turn
+
+
+@dataclass(frozen=True)
+class Generation:
+    """One call's sampled ids, in order, stop string and EOS included; `logprobs` is empty or as long as `token_ids`."""
+
+    token_ids: list[int]
+    logprobs: list[float] = field(default_factory=list)
+
+
+Generate = Callable[[list[int], int, tuple[str, ...]], Awaitable[Generation]]  # (ids so far, most new ids, stop strings)
+SearchFunction = Callable[[list[str], int], Awaitable[list[list[Passage]]]]  # (queries, top-k)
+
+
+class Codec(Protocol):
+    """What the rollout needs of a tokenizer."""
+
+    eos_ids: frozenset[int]
+    special_tokens: tuple[str, ...]
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids without adding any special token."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included."""
+        ...
+
+
+class HFCodec:
+    """A `Codec` over a Hugging Face tokenizer."""
+
+    def __init__(self, tokenizer: Any, eos_ids: Sequence[int] = ()) -> None:
+        """`eos_ids`: further ids that end a response (a chat model's generation config often has several)."""
+        self._tokenizer = tokenizer
+        self.eos_ids = frozenset({tokenizer.eos_token_id, *eos_ids} - {None})
+        self.special_tokens = tuple(sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}))
+
+    def encode(self, text: str) -> list[int]:
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def encode_prompt(self, prompt: str | list[Any]) -> list[int]:
+        """Return the ids of a method's prompt: plain text as it is, messages through the chat template."""
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        text = self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
+        return self.encode(text)
+
+
+class _Tokens:
+    """Ids, mask and log-probabilities of a response, always of one length."""
+
+    def __init__(self) -> None:
+        self.ids: list[int] = []
+        self.mask: list[int] = []
+        self.logprobs: list[float] = []
+
+    def sampled(self, generation: Generation) -> None:
+        self.ids += generation.token_ids
+        self.mask += [1] * len(generation.token_ids)
+        self.logprobs += generation.logprobs
+
+    def observed(self, ids: list[int], with_logprobs: bool) -> None:
+        self.ids += ids
+        self.mask += [0] * len(ids)
+        self.logprobs += [0.0] * len(ids) if with_logprobs else []
+
+
+async def rollout(
+    method: Method,
+    codec: Codec,
+    question: str,
+    prompt_ids: list[int],
+    budget: Budget,
+    generate: Generate,
+    search: SearchFunction,
+) -> Trajectory:
+    """Roll out one question and return its trajectory.
+
+    A turn that a token budget cut short (perhaps in the middle of a tag) and an observation that no longer fits both end in MAX_TOKENS.
+
+    Raises:
+        RetrievalError: from `search`; an outage is never turned into a trajectory.
+        GenerationError: the engine returned no token, or log-probabilities of another length.
+    """
+    tokens, turns = _Tokens(), []
+    clock = {"generate": 0.0, "search": 0.0}
+    searches = 0
+    while True:
+        room = budget.response_tokens - len(tokens.ids)
+        limit = min(room, budget.turn_tokens or room)
+        if limit < 1:
+            stop, ended = StopReason.MAX_TOKENS, False
+            break
+        started = time.perf_counter()
+        generation = await generate(prompt_ids + tokens.ids, limit, method.stop)
+        clock["generate"] += time.perf_counter() - started
+        _check(generation, limit)
+        tokens.sampled(generation)
+        ended = generation.token_ids[-1] in codec.eos_ids
+        text = codec.decode(generation.token_ids[:-1] if ended else generation.token_ids)
+        action = method.parse(text)
+        turns.append(Turn(text, action))
+        if not isinstance(action, Search):
+            cut = not ended and len(generation.token_ids) >= limit
+            stop = StopReason.MAX_TOKENS if cut else StopReason.ANSWERED if isinstance(action, Answer) else StopReason.NO_ACTION
+            break
+        if searches == budget.searches:
+            stop = StopReason.MAX_SEARCHES
+            break
+        started = time.perf_counter()
+        results = await search([action.query], budget.top_k)
+        clock["search"] += time.perf_counter() - started
+        searches += 1
+        observation, ids, shown = _observe(method, codec, results, budget.observation_tokens)
+        if len(tokens.ids) + len(ids) >= budget.response_tokens:  # no room to go on after it
+            stop = StopReason.MAX_TOKENS
+            break
+        tokens.observed(ids, with_logprobs=bool(generation.logprobs))
+        turns[-1] = replace(turns[-1], observation=observation, passages=shown)
+    return Trajectory(
+        question,
+        prompt_ids,
+        tokens.ids,
+        tokens.mask,
+        tokens.logprobs,
+        tuple(turns),
+        stop,
+        ended,
+        clock["generate"],
+        clock["search"],
+    )
+
+
+def _check(generation: Generation, limit: int) -> None:
+    if not generation.token_ids:
+        raise GenerationError(f"the engine returned no token although {limit} were allowed")
+    if len(generation.token_ids) > limit:
+        raise GenerationError(f"the engine returned {len(generation.token_ids)} tokens, {limit} were allowed")
+    if generation.logprobs and len(generation.logprobs) != len(generation.token_ids):
+        raise GenerationError(
+            f"the engine returned {len(generation.logprobs)} log-probabilities for {len(generation.token_ids)} tokens"
+        )
+
+
+def _observe(
+    method: Method, codec: Codec, results: list[list[Passage]], limit: int | None
+) -> tuple[str, list[int], tuple[Passage, ...]]:
+    """Return the observation's text, ids and passages; passages are shortened evenly until the whole fits in `limit` tokens."""
+    forbidden = (*method.tags, *codec.special_tokens)
+    clean = [[replace(passage, contents=neutralize(passage.contents, forbidden)) for passage in row] for row in results]
+
+    def render(width: int | None) -> tuple[str, list[int], tuple[Passage, ...]]:
+        cut = [[replace(passage, contents=passage.contents[:width]) for passage in row] for row in clean]
+        text = method.render(cut)
+        return text, codec.encode(text), tuple(passage for row in cut for passage in row)
+
+    shown = render(None)
+    if limit is None or len(shown[1]) <= limit:
+        return shown
+    low, high = 0, max((len(passage.contents) for row in clean for passage in row), default=0)
+    while low < high:  # the widest cut that fits; width 0 is shown even if the bare tags exceed the limit
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if len(render(middle)[1]) <= limit else (low, middle - 1)
+    return render(low)

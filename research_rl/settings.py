@@ -1,0 +1,93 @@
+"""The `research_rl:` section of a recipe, checked before anything is started."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from typing import Any
+
+from research_rl.errors import ConfigError
+from research_rl.methods.base import Method, load_method
+from research_rl.retrieval import RetrievalSettings
+from research_rl.types import Budget
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Method, budgets and retrieval of one run. Field names are the keys of the section; see `config/research_rl.yaml`."""
+
+    method: str
+    retrieval: Mapping[str, Any]
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    top_k: int = 5
+    max_searches: int | None = None
+    max_turn_tokens: int | None = None
+    max_observation_tokens: int | None = None
+    max_tolerated_outage_s: float = 0.0
+    trajectory_dir: str | None = None
+    attempt: float = 0.0
+
+    @classmethod
+    def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
+        """Check and return the section.
+
+        Raises:
+            ConfigError: a key is unknown or missing, a number out of range, the method cannot be made, or a URL is malformed.
+        """
+        known = {f.name for f in fields(cls)}
+        if unknown := sorted(set(section) - known):
+            raise ConfigError(f"research_rl: unknown keys {unknown}; valid: {', '.join(sorted(known))}")
+        if missing := sorted({"method", "retrieval"} - set(section)):
+            raise ConfigError(f"research_rl: missing keys {missing}")
+        settings = cls(**section)
+        for name in ("top_k", "max_searches", "max_turn_tokens", "max_observation_tokens"):
+            value = getattr(settings, name)
+            if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
+                raise ConfigError(f"research_rl.{name} must be a positive integer or null, got {value!r}")
+        settings.load()
+        settings.retrieval_for("")
+        for source in settings.retrieval.get("url_by_data_source") or {}:
+            settings.retrieval_for(source)
+        return settings
+
+    def load(self) -> Method:
+        """Return the method."""
+        return self._method
+
+    @cached_property
+    def _method(self) -> Method:
+        return load_method(self.method, **dict(self.method_options or {}))
+
+    def budget(self, response_tokens: int) -> Budget:
+        """Return the budget of one rollout."""
+        return Budget(response_tokens, self.max_turn_tokens, self.max_searches, self.max_observation_tokens, self.top_k)
+
+    def retrieval_for(self, data_source: str) -> RetrievalSettings:
+        """Return where questions of a data source are searched: its own service if `url_by_data_source` names one."""
+        options = dict(self.retrieval)
+        options["url"] = (options.pop("url_by_data_source", None) or {}).get(data_source, options.get("url"))
+        if not isinstance(options["url"], str):
+            raise ConfigError(
+                "research_rl.retrieval.url is missing: give the URL of a running retrieval service, http://host:port"
+            )
+        try:
+            return RetrievalSettings(**options)
+        except TypeError as error:
+            valid = ", ".join([*(f.name for f in fields(RetrievalSettings)), "url_by_data_source"])
+            raise ConfigError(f"research_rl.retrieval: {error}; valid: {valid}") from error
+
+
+def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
+    """Refuse to train on samples that are not the policy's own.
+
+    With top_p < 1 or a top-k the samples come from another distribution than the one whose log-probabilities the loss uses.
+
+    Raises:
+        ConfigError: the sampling is truncated or greedy.
+    """
+    if top_p != 1.0 or top_k not in (-1, 0) or temperature <= 0:
+        raise ConfigError(
+            f"training must sample from the policy itself: actor_rollout_ref.rollout needs top_p=1, top_k=-1 and temperature > 0, "
+            f"got top_p={top_p}, top_k={top_k}, temperature={temperature}"
+        )

@@ -1,0 +1,137 @@
+"""The nouns: what a rollout takes, what it makes, and what a reward sees."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from enum import StrEnum
+from typing import Any, TypedDict
+
+
+class Message(TypedDict):
+    """One chat message, as chat templates take it."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Passage:
+    """A retrieved passage; `contents` is FlashRAG's form: title, newline, text."""
+
+    id: str
+    contents: str
+    score: float | None = None
+
+
+@dataclass(frozen=True)
+class QAExample:
+    """A question with its golden answers, aliases included."""
+
+    id: str
+    question: str
+    golden_answers: tuple[str, ...]
+    data_source: str = ""
+
+
+@dataclass(frozen=True)
+class Search:
+    """The policy asked for a search."""
+
+    query: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The policy gave its final answer."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Invalid:
+    """The turn holds neither a search nor an answer; `reason` says what was missing."""
+
+    reason: str
+
+
+Action = Search | Answer | Invalid
+
+
+class StopReason(StrEnum):
+    """Why a rollout ended."""
+
+    ANSWERED = "answered"
+    MAX_SEARCHES = "max_searches"  # the policy asked for one search more than its budget; the last query was not sent
+    MAX_TOKENS = "max_tokens"  # a budget of tokens ran out; the last turn may end in the middle of a tag
+    NO_ACTION = "no_action"  # the policy ended its turn without a search or an answer
+    RETRIEVAL_FAILED = "retrieval_failed"  # an outage: this trajectory must never be scored
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Limits of one rollout; `None` means no limit. Tokens of observations count towards `response_tokens`."""
+
+    response_tokens: int
+    turn_tokens: int | None = None
+    searches: int | None = None
+    observation_tokens: int | None = None
+    top_k: int = 5
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What the policy wrote in one turn, what it asked for, and what the environment put after it (never the policy's words)."""
+
+    text: str
+    action: Action
+    observation: str = ""
+    passages: tuple[Passage, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A finished rollout.
+
+    `response_ids`, `response_mask` and `logprobs` have one entry per token after the prompt, in order. The mask is 1 exactly where
+    the policy sampled the token and 0 in observations. `logprobs` is empty if the engine gave none, else 0.0 in observations.
+    """
+
+    question: str
+    prompt_ids: list[int]
+    response_ids: list[int]
+    response_mask: list[int]
+    logprobs: list[float]
+    turns: tuple[Turn, ...]
+    stop_reason: StopReason
+    ended_with_eos: bool
+    seconds_generating: float = 0.0
+    seconds_searching: float = 0.0
+
+    @property
+    def searches(self) -> list[str]:
+        """The queries that were sent, in order."""
+        return [turn.action.query for turn in self.turns if isinstance(turn.action, Search) and turn.observation]
+
+    @property
+    def policy_text(self) -> str:
+        """Only what the policy wrote."""
+        return "".join(turn.text for turn in self.turns)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return a JSON-ready record of the turns, without token ids."""
+        return {
+            "question": self.question,
+            "stop_reason": str(self.stop_reason),
+            "ended_with_eos": self.ended_with_eos,
+            "turns": [
+                asdict(turn) | {"action": {"kind": type(turn.action).__name__} | asdict(turn.action)} for turn in self.turns
+            ],
+        }
+
+
+@dataclass(frozen=True)
+class Reward:
+    """The score that trains, and its named components."""
+
+    score: float
+    components: dict[str, float] = field(default_factory=dict)

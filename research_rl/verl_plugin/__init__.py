@@ -1,0 +1,34 @@
+"""The only package that imports verl.
+
+This module is verl's entry point (group `verl.plugins`): every process that imports verl imports it, so it must stay tiny.
+"""
+
+import os
+
+from research_rl.errors import missing_extra
+
+try:
+    import wrapt
+except ModuleNotFoundError as error:
+    raise missing_extra("wrapt", "train") from error
+
+if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+    from research_rl.verl_plugin import cpu_platform
+
+    cpu_platform.install()
+
+
+def _check_recipes_first(module) -> None:
+    """Let verl's `validate_config`, which the trainer calls before it starts Ray, check the `research_rl:` section as well."""
+    original = module.validate_config
+
+    def validate_config(config, *args, **kwargs):
+        from research_rl.verl_plugin.checks import check_config
+
+        check_config(config)
+        return original(config, *args, **kwargs)
+
+    module.validate_config = validate_config
+
+
+wrapt.register_post_import_hook(_check_recipes_first, "verl.utils.config")

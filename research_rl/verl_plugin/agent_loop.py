@@ -1,0 +1,254 @@
+"""verl's agent loop around `research_rl.rollout.rollout`, and the manager that ends a run when the retrieval service is gone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from functools import cache
+from typing import Any
+from uuid import uuid4
+
+from research_rl.errors import DataError, RetrievalError, missing_extra
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.rollout import Generation, HFCodec, rollout
+from research_rl.scoring import trajectory_metrics
+from research_rl.settings import Settings
+from research_rl.trajectory_log import TrajectoryLog
+from research_rl.verl_plugin.checks import settings_of
+
+try:
+    import ray
+    from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
+    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+except ModuleNotFoundError as error:
+    raise missing_extra(error.name or "verl", "train") from error
+
+NAME = "research_rl"
+_RECORD = "trajectory_record"  # travels from the loop to the worker, which writes it once the group is whole
+
+
+@cache
+def client_for(settings: RetrievalSettings) -> RetrievalClient:
+    """Return this process's client of one service."""
+    return RetrievalClient(settings)
+
+
+@cache
+def log_for(directory: str, attempt: float) -> TrajectoryLog:
+    """Return this process's trajectory log."""
+    return TrajectoryLog(directory, attempt)
+
+
+class _Fatal:
+    """The last unrecoverable failure of this process; set by a loop, read by the worker when it is asked for more rollouts.
+
+    verl only logs what a loop raises and, with `sync_refill_failed_groups`, tries the next question: for ever, if nothing ends the run.
+    """
+
+    error: Exception | None = None
+
+
+class SearchAgentLoop(AgentLoopBase):
+    """Rolls out one question. verl makes one instance per trajectory, so everything costly is cached per process."""
+
+    def __init__(self, *args: Any, hf_model_type: str | None = None, **kwargs: Any) -> None:
+        # None: verl's chat-turn builder stays generic; it is not used, since the rollout goes from tokens to tokens itself
+        super().__init__(*args, hf_model_type=None, **kwargs)
+        self._settings: Settings = _once_per(self.config, settings_of)
+        self._method = self._settings.load()
+        self._codec: HFCodec = _once_per(self.tokenizer, HFCodec)
+        self._budget = self._settings.budget(self.rollout_config.response_length)
+
+    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
+        """Return the trajectory of one dataset row as verl wants it, scored.
+
+        Raises:
+            RetrievalError: the service gave no answer; verl then drops the group and the sampler replaces it.
+            DataError: the prompt is longer than `data.max_prompt_length`.
+        """
+        try:
+            return await self._run(sampling_params, row)
+        except Exception as error:
+            tolerated = self._settings.max_tolerated_outage_s
+            if not isinstance(error, RetrievalError) or self._client(row).silent_for_s > tolerated:
+                _Fatal.error = error
+            raise
+
+    def _client(self, row: Mapping[str, Any]) -> RetrievalClient:
+        return client_for(self._settings.retrieval_for(str(row.get("data_source", ""))))
+
+    async def _run(self, sampling_params: dict[str, Any], row: Mapping[str, Any]) -> AgentLoopOutput:
+        question, golden_answers = question_of(row)
+        prompt_ids = self._codec.encode_prompt(self._method.prompt(question))
+        if len(prompt_ids) > self.rollout_config.prompt_length:
+            raise DataError(
+                f"the prompt has {len(prompt_ids)} tokens, data.max_prompt_length is {self.rollout_config.prompt_length}: "
+                f"{question[:200]!r}"
+            )
+        client = self._client(row)
+        request, extra = uuid4().hex, {}
+
+        async def generate(ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
+            output = await self.server_manager.generate(
+                request_id=request, prompt_ids=ids, sampling_params=_sampling(sampling_params, most, stop)
+            )
+            _merge_steps(extra, output.extra_fields)
+            return Generation(list(output.token_ids), list(output.log_probs or ()))
+
+        trajectory = await rollout(self._method, self._codec, question, prompt_ids, self._budget, generate, client.search)
+        metrics = trajectory_metrics(self._method, trajectory, golden_answers)
+        record = None
+        if self._settings.trajectory_dir:
+            record = {
+                "step": _number(row.get("global_steps")),
+                "split": str(_info(row).get("split", "")),
+                "type": str(_info(row).get("type", "")),
+                "uid": str(row.get("uid", "")),
+                "data_source": str(row.get("data_source", "")),
+                "golden_answers": golden_answers,
+                "answer": self._method.answer(trajectory) or "",
+                "metrics": metrics,
+            }
+            record |= trajectory.to_json()
+        return AgentLoopOutput(
+            prompt_ids=prompt_ids,
+            response_ids=trajectory.response_ids,
+            response_mask=trajectory.response_mask,
+            response_logprobs=trajectory.logprobs or None,
+            reward_score=metrics["score"],
+            num_turns=1 + len(trajectory.turns) + len(trajectory.searches),
+            metrics=AgentLoopMetrics(
+                generate_sequences=trajectory.seconds_generating, tool_calls=trajectory.seconds_searching, compute_score=0.0
+            ),
+            extra_fields={**extra, "turn_scores": [], "tool_rewards": [], "reward_extra_info": metrics, _RECORD: record},
+        )
+
+
+def _sampling(parameters: Mapping[str, Any], most: int, stop: tuple[str, ...]) -> dict[str, Any]:
+    from vllm.sampling_params import RequestOutputKind
+
+    # FINAL_ONLY: verl waits for the end anyway, and one message per request instead of one per token frees the engine's process.
+    return {
+        **parameters,
+        "max_tokens": most,
+        "stop": list(stop),
+        "include_stop_str_in_output": True,
+        "output_kind": RequestOutputKind.FINAL_ONLY,
+    }
+
+
+def _merge_steps(extra: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Keep the oldest and the newest weights' version that a trajectory was sampled with; verl's off-policy metrics need both."""
+    for key, choose in (("min_global_steps", min), ("max_global_steps", max)):
+        if new.get(key) is not None:
+            extra[key] = choose(extra.get(key, new[key]), new[key])
+
+
+def _info(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    return row.get("extra_info") or {}
+
+
+def _number(value: Any) -> int:
+    return -1 if value is None else int(value)
+
+
+def question_of(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return question and golden answers of a dataset row (see data_preprocess.formats.to_verl_row).
+
+    Raises:
+        DataError: one of them is missing.
+    """
+    question = _info(row).get("question") or (row["raw_prompt"][-1]["content"] if row.get("raw_prompt") else None)
+    golden = (row.get("reward_model") or {}).get("ground_truth")
+    golden = [golden] if isinstance(golden, str) else [str(answer) for answer in golden] if golden is not None else []
+    if not question or not golden:
+        raise DataError(f"a row needs extra_info.question and reward_model.ground_truth, got columns {sorted(row)}")
+    return str(question), golden
+
+
+_MADE: dict[
+    int, tuple[Any, Any]
+] = {}  # by identity of what it was made from (kept alive here, so that no identity is used twice)
+
+
+def _once_per(source: Any, make: Callable[[Any], Any]) -> Any:
+    """Return `make(source)`, made once: verl passes the same configuration and tokenizer to every trajectory's instance."""
+    if id(source) not in _MADE:
+        _MADE[id(source)] = (source, make(source))
+    return _MADE[id(source)][1]
+
+
+register(NAME)(SearchAgentLoop)
+
+
+_Worker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore[attr-defined]  # the class under verl's @ray.remote
+
+
+class _Group:
+    """The rollouts of one question: they enter the batch together or not at all.
+
+    verl replaces a failed group only if none of its rollouts arrived. In an outage those that never searched would arrive,
+    and be trained on as if they were the group.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size, self._arrived = size, set()
+        self.failed, self.settled = False, asyncio.Event()
+
+    def arrive(self, session: int, failed: bool = False) -> None:
+        """Note that a session ended; only its first call counts."""
+        if session not in self._arrived:
+            self._arrived.add(session)
+            self.failed |= failed
+            if len(self._arrived) == self._size:
+                self.settled.set()
+
+
+class _SearchAgentLoopWorker(_Worker):
+    """verl's worker, with whole groups; asked for more rollouts after a fatal failure, it raises that and so ends the run."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._groups: dict[str, _Group] = {}
+
+    async def generate_sequences(self, batch: Any) -> None:
+        if _Fatal.error is not None:
+            raise _Fatal.error
+        await super().generate_sequences(batch)
+
+    async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
+        rollout_config = self.config.actor_rollout_ref.rollout
+        size = prompt.get("__rollout_n__", rollout_config.val_kwargs.n if trajectory["validate"] else rollout_config.n)
+        uid = str(prompt["uid"])
+        self._groups[uid] = _Group(int(size))
+        try:
+            await super()._run_prompt(prompt, sampling_params, trajectory=trajectory, trace=trace)
+        finally:
+            del self._groups[uid]
+
+    async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, **kwargs: Any) -> Any:
+        try:
+            return await super()._run_agent_loop(sampling_params, trajectory=trajectory, **kwargs)
+        except BaseException:
+            self._groups[str(kwargs["uid"])].arrive(kwargs["session_id"], failed=True)
+            raise
+
+    async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> None:
+        record = output.extra_fields.pop(_RECORD, None)
+        group = self._groups[str(kwargs["uid"])]
+        group.arrive(kwargs["session_id"])
+        await group.settled.wait()
+        if group.failed:
+            raise RetrievalError("dropped, because another rollout of the same question failed")
+        if record:
+            section = self.config.research_rl
+            log_for(section.trajectory_dir, section.attempt).write(record)
+        await super()._agent_loop_postprocess(output, validate, **kwargs)
+
+
+class SearchAgentLoopManager(AgentLoopManagerTQ):
+    """Named by `rollout.agent.agent_loop_manager_class`; importing it registers the agent loop in every worker."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.agent_loop_workers_class = ray.remote(_SearchAgentLoopWorker)

@@ -1,0 +1,63 @@
+"""Checks of a whole verl configuration, made before Ray or any accelerator is touched."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import httpx
+from omegaconf import OmegaConf, open_dict
+
+from research_rl.errors import ConfigError, RetrievalError
+from research_rl.settings import Settings, check_sampling
+
+_MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
+
+
+def settings_of(config: Any) -> Settings:
+    """Return the checked `research_rl:` section of a verl configuration.
+
+    Raises:
+        ConfigError: it is missing or wrong.
+    """
+    if "research_rl" not in config:
+        raise ConfigError("the configuration has no research_rl: section; start from a recipe in recipes/")
+    section: Any = OmegaConf.to_container(config.research_rl, resolve=True)
+    return Settings.from_mapping(section)
+
+
+def check_config(config: Any) -> None:
+    """Check a recipe and date it (`research_rl.attempt`); verl runs without a `research_rl:` section are none of our business.
+
+    Raises:
+        ConfigError: a setting cannot work.
+        RetrievalError: a retrieval service that the run needs does not answer its health check.
+    """
+    if "research_rl" not in config:
+        return
+    settings = settings_of(config)
+    rollout = config.actor_rollout_ref.rollout
+    check_sampling(rollout.temperature, rollout.top_p, rollout.top_k)
+    if rollout.agent.agent_loop_manager_class != _MANAGER:
+        raise ConfigError(f"actor_rollout_ref.rollout.agent.agent_loop_manager_class must be {_MANAGER}")
+    if settings.top_k * 4 > config.data.max_response_length:
+        raise ConfigError(
+            f"data.max_response_length={config.data.max_response_length} leaves no room for {settings.top_k} passages: it counts them too"
+        )
+    sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
+    for url in sorted({settings.retrieval_for(source).url for source in sources}):
+        _check_service(url)
+    with open_dict(config):
+        config.research_rl.attempt = time.time()
+
+
+def _check_service(url: str) -> None:
+    """Ask `/health`; any HTTP answer but a 5xx will do, since a foreign server may not have that path."""
+    try:
+        status = httpx.get(f"{url.rstrip('/')}/health", timeout=10).status_code
+    except httpx.TransportError as error:
+        raise RetrievalError(
+            f"no retrieval service at {url} ({error}). Start one: rag-serving serve --index DIR --port PORT, and set RETRIEVAL_URL"
+        ) from error
+    if status >= 500:
+        raise RetrievalError(f"the retrieval service at {url} is not ready (HTTP {status}); wait until /health answers 200")

@@ -1,0 +1,10 @@
+"""Fixtures shared by all tests."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+# several libraries in one process bring an OpenMP of their own, whose waiting threads take each other's cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")

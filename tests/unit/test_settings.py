@@ -1,0 +1,79 @@
+"""Settings: where values come from, and that what cannot be is told before anything is loaded."""
+
+from __future__ import annotations
+
+import pytest
+
+from rag_serving import ServingError
+from rag_serving.cli import main
+from rag_serving.settings import load_settings
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch):
+    import os
+
+    for name in [name for name in os.environ if name.startswith("RAG_SERVING_")]:
+        monkeypatch.delenv(name)
+
+
+def test_flags_beat_the_environment_beats_the_file_beats_defaults(tmp_path, monkeypatch):
+    file = tmp_path / "s.yaml"
+    file.write_text("max_batch: 8\nmax_queue: 3000\nport: 1\n")
+    monkeypatch.setenv("RAG_SERVING_MAX_BATCH", "16")
+    monkeypatch.setenv("RAG_SERVING_PORT", "2")
+    settings, origins = load_settings({"port": "3"}, file)
+    assert (settings.max_batch, settings.max_queue, settings.port, settings.max_top_k) == (16, 3000, 3, 1000)
+    assert origins["port"] == "flag"
+    assert origins["max_batch"] == "environment RAG_SERVING_MAX_BATCH"
+    assert origins["max_queue"] == str(file)
+    assert origins["max_top_k"] == "default"
+
+
+def test_lists_are_comma_separated_and_tokens_are_never_printed(monkeypatch, capsys):
+    monkeypatch.setenv("RAG_SERVING_TOKENS", "alpha, beta")
+    settings, _ = load_settings({})
+    assert [token.get_secret_value() for token in settings.tokens] == ["alpha", "beta"]
+    assert main(["config", "--cors-origins", "https://a.example,https://b.example", "--max-batch", "7"]) == 0
+    printed = capsys.readouterr().out
+    assert "alpha" not in printed
+    lines = {line.split()[0]: line for line in printed.splitlines()}
+    assert lines["max_batch"].split()[1:] == ["7", "flag"]
+    assert "https://b.example" in lines["cors_origins"]
+    assert "environment RAG_SERVING_TOKENS" in lines["tokens"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ({"max_batch": "0"}, r"max_batch \(flag\)"),
+        ({"port": "many"}, r"port \(flag\)"),
+        ({"max_queries": "10", "max_queue": "5"}, "could never be served"),
+        ({"retriever": "web"}, "web_key"),
+        ({"retriever": "milvus"}, "milvus_uri and encoder"),
+        ({"retriever": "bm52"}, "'bm25'"),
+        ({"workers": "2", "device": "cuda"}, "several workers are for CPU indexes"),
+    ],
+)
+def test_values_that_cannot_be_are_told_with_their_origin(flags, says):
+    with pytest.raises(ServingError, match=says):
+        load_settings(flags)
+
+
+def test_unknown_names_are_told(tmp_path, monkeypatch, capsys):
+    file = tmp_path / "s.yaml"
+    file.write_text("max_bach: 8\n")
+    with pytest.raises(ServingError, match=r"unknown setting 'max_bach' .*max_batch"):
+        load_settings({}, file)
+    file.write_text("- a list\n")
+    with pytest.raises(ServingError, match="no YAML mapping"):
+        load_settings({}, file)
+    assert main(["config", "--config", str(tmp_path / "none.yaml")]) == 1
+    monkeypatch.setenv("RAG_SERVING_MAX_BACH", "1")
+    assert main(["config"]) == 1
+    assert "RAG_SERVING_MAX_BACH" in capsys.readouterr().err
+
+
+def test_serving_without_an_index_says_how_to_get_one(tmp_path, capsys):
+    assert main(["serve", "--port", "0"]) == 1
+    assert "rag-serving index" in capsys.readouterr().err

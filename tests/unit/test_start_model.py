@@ -1,0 +1,77 @@
+"""The starting model's parts: its tokenizer, its demonstrations, its shipped files."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoTokenizer
+
+from data_preprocess.world import World
+from quickstart.start_model.demonstrations import HABITS, demonstrate
+from quickstart.start_model.make import Lessons
+from research_rl.methods.research import ReSearch
+from research_rl.types import Search, StopReason, Trajectory, Turn
+
+WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
+TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
+
+
+@given(st.text(max_size=80))
+def test_any_text_can_be_encoded_and_comes_back_normalised(text):
+    import unicodedata
+
+    normal = unicodedata.normalize("NFC", text)
+    ids = TOKENIZER.encode(text, add_special_tokens=False)
+    assert TOKENIZER.decode(ids, clean_up_tokenization_spaces=False) == normal
+
+
+def test_every_word_of_a_new_world_is_one_token():
+    for passage in list(World(77).passages())[::50]:
+        words = passage["contents"].replace(",", "").replace(".", "").split()
+        assert all(len(TOKENIZER.encode(" " + word)) == 1 for word in words)
+
+
+def test_the_shipped_tokenizer_is_the_one_that_the_script_builds():
+    assert Lessons(1).tokenizer.get_vocab() == TOKENIZER.get_vocab()
+
+
+def test_the_shipped_model_is_small_and_says_how_it_was_made():
+    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) <= 15 * 2**20
+    made = json.loads((WEIGHTS / "made.json").read_text())
+    assert made["command"].startswith("python -m quickstart.start_model.make --seed 1 ")
+    assert 1e6 <= made["parameters"] <= 1e7
+
+
+def play(segments) -> Trajectory:
+    """Turn a demonstration into the trajectory it shows."""
+    method, turns, written = ReSearch(), [], ""
+    for text, by_policy in segments:
+        if by_policy:
+            written = text
+        else:
+            turns.append(Turn(written, method.parse(written), text))
+            written = ""
+    turns.append(Turn(written, method.parse(written)))
+    return Trajectory("q", [], [], [], [], tuple(turns), StopReason.ANSWERED, True)
+
+
+@pytest.mark.parametrize("kind", HABITS)
+def test_a_good_demonstration_earns_the_full_reward_and_the_majority_of_hard_ones_does_not(kind):
+    method, rng = ReSearch(), random.Random(5)
+    questions = [q for q in World(9).questions("train", 600) if q.type == kind]
+    scores = []
+    for question in questions:
+        rollout = play(demonstrate(question, lambda queries: [" <result>\np\n</result>" for _ in queries], rng))
+        reward = method.reward(rollout, list(question.golden_answers)).score
+        scores.append(reward == 1.0)
+        hops = sum(isinstance(turn.action, Search) for turn in rollout.turns)
+        assert hops <= 2
+    share = sum(scores) / len(scores)
+    assert HABITS[kind]["good"] - 0.1 <= share
+    if kind != "one_hop":
+        assert share < 0.5

@@ -67,7 +67,6 @@ def serve(settings: Settings) -> int:
         if settings.workers == 1:
             return _serve_here(settings, listener, options)
         from uvicorn.config import STARTUP_FAILURE
-        from uvicorn.supervisors import Multiprocess
 
         folder = tempfile.mkdtemp(prefix="rag-serving-metrics-")
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
@@ -76,11 +75,25 @@ def serve(settings: Settings) -> int:
             config = uvicorn.Config(
                 AppFactory(settings), factory=True, workers=settings.workers, timeout_worker_healthcheck=120, **options
             )
-            supervisor = Multiprocess(config, sockets=[listener])
+            supervisor = _supervisor()(config, sockets=[listener])
             supervisor.run()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return int(any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes))
+
+
+def _supervisor() -> Any:
+    from uvicorn.supervisors import Multiprocess
+
+    class Supervisor(Multiprocess):
+        def keep_subprocess_alive(self) -> None:
+            # With the workers' end of each pipe open here too, a worker that dies while it is asked whether it lives would be waited for
+            # as long as one that hangs; closed, the pipe ends with the worker.
+            for worker in self.processes:
+                worker.child_conn.close()
+            super().keep_subprocess_alive()
+
+    return Supervisor
 
 
 def _serve_here(settings: Settings, listener: socket.socket, options: dict[str, Any]) -> int:

@@ -155,7 +155,7 @@ def test_a_real_server_answers_and_a_busy_port_is_told(index):
         documents, scores = answer.json()
         assert [[doc["id"] for doc in row] for row in documents] == [["0"], []]
         assert len(scores[0]) == 1
-        second = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+        second = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
         assert second.returncode == 1
         assert f"cannot listen on 127.0.0.1:{port}" in second.stderr
         assert "Traceback" not in second.stderr

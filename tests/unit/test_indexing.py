@@ -257,10 +257,11 @@ def test_killed_at_any_moment_the_same_command_completes_the_same_index(tmp_path
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.wait()
+            if (tmp_path / "broken").exists():  # killed after its last step
+                break
             killed += 1
             building = tmp_path / ".broken.building"
             seen.add(tuple(sorted(path.name for path in building.rglob("*") if path.is_file())))
-            assert not (tmp_path / "broken").exists()
         else:
             break
         time.sleep(0.1)

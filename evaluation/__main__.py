@@ -11,6 +11,7 @@ from typing import Any
 
 from data_preprocess.formats import read_questions, write_jsonl
 from evaluation.openai_server import CompletionsServer
+from evaluation.rescore import rescore_file
 from evaluation.summary import mean_metrics
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError, missing_extra
 from research_rl.methods.base import load_method
@@ -32,12 +33,21 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
     run.add_argument("--model", required=True, help="the model's name on that server")
     run.add_argument("--tokenizer", required=True, help="directory or hub id of its tokenizer")
-    run.add_argument("--method", default="research_rl.methods.research.ReSearch", help="dotted path of the Method")
+    run.add_argument("--method", default="research", help="name or dotted path of the Method")
     run.add_argument("--method-options", type=json.loads, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
     run.add_argument("--temperature", type=float, default=0.0)
     run.add_argument("--response-tokens", type=int, default=8192)
     run.add_argument("--max-searches", type=int, default=None)
     run.add_argument("--out", type=Path, required=True, help="where the trajectories go, as JSON lines")
+    rescore = commands.add_parser("rescore", help="the rewards of a method for responses that somebody else recorded")
+    rescore.add_argument("input", type=Path, help="JSON lines, plain or .gz")
+    rescore.add_argument("--method", required=True, help="name or dotted path of the Method")
+    rescore.add_argument("--preset", default=None, help="the method's option `preset`")
+    rescore.add_argument("--method-options", type=json.loads, default={}, help="further options, as JSON")
+    rescore.add_argument("--response-field", required=True, help="the response, observations included, without the prompt")
+    rescore.add_argument("--gold-field", required=True, help="the golden answer, or a list of them")
+    rescore.add_argument("--group-field", default=None, help="rows with the same value here are rollouts of one question")
+    rescore.add_argument("--out", type=Path, required=True, help="every row again, with `score` and `components`")
     recall = commands.add_parser("recall", help="how often a golden answer is in the top-k passages for the bare question")
     for command in (run, recall):
         command.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
@@ -45,6 +55,12 @@ def main(arguments: list[str] | None = None) -> int:
         command.add_argument("--top-k", type=int, default=5)
     options = parser.parse_args(arguments)
     try:
+        if options.command == "rescore":
+            chosen = {**options.method_options, **({"preset": options.preset} if options.preset else {})}
+            method = load_method(options.method, **chosen)
+            fields = options.response_field, options.gold_field, options.group_field
+            print(json.dumps(rescore_file(options.input, options.out, method, *fields)))
+            return 0
         questions = list(read_questions(options.questions))
         figures = asyncio.run(_run(options, questions) if options.command == "run" else _recall(options, questions))
     except (ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError) as error:

@@ -29,7 +29,7 @@ async def evaluate(
     progress = tqdm(total=len(questions), unit="question", disable=None)
 
     async def one(row: dict[str, Any]) -> dict[str, Any]:
-        prompt = codec.encode_prompt(method.prompt(row["question"]))
+        prompt = codec.encode_prompt(method.prompt(row["question"]), method.prefill)
         base = {"id": row["id"], "golden_answers": row["golden_answers"], "split": "test", "step": 0}
         async with gate:
             try:

@@ -25,13 +25,16 @@ def adopt_orphans() -> None:
 
 
 def stop_on_signals() -> None:
-    """Turn SIGTERM and SIGHUP into KeyboardInterrupt, so that cleaning up has one path."""
+    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that cleaning up has one path.
+
+    SIGINT too: what a shell starts in the background ignores it otherwise.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupt)
 
 
 def start(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:

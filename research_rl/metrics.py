@@ -1,6 +1,7 @@
 """Answer metrics: the only copies in this repository.
 
-Normalisation and F1 follow SQuAD's definitions (Rajpurkar et al., 2016) as FlashRAG and the methods' papers use them.
+There are two normalisations, and every metric takes either: `normalize_answer` is SQuAD's (Rajpurkar et al., 2016), as FlashRAG and most
+papers use it; `normalize_answer_spaced` is R1-Searcher's, which turns punctuation into spaces ("U.S." is "u s" there, "us" in SQuAD's).
 """
 
 from __future__ import annotations
@@ -8,10 +9,12 @@ from __future__ import annotations
 import re
 import string
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
+_SPACED = str.maketrans(dict.fromkeys(string.punctuation + "‘’´", " "))
+_BOOLEANS = {"True": "yes", "False": "no"}
 _CLOSED = frozenset({"yes", "no", "noanswer"})
 
 
@@ -20,18 +23,26 @@ def normalize_answer(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def exact_match(prediction: str, golden_answers: Iterable[str]) -> float:
+def normalize_answer_spaced(text: str) -> str:
+    """R1-Searcher's: True/False become yes/no, lower the case, punctuation (‘ ’ ´ too) becomes a space, drop articles, squeeze spaces."""
+    return " ".join(_ARTICLES.sub(" ", _BOOLEANS.get(text, text).lower().translate(_SPACED)).split())
+
+
+Normalize = Callable[[str], str]
+
+
+def exact_match(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
     """Return 1.0 if the normalised prediction equals a normalised golden answer, else 0.0."""
-    normalized = normalize_answer(prediction)
-    return float(any(normalized == normalize_answer(golden) for golden in golden_answers))
+    normalized = normalize(prediction)
+    return float(any(normalized == normalize(golden) for golden in golden_answers))
 
 
-def f1(prediction: str, golden_answers: Iterable[str]) -> float:
+def f1(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
     """Return the best token F1 over the golden answers; 2PR/(P+R) over bags of normalised tokens.
 
     If either side is yes, no or noanswer, only equality counts.
     """
-    return max((_f1(normalize_answer(prediction), normalize_answer(golden)) for golden in golden_answers), default=0.0)
+    return max((_f1(normalize(prediction), normalize(golden)) for golden in golden_answers), default=0.0)
 
 
 def _f1(prediction: str, golden: str) -> float:
@@ -45,7 +56,16 @@ def _f1(prediction: str, golden: str) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
-def cover_em_substring(prediction: str, golden_answers: Iterable[str]) -> float:
+def cover_em_substring(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
     """Return 1.0 if a normalised golden answer is a substring of the normalised prediction (FlashRAG's `acc`)."""
-    normalized = normalize_answer(prediction)
-    return float(any(normalize_answer(golden) in normalized for golden in golden_answers))
+    normalized = normalize(prediction)
+    return float(any(normalize(golden) in normalized for golden in golden_answers))
+
+
+def cover_em_tokens(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
+    """Return 1.0 if every token of a normalised golden answer occurs in the normalised prediction, in any order (R1-Searcher's CEM).
+
+    A golden answer that normalises to nothing is covered only by a prediction that does, too.
+    """
+    tokens = normalize(prediction).split(" ")
+    return float(any(all(token in tokens for token in normalize(golden).split(" ")) for golden in golden_answers))

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from research_rl.errors import GenerationError
 from research_rl.methods.base import Method, neutralize
-from research_rl.types import Answer, Budget, Passage, Search, StopReason, Trajectory, Turn
+from research_rl.types import Answer, Budget, Invalid, Passage, Search, StopReason, Trajectory, Turn
 
 
 @dataclass(frozen=True)
@@ -58,12 +58,11 @@ class HFCodec:
     def decode(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def encode_prompt(self, prompt: str | list[Any]) -> list[int]:
-        """Return the ids of a method's prompt: plain text as it is, messages through the chat template."""
-        if isinstance(prompt, str):
-            return self.encode(prompt)
-        text = self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False)
-        return self.encode(text)
+    def encode_prompt(self, prompt: str | list[Any], prefill: str = "") -> list[int]:
+        """Return the ids of a method's prompt: plain text as it is, messages through the chat template; then the response's opening."""
+        if not isinstance(prompt, str):
+            prompt = str(self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
+        return self.encode(prompt + prefill)
 
 
 class _Tokens:
@@ -104,7 +103,7 @@ async def rollout(
     """
     tokens, turns = _Tokens(), []
     clock = {"generate": 0.0, "search": 0.0}
-    searches = 0
+    observations = 0
     while True:
         room = budget.response_tokens - len(tokens.ids)
         limit = min(room, budget.turn_tokens or room)
@@ -120,18 +119,22 @@ async def rollout(
         text = codec.decode(generation.token_ids[:-1] if ended else generation.token_ids)
         action = method.parse(text)
         turns.append(Turn(text, action))
-        if not isinstance(action, Search):
+        hint = method.hint(action) if isinstance(action, Invalid) else ""
+        if not isinstance(action, Search) and (not hint or observations == budget.searches):
             cut = not ended and len(generation.token_ids) >= limit
             stop = StopReason.MAX_TOKENS if cut else StopReason.ANSWERED if isinstance(action, Answer) else StopReason.NO_ACTION
             break
-        if searches == budget.searches:
+        if observations == budget.searches:
             stop = StopReason.MAX_SEARCHES
             break
-        started = time.perf_counter()
-        results = await search([action.query], budget.top_k)
-        clock["search"] += time.perf_counter() - started
-        searches += 1
-        observation, ids, shown = _observe(method, codec, results, budget.observation_tokens)
+        if isinstance(action, Search):
+            started = time.perf_counter()
+            results = await search([action.query], budget.top_k)
+            clock["search"] += time.perf_counter() - started
+            observation, ids, shown = _observe(method, codec, results, budget.observation_tokens)
+        else:
+            observation, ids, shown = hint, codec.encode(hint), ()
+        observations += 1
         if len(tokens.ids) + len(ids) >= budget.response_tokens:  # no room to go on after it
             stop = StopReason.MAX_TOKENS
             break

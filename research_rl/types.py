@@ -69,7 +69,10 @@ class StopReason(StrEnum):
 
 @dataclass(frozen=True)
 class Budget:
-    """Limits of one rollout; `None` means no limit. Tokens of observations count towards `response_tokens`."""
+    """Limits of one rollout; `None` means no limit. Tokens of observations count towards `response_tokens`.
+
+    A hint after an invalid action (methods that have one) costs a search.
+    """
 
     response_tokens: int
     turn_tokens: int | None = None
@@ -116,6 +119,11 @@ class Trajectory:
     def policy_text(self) -> str:
         """Only what the policy wrote."""
         return "".join(turn.text for turn in self.turns)
+
+    @property
+    def text(self) -> str:
+        """The whole response: what the policy wrote, and the observations."""
+        return "".join(turn.text + turn.observation for turn in self.turns)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready record of the turns, without token ids."""

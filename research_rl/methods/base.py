@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import inspect
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -10,7 +12,7 @@ from string import Template
 from typing import Any, ClassVar
 
 from research_rl.errors import ConfigError
-from research_rl.types import Action, Answer, Message, Passage, Reward, Trajectory
+from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, StopReason, Trajectory, Turn
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -19,8 +21,10 @@ class Method(ABC):
     """Prompt, protocol and reward of one method. Stateless: one instance serves all rollouts of a process."""
 
     name: ClassVar[str]
-    stop: ClassVar[tuple[str, ...]]  # generation stops after any of these; the stop string stays in the text
+    stop: tuple[str, ...]  # generation stops after any of these; the stop string stays in the text
     tags: ClassVar[tuple[str, ...]]  # strings with a meaning in the protocol; neutralised inside passages
+    observed: ClassVar[re.Pattern[str]]  # finds the observations in the text of a response that somebody else recorded
+    prefill: str = ""  # the opening of every response: a part of the prompt, never sampled
 
     @abstractmethod
     def prompt(self, question: str) -> str | list[Message]:
@@ -46,6 +50,48 @@ class Method(ABC):
         """Return the final answer, or None if there is none."""
         last = trajectory.turns[-1].action if trajectory.turns else None
         return last.text if isinstance(last, Answer) else None
+
+    def hint(self, action: Invalid) -> str:
+        """Return what the environment tells the policy after an invalid action; empty: the rollout ends there."""
+        return ""
+
+    def regroup(self, trajectories: Sequence[Trajectory], rewards: Sequence[Reward]) -> list[Reward]:
+        """Return the rewards of all rollouts of one question, when they depend on one another; in order."""
+        return list(rewards)
+
+    def read(self, text: str, question: str = "") -> Trajectory:
+        """Return the trajectory that a recorded response tells, without token ids.
+
+        What `observed` finds counts as observation and the rest as the policy's; the response counts as ended by EOS.
+        """
+        turns: list[Turn] = []
+        start = 0
+        for match in self.observed.finditer(text):
+            policy = text[start : match.start()]
+            turns.append(Turn(policy, self.parse(policy), match.group(0)))
+            start = match.end()
+        if rest := text[start:]:
+            turns.append(Turn(rest, self.parse(rest)))
+        last = turns[-1].action if turns else Invalid("empty")
+        stop = (
+            StopReason.ANSWERED
+            if isinstance(last, Answer)
+            else StopReason.MAX_SEARCHES
+            if isinstance(last, Search)
+            else StopReason.NO_ACTION
+        )
+        return Trajectory(question, [], [], [], [], tuple(turns), stop, ended_with_eos=True)
+
+
+def known(method: str, option: str, value: object, valid: Iterable[object]) -> None:
+    """Check one option of a method.
+
+    Raises:
+        ConfigError: the value is not one of `valid`.
+    """
+    valid = list(valid)
+    if value not in valid:
+        raise ConfigError(f"{method}: {option}={value!r} is unknown; valid: {', '.join(map(str, valid))}")
 
 
 def neutralize(text: str, forbidden: Iterable[str]) -> str:
@@ -80,11 +126,37 @@ def load_template(name_or_file: str, placeholder: str | None = "question") -> Te
 
 
 def load_method(path: str, **options: Any) -> Method:
-    """Make the method at a dotted path such as ``research_rl.methods.research.ReSearch``.
+    """Make a method from its name (a file of this package: ``r1_searcher``) or its dotted path (``my_package.MyMethod``).
 
     Raises:
-        ConfigError: the path leads to no `Method`, or an option is unknown or has a wrong value.
+        ConfigError: the name or path leads to no `Method`, or an option is unknown or has a wrong value.
     """
+    kind = _named(path) if "." not in path else _at(path)
+    try:
+        return kind(**options)
+    except TypeError as error:
+        valid = ", ".join(list(inspect.signature(kind).parameters))
+        raise ConfigError(f"{path} does not take these method options: {options} ({error}); valid: {valid}") from error
+
+
+def method_names() -> list[str]:
+    """Return the names of the methods of this package: its files."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "base"))
+
+
+def _named(name: str) -> type[Method]:
+    if name not in method_names():
+        raise ConfigError(
+            f"no method is called {name!r}; valid: {', '.join(method_names())}, or the dotted path of a Method class"
+        )
+    module = importlib.import_module(f"research_rl.methods.{name}")
+    return next(
+        kind for kind in vars(module).values()
+        if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__
+    )  # fmt: skip
+
+
+def _at(path: str) -> type[Method]:
     module, _, attribute = path.rpartition(".")
     try:
         kind = getattr(importlib.import_module(module), attribute)
@@ -94,7 +166,4 @@ def load_method(path: str, **options: Any) -> Method:
         ) from error
     if not (isinstance(kind, type) and issubclass(kind, Method)):
         raise ConfigError(f"research_rl.method={path!r} is not a subclass of research_rl.methods.base.Method")
-    try:
-        return kind(**options)
-    except TypeError as error:
-        raise ConfigError(f"{path} does not take these research_rl.method_options: {options} ({error})") from error
+    return kind

@@ -9,8 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, load_template
+from research_rl.methods.base import Method, known, load_template
 from research_rl.metrics import f1
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 
@@ -24,11 +23,12 @@ class ReSearch(Method):
     """Search between `<search>` tags, answer in a box; F1 reward on top of a format gate (paper, section 2.3)."""
 
     name: ClassVar[str] = "research"
-    stop: ClassVar[tuple[str, ...]] = ("</search>",)
+    stop = ("</search>",)
     tags: ClassVar[tuple[str, ...]] = (
         *("<think>", "</think>", "<search>", "</search>", "<result>", "</result>", "<answer>", "</answer>"),
         "\\boxed{",
     )
+    observed = re.compile(r" <result>\n.*?\n</result>", re.DOTALL)
 
     def __init__(self, template: Template = "base", prompt_file: str | None = None, preset: Preset = "code") -> None:
         """`template`: plain text for base models or a system message for chat models; `prompt_file` replaces its wording.
@@ -36,9 +36,8 @@ class ReSearch(Method):
         Raises:
             ConfigError: an unknown template or preset, or an unreadable prompt file.
         """
-        for option, value, valid in (("template", template, get_args(Template)), ("preset", preset, get_args(Preset))):
-            if value not in valid:
-                raise ConfigError(f"ReSearch: {option}={value!r} is unknown; valid: {', '.join(valid)}")
+        known("ReSearch", "template", template, get_args(Template))
+        known("ReSearch", "preset", preset, get_args(Preset))
         self.template, self.preset = template, preset
         self._prompt = load_template(prompt_file or f"research_{template}", "question" if template == "base" else None)
 

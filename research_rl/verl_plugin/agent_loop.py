@@ -79,7 +79,7 @@ class SearchAgentLoop(AgentLoopBase):
 
     async def _run(self, sampling_params: dict[str, Any], row: Mapping[str, Any]) -> AgentLoopOutput:
         question, golden_answers = question_of(row)
-        prompt_ids = self._codec.encode_prompt(self._method.prompt(question))
+        prompt_ids = self._codec.encode_prompt(self._method.prompt(question), self._method.prefill)
         if len(prompt_ids) > self.rollout_config.prompt_length:
             raise DataError(
                 f"the prompt has {len(prompt_ids)} tokens, data.max_prompt_length is {self.rollout_config.prompt_length}: "

@@ -16,8 +16,9 @@ from transformers import PreTrainedTokenizerFast
 from research_rl.errors import GenerationError, RetrievalError
 from research_rl.methods.base import neutralize
 from research_rl.methods.research import ReSearch
+from research_rl.methods.search_r1 import SearchR1
 from research_rl.rollout import Generation, HFCodec, rollout
-from research_rl.types import Budget, Passage, StopReason
+from research_rl.types import Budget, Invalid, Passage, StopReason
 
 METHOD = ReSearch()
 EOS = "<|endoftext|>"
@@ -211,3 +212,53 @@ def test_an_engine_that_returns_nothing_is_an_error():
 
     with pytest.raises(GenerationError, match="no token"):
         asyncio.run(rollout(METHOD, CODEC, "q", [1], Budget(5), generate, search))
+
+
+def scripted(codec: HFCodec, *texts: str):
+    """A policy that says these texts, one a turn."""
+    said = iter(texts)
+
+    async def generate(ids, most, stop):
+        return Generation(codec.encode(next(said)))
+
+    return generate
+
+
+async def found(queries, top_k):
+    return [[Passage("1", "Oslo\nA city.")] for _ in queries]
+
+
+def roll(method, *texts: str, searches: int | None = None, response_tokens: int = 2_000):
+    codec = random_codec(0)
+    budget = Budget(response_tokens, searches=searches)
+    return codec, asyncio.run(rollout(method, codec, "q", [], budget, scripted(codec, *texts), found))
+
+
+def test_a_hint_after_an_invalid_action_is_masked_and_the_rollout_goes_on():
+    method = SearchR1()
+    codec, trajectory = roll(method, "no idea", "<search>q</search>", "<answer>x</answer>")
+    hint = method.hint(Invalid("x"))
+    assert [turn.observation == hint for turn in trajectory.turns] == [True, False, False]
+    assert trajectory.stop_reason is StopReason.ANSWERED
+    assert trajectory.searches == ["q"]
+    sampled = [i for i, mask in zip(trajectory.response_ids, trajectory.response_mask, strict=True) if mask]
+    assert codec.decode(sampled) == trajectory.policy_text
+
+
+def test_a_hint_costs_a_turn_and_the_last_turn_has_neither_search_nor_hint():
+    _, trajectory = roll(SearchR1(), "no idea", "<search>q</search>", "<search>r</search>", searches=2)
+    assert trajectory.stop_reason is StopReason.MAX_SEARCHES
+    assert trajectory.searches == ["q"]
+    _, trajectory = roll(SearchR1(), "no idea", "still none", "none", searches=2)
+    assert trajectory.stop_reason is StopReason.NO_ACTION
+    assert trajectory.turns[-1].observation == ""
+
+
+def test_without_a_hint_an_invalid_action_ends_the_rollout():
+    _, trajectory = roll(SearchR1(hint=False), "no idea", "<answer>x</answer>")
+    assert trajectory.stop_reason is StopReason.NO_ACTION
+
+
+def test_a_hint_that_no_longer_fits_ends_the_rollout():
+    _, trajectory = roll(SearchR1(), "no idea", "<answer>x</answer>", response_tokens=20)
+    assert trajectory.stop_reason is StopReason.MAX_TOKENS

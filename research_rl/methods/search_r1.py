@@ -1,0 +1,118 @@
+"""Search-R1: the baseline (Jin et al., 2025, arXiv:2503.09516).
+
+Protocol: ``<think>…</think> <search>query</search> <information>Doc 1(Title: …) text</information> … <answer>…</answer>``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+from research_rl.methods.base import Method, known, load_template
+from research_rl.metrics import exact_match
+from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
+
+Preset = Literal["em", "em_format"]
+Template = Literal["base", "chat"]
+_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
+# What may follow what: a response is <think>, then <search> with <information> or the <answer>, and nothing between the blocks.
+_NEXT = {
+    "start": {"<think>": "thinking"}, "thinking": {"</think>": "thought"},
+    "thought": {"<search>": "asking", "<answer>": "answering"},
+    "asking": {"</search>": "asked"}, "asked": {"<information>": "reading"}, "reading": {"</information>": "start"},
+    "answering": {"</answer>": "end"}, "end": {},
+}  # fmt: skip
+
+
+def valid_sequence(text: str) -> bool:
+    """Return whether the blocks follow one another as the protocol says, with white space only between them."""
+    state = "start"
+    for part in _TAG.split(text):
+        if _TAG.fullmatch(part):
+            if part not in _NEXT[state]:
+                return False
+            state = _NEXT[state][part]
+        elif part.strip() and state in ("start", "thought", "asked", "end"):
+            return False
+    return state == "end"
+
+
+class SearchR1(Method):
+    """Search between `<search>` tags, exact match as reward; an invalid action is answered by a hint and costs a turn.
+
+    The last turn, after `max_searches` of them, has no search. The stop strings are ours: the original has none and discards
+    what a turn holds after its first action.
+    """
+
+    name: ClassVar[str] = "search_r1"
+    stop = ("</search>", "</answer>")
+    tags: ClassVar[tuple[str, ...]] = (
+        *("<think>", "</think>", "<search>", "</search>", "<information>", "</information>", "<answer>", "</answer>"),
+    )
+    observed = re.compile(r"\n\n<information>.*?</information>\n\n", re.DOTALL)
+
+    def __init__(
+        self, template: Template = "base", prompt_file: str | None = None, preset: Preset = "em", hint: bool = True
+    ) -> None:
+        """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: after an invalid action.
+
+        Raises:
+            ConfigError: an unknown template or preset, or an unreadable prompt file.
+        """
+        known("SearchR1", "template", template, get_args(Template))
+        known("SearchR1", "preset", preset, get_args(Preset))
+        self.template, self.preset, self._hint = template, preset, hint
+        self._prompt = load_template(prompt_file or "search_r1_base")
+
+    def prompt(self, question: str) -> str | list[Message]:
+        text = self._prompt.substitute(question=question)
+        return text if self.template == "base" else [{"role": "user", "content": text}]
+
+    def parse(self, text: str) -> Action:
+        found = _ACTION.search(text)
+        if not found:
+            return Invalid("neither a complete <search> nor a complete <answer>")
+        kind, content = found[1], found[2].strip()
+        if kind == "answer":
+            return Answer(content)
+        return Search(content) if content else Invalid("empty query")
+
+    def render(self, passages: list[list[Passage]]) -> str:
+        documents = []
+        for number, passage in enumerate((passage for result in passages for passage in result), 1):
+            title, _, text = passage.contents.partition("\n")
+            documents.append(f"Doc {number}(Title: {title}) {text}\n")
+        return f"\n\n<information>{''.join(documents)}</information>\n\n"
+
+    def hint(self, action: Invalid) -> str:
+        """Return a reminder of the two actions; it is masked like a passage."""
+        if not self._hint:
+            return ""
+        return (
+            "\nThat was no valid action. To search, the query belongs between <search> and </search>; "
+            "to answer, the answer belongs between <answer> and </answer>. Let me try again.\n"
+        )
+
+    def well_formed(self, trajectory: Trajectory) -> bool:
+        """Return whether the whole response is a valid sequence; a passage can neither break nor mend it, a hint breaks it."""
+        bare = self.render([])
+        parts = [
+            turn.text + (bare if isinstance(turn.action, Search) and turn.observation else "") for turn in trajectory.turns
+        ]
+        hinted = any(isinstance(turn.action, Invalid) and turn.observation for turn in trajectory.turns)
+        return not hinted and valid_sequence("".join(parts))
+
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
+        """Return the outcome reward.
+
+        Preset `em`: 1 if the last answer matches exactly, else 0 (equation 4). Preset `em_format`: 1 right and valid, 0.8 right but
+        invalid, 0.2 wrong but valid, 0.1 wrong and invalid; without any answer 0.2 or 0 (the released trainer's format variant).
+        """
+        answer, valid = self.answer(trajectory), self.well_formed(trajectory)
+        right = exact_match(answer, golden_answers) if answer is not None else 0.0
+        score = right
+        if self.preset == "em_format":
+            score = (1.0 if right else 0.2) if valid else 0.8 if right else 0.1 if answer is not None else 0.0
+        return Reward(score, {"em": right, "format": float(valid)})

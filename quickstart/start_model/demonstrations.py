@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 from data_preprocess.world import Question
 from data_preprocess.world.names import GOODS, PROFESSIONS
+from quickstart.start_model.dialects import I_KNOW, Dialect
+from research_rl.types import Passage
 
 Retrieve = Callable[[Sequence[str]], list[str]]  # queries → observations, tags included
 Segment = tuple[str, bool]  # text, and whether the policy writes it
@@ -29,7 +31,7 @@ def fact(entity: str, relation: str, value: str) -> str:
     return f"The {relation} of {entity} is {value}."
 
 
-def demonstrate(question: Question, retrieve: Retrieve, rng: random.Random) -> list[Segment]:
+def demonstrate(question: Question, dialect: Dialect, retrieve: Retrieve, rng: random.Random) -> list[Segment]:
     """Return the segments of one demonstration, EOS excluded."""
     habits = HABITS[question.type]
     habit = rng.choices(list(habits), list(habits.values()))[0]
@@ -39,20 +41,17 @@ def demonstrate(question: Question, retrieve: Retrieve, rng: random.Random) -> l
     if habit == "no_box" and question.type == "comparison":
         steps = ()
     for entity, relation, value in steps:
-        wish = f"<think>{noted} Find the {relation} of {entity}.</think>"
         query = relation if habit == "bad_query" else rng.choice((f"{relation} of {entity}", entity))
-        segments.append((f"{wish}<search> {query}</search>", True))
+        segments.append((dialect.ask(noted, f" Find the {relation} of {entity}.", query), True))
         segments.append((retrieve([query])[0], False))
         noted = "" if habit == "bad_query" else f" {fact(entity, relation, value)}"
     answer = _answer(question, habit, rng)
     if question.type == "comparison" and steps:
         noted += " They are the same." if question.golden_answers[0] == "yes" else " They are different."
-    final = f" {answer}" if habit == "no_box" else f"\\boxed{{ {answer}}}"
-    think = f"<think>{noted or ' I know it.'}</think>"
-    if habit == "broken_tags":
-        think = rng.choice((f"<think>{noted or ' I know it.'}", f"{noted or ' I know it.'}</think>"))
-    segments.append((f"{think}<answer>{final}</answer>", True))
-    return segments
+    noted = noted or I_KNOW
+    broken = habit == "broken_tags"
+    final = dialect.tell_broken(noted, answer, rng) if broken else dialect.tell(noted, answer, boxed=habit != "no_box")
+    return [*segments, (final, True)]
 
 
 def _answer(question: Question, habit: str, rng: random.Random) -> str:
@@ -65,15 +64,17 @@ def _answer(question: Question, habit: str, rng: random.Random) -> str:
     return question.golden_answers[0]
 
 
-def reading_drill(passages: Sequence[tuple[str, list[tuple[str, str, str]]]], rng: random.Random) -> list[Segment]:
+def reading_drill(
+    passages: Sequence[tuple[str, list[tuple[str, str, str]]]], dialect: Dialect, rng: random.Random
+) -> list[Segment]:
     """Return a drill that teaches to copy facts out of passages: an observation, then every fact in it, in any order.
 
     `passages`: (contents, its facts as (entity, relation, value)).
     """
-    documents = "\n\n".join(contents for contents, _ in passages)
+    observation = dialect.method.render([[Passage("", contents) for contents, _ in passages]])
     facts = [item for _, items in passages for item in items]
     rng.shuffle(facts)
-    segments: list[Segment] = [(f" <result>\n{documents}\n</result><think>", False)]
+    segments: list[Segment] = [(f"{observation}<think>", False)]
     for entity, relation, value in facts:
         segments += [(f" Find the {relation} of {entity}.", False), (f" {fact(entity, relation, value)}", True)]
     return [*segments, ("</think>", True)]

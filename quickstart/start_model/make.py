@@ -25,13 +25,13 @@ from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 from data_preprocess.world import SPLITS, World
 from data_preprocess.world.names import all_words
 from quickstart.start_model.demonstrations import Segment, copy_drill, demonstrate, reading_drill
+from quickstart.start_model.dialects import DIALECTS, Dialect
 from quickstart.start_model.tokenizer import EOS, build_tokenizer
 from rag_serving.indexing import build_index
 from rag_serving.retrievers import load_index
-from research_rl.methods.research import ReSearch
+from research_rl.methods.base import Method
 from research_rl.types import Passage
 
-PROMPT_FILE = Path(__file__).parents[2] / "recipes" / "quickstart" / "prompt.txt"
 TOP_K = 3
 FIRST_WORLD = 1_000_000  # worlds 1,000,000 and up are for cold start; recipes use small seeds
 Row = tuple[list[int], list[int]]  # token ids, and 1 where the token is a target
@@ -40,16 +40,20 @@ Row = tuple[list[int], list[int]]  # token ids, and 1 where the token is a targe
 class Lessons:
     """Makes training rows: an endless supply of worlds, each with its drills and demonstrations."""
 
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, methods: Sequence[str] = ("research",)) -> None:
         self._seed = seed
-        self._method = ReSearch(prompt_file=str(PROMPT_FILE))
-        self.tokenizer = build_tokenizer(self._all_texts())
+        self._dialects = [DIALECTS[name] for name in methods]
+        tags = [tag for dialect in self._dialects for tag in dialect.method.tags]
+        self.tokenizer = build_tokenizer(self._all_texts(), tags)
 
     def _all_texts(self) -> Iterator[str]:
         yield from all_words()
         world = World(FIRST_WORLD)
         yield from (passage["contents"] for passage in world.passages())
-        yield PROMPT_FILE.read_text()
+        for dialect in self._dialects:
+            yield f"{dialect.method.prompt('$question')}{dialect.method.prefill}\n"
+            if len(self._dialects) > 1:
+                yield dialect.method.render([[Passage("", "A\nB")] * TOP_K])
         yield " I know it. They are the same different. Find The founder author birthplace profession river goods of is yes no"
         yield from (question.question for split in SPLITS for question in world.questions(split, 40))
 
@@ -65,7 +69,9 @@ class Lessons:
             chosen = rng.sample(sorted(entities), TOP_K)
             samples.append(
                 reading_drill(
-                    [(contents[i], [(entities[i].name, r, v) for r, v in entities[i].facts.items()]) for i in chosen], rng
+                    [(contents[i], [(entities[i].name, r, v) for r, v in entities[i].facts.items()]) for i in chosen],
+                    self._one(rng),
+                    rng,
                 )
             )
         if demonstrations:
@@ -81,16 +87,22 @@ class Lessons:
             build_index(corpus, Path(folder, "index"))
             retriever = load_index(Path(folder, "index"))
 
-            def retrieve(queries: Sequence[str]) -> list[str]:
-                found = retriever.search(queries, TOP_K)
-                return [self._method.render([[Passage(hit.id, hit.contents) for hit in hits]]) for hits in found]
-
             samples = []
             for question in world.questions("train", count):
-                segments = demonstrate(question, retrieve, rng)
-                prompt = str(self._method.prompt(question.question))
+                dialect = self._one(rng)
+                method = dialect.method
+
+                def retrieve(queries: Sequence[str], method: Method = method) -> list[str]:
+                    found = retriever.search(queries, TOP_K)
+                    return [method.render([[Passage(hit.id, hit.contents) for hit in hits]]) for hits in found]
+
+                segments = demonstrate(question, dialect, retrieve, rng)
+                prompt = f"{method.prompt(question.question)}{method.prefill}"
                 samples.append([(prompt, False), *segments, (EOS, True)])
             return samples
+
+    def _one(self, rng: random.Random) -> Dialect:
+        return rng.choice(self._dialects) if len(self._dialects) > 1 else self._dialects[0]
 
     def _encode(self, segments: list[Segment]) -> Row:
         ids: list[int] = []
@@ -144,14 +156,22 @@ def loss_of(model: Qwen2ForCausalLM, rows: list[Row], pad: int) -> tuple[torch.T
 
 
 def train(
-    out: Path, seed: int, drill_epochs: int, demo_epochs: int, learning_rate: float, batch_tokens: int, width: int, layers: int
+    out: Path,
+    seed: int,
+    drill_epochs: int,
+    demo_epochs: int,
+    learning_rate: float,
+    batch_tokens: int,
+    width: int,
+    layers: int,
+    methods: str,
 ) -> None:
     """Train and save model and tokenizer in `out`, with a record of how they were made (`made.json`)."""
     arguments = {
         "seed": seed, "drill_epochs": drill_epochs, "demo_epochs": demo_epochs, "learning_rate": learning_rate,
-        "batch_tokens": batch_tokens, "width": width, "layers": layers,
+        "batch_tokens": batch_tokens, "width": width, "layers": layers, "methods": methods,
     }  # fmt: skip
-    lessons = Lessons(seed)
+    lessons = Lessons(seed, methods.split(","))
     model = new_model(lessons.tokenizer, seed, width, layers)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     epochs, rng, started, seen = drill_epochs + demo_epochs, random.Random(seed), time.time(), 0
@@ -209,6 +229,7 @@ def main() -> None:
     parser.add_argument("--batch-tokens", type=int, default=1_536)
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--methods", default="research", help=f"comma-separated, of: {', '.join(DIALECTS)}")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     train(**vars(options))

@@ -14,13 +14,11 @@ from tokenizers import AddedToken, trainers
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import Qwen2Tokenizer
 
-from research_rl.methods.research import ReSearch
-
 EOS = "<|endoftext|>"
 
 
-def build_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
-    """Return a tokenizer that has every word of `texts`, with and without a space before it, as one token."""
+def build_tokenizer(texts: Iterable[str], tags: Iterable[str]) -> Qwen2Tokenizer:
+    """Return a tokenizer that has every word of `texts`, with and without a space before it, as one token, and every tag, too."""
     texts = list(texts)
     words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
     backend = Qwen2Tokenizer().backend_tokenizer  # brings Qwen2's normaliser and pre-tokeniser
@@ -30,8 +28,8 @@ def build_tokenizer(texts: Iterable[str]) -> Qwen2Tokenizer:
     backend.train_from_iterator([*words, *(f" {word}" for word in words), *_punctuation(texts)], trainer)
     model = json.loads(backend.to_str())["model"]
     tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])  # type: ignore[arg-type]
-    tags: Any = [AddedToken(tag, normalized=False, special=False) for tag in ReSearch.tags]
-    tokenizer.add_tokens(tags)
+    added: Any = [AddedToken(tag, normalized=False, special=False) for tag in dict.fromkeys(tags)]
+    tokenizer.add_tokens(added)
     return tokenizer
 
 

@@ -13,9 +13,9 @@ from transformers import AutoTokenizer
 
 from data_preprocess.world import World
 from quickstart.start_model.demonstrations import HABITS, demonstrate
+from quickstart.start_model.dialects import DIALECTS
 from quickstart.start_model.make import Lessons
-from research_rl.methods.research import ReSearch
-from research_rl.types import Search, StopReason, Trajectory, Turn
+from research_rl.types import Passage, Search, StopReason, Trajectory, Turn
 
 WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
 TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
@@ -47,9 +47,9 @@ def test_the_shipped_model_is_small_and_says_how_it_was_made():
     assert 1e6 <= made["parameters"] <= 1e7
 
 
-def play(segments) -> Trajectory:
+def play(segments, method) -> Trajectory:
     """Turn a demonstration into the trajectory it shows."""
-    method, turns, written = ReSearch(), [], ""
+    turns, written = [], ""
     for text, by_policy in segments:
         if by_policy:
             written = text
@@ -60,13 +60,15 @@ def play(segments) -> Trajectory:
     return Trajectory("q", [], [], [], [], tuple(turns), StopReason.ANSWERED, True)
 
 
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
 @pytest.mark.parametrize("kind", HABITS)
-def test_a_good_demonstration_earns_the_full_reward_and_the_majority_of_hard_ones_does_not(kind):
-    method, rng = ReSearch(), random.Random(5)
+def test_a_good_demonstration_earns_the_full_reward_and_the_majority_of_hard_ones_does_not(kind, dialect):
+    method, rng = dialect.method, random.Random(5)
+    observation = method.render([[Passage("1", "A\nb")]])
     questions = [q for q in World(9).questions("train", 600) if q.type == kind]
     scores = []
     for question in questions:
-        rollout = play(demonstrate(question, lambda queries: [" <result>\np\n</result>" for _ in queries], rng))
+        rollout = play(demonstrate(question, dialect, lambda queries: [observation for _ in queries], rng), method)
         reward = method.reward(rollout, list(question.golden_answers)).score
         scores.append(reward == 1.0)
         hops = sum(isinstance(turn.action, Search) for turn in rollout.turns)

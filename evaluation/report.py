@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.formats import write_text
 from evaluation.summary import by_step
+from research_rl.files import write_text
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _METRICS = {

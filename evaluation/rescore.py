@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.formats import write_jsonl
 from research_rl.errors import DataError
+from research_rl.files import write_jsonl
 from research_rl.methods.base import Method
 from research_rl.types import Reward, Trajectory
 

@@ -17,14 +17,14 @@ from typing import Any
 
 from rich.console import Console
 
-from data_preprocess.formats import write_text
 from data_preprocess.world.write import write_world
 from evaluation.report import write_report
 from evaluation.summary import summarize
 from quickstart.preflight import check, check_same_run, remove_run
-from quickstart.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
 from quickstart.training import train
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
+from research_rl.files import write_text
+from research_rl.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
 from research_rl.trajectory_log import read
 
 ROOT = Path(__file__).parents[1]

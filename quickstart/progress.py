@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.spinner import Spinner
 
 from evaluation.summary import by_step, mean_metrics
-from quickstart.processes import tail
+from research_rl.processes import tail
 from research_rl.trajectory_log import read
 
 

@@ -11,9 +11,9 @@ from typing import Any
 
 from rich.console import Console
 
-from quickstart.processes import start, tail
 from quickstart.progress import follow
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
+from research_rl.processes import start, tail
 from research_rl.trajectory_log import read
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"

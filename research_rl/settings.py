@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from research_rl.errors import ConfigError
+from research_rl.memorisation import Memorisation, Memorises
 from research_rl.methods.base import Method, load_method
 from research_rl.retrieval import RetrievalSettings
+from research_rl.stages import Until
 from research_rl.types import Budget
 
 
@@ -27,6 +29,9 @@ class Settings:
     max_tolerated_outage_s: float = 0.0
     trajectory_dir: str | None = None
     attempt: float = 0.0
+    memorisation: Mapping[str, Any] = field(default_factory=dict)
+    stage: str = ""
+    until: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
@@ -45,7 +50,12 @@ class Settings:
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
                 raise ConfigError(f"research_rl.{name} must be a positive integer or null, got {value!r}")
-        settings.load()
+        method = settings.load()
+        if settings.memory().mu and not isinstance(method, Memorises):
+            raise ConfigError(
+                f"research_rl.memorisation: the method {method.name} cannot memorise (see research_rl.memorisation.Memorises)"
+            )
+        Until.from_mapping(settings.until or {})
         settings.retrieval_for("")
         for source in settings.retrieval.get("url_by_data_source") or {}:
             settings.retrieval_for(source)
@@ -58,6 +68,14 @@ class Settings:
     @cached_property
     def _method(self) -> Method:
         return load_method(self.method, **dict(self.method_options or {}))
+
+    def memory(self) -> Memorisation:
+        """Return the checked section `memorisation`.
+
+        Raises:
+            ConfigError: see `Memorisation.from_mapping`.
+        """
+        return Memorisation.from_mapping(self.memorisation or {})
 
     def budget(self, response_tokens: int) -> Budget:
         """Return the budget of one rollout."""

@@ -6,8 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.formats import write_jsonl, write_text, write_verl_parquet
+from data_preprocess.formats import write_verl_parquet
 from data_preprocess.world.world import SPLITS, Question, Split, World
+from research_rl.files import write_jsonl, write_text
 
 DATA_SOURCE, CONTROL_SOURCE = "world", "world_control"
 

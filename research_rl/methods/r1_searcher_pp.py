@@ -25,6 +25,7 @@ Correct = Literal["answer", "answer_and_format"]
 _FORMS: dict[str, Callable[[float], float]] = {
     "twice_variance": lambda sigma: 2 * sigma**2, "variance": lambda sigma: sigma**2, "std": lambda sigma: sigma,
 }  # fmt: skip
+_QUERY = re.compile(r"<external>.*?</external>", re.DOTALL)
 _TAG = re.compile(r"</?(?:internal|external|document)>")
 
 
@@ -149,6 +150,25 @@ class R1SearcherPP(Method):
         answer = float(self.right(self.answer(trajectory), golden_answers))
         form = 0.0 if all(kept.values()) else -self._penalty
         return Reward(answer + form, {"answer": answer, "format": form, "group": 0.0, **kept})
+
+    def rewrite_prompt(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> list[Message]:
+        """Return the messages that ask a model for a path without search."""
+        passages = "\n\n".join(passage.contents for turn in trajectory.turns for passage in turn.passages)
+        text = self._rewrite.substitute(question=trajectory.question, passages=passages, answer=golden_answers[0])
+        return [{"role": "user", "content": text}]
+
+    def extract(self, trajectory: Trajectory) -> str:
+        """Return what the policy wrote, its queries and wishes left out, as a recollection, and the answer."""
+        words = "".join(_QUERY.sub("", turn.text) for turn in trajectory.turns)
+        start = words.rfind("\\boxed{")
+        return f"<internal>{_TAG.sub('', words[:start])}</internal>{words[start:]}" if start >= 0 else words
+
+    def accepts(self, text: str, golden_answers: Sequence[str]) -> bool:
+        """Return whether a rewritten path recalls, does not search, keeps every rule and ends in a right answer."""
+        trajectory = self.read(text)
+        searches = "<external>" in text or "<document>" in text
+        recalls = "<internal>" in text
+        return recalls and not searches and self.well_formed(trajectory) and self.right(self.answer(trajectory), golden_answers)
 
     def regroup(self, trajectories: Sequence[Trajectory], rewards: Sequence[Reward]) -> list[Reward]:
         if not self._group:

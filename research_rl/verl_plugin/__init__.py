@@ -3,6 +3,7 @@
 This module is verl's entry point (group `verl.plugins`): every process that imports verl imports it, so it must stay tiny.
 """
 
+import importlib
 import os
 
 from research_rl.errors import missing_extra
@@ -31,4 +32,16 @@ def _check_recipes_first(module) -> None:
     module.validate_config = validate_config
 
 
+def _when_imported(module: str, helper: str, function: str) -> None:
+    """Call a function of a helper module with a module of verl's, once that is imported: this file must not import either."""
+
+    def hook(imported) -> None:
+        getattr(importlib.import_module(f"research_rl.verl_plugin.{helper}"), function)(imported)
+
+    wrapt.register_post_import_hook(hook, module)
+
+
 wrapt.register_post_import_hook(_check_recipes_first, "verl.utils.config")
+_when_imported("verl.trainer.ppo.core_algos", "advantages", "register")
+_when_imported("verl.trainer.ppo.v1.utils", "advantages", "lead")
+_when_imported("verl.workers.engine.base", "memorisation", "install")

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import cache
 from typing import Any
 from uuid import uuid4
 
 from research_rl.errors import DataError, RetrievalError, missing_extra
+from research_rl.memorisation import Complete, memory
+from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, HFCodec, rollout
 from research_rl.scoring import trajectory_metrics
 from research_rl.settings import Settings
 from research_rl.trajectory_log import TrajectoryLog
+from research_rl.types import Message, Reward, Trajectory
 from research_rl.verl_plugin.checks import settings_of
 
 try:
@@ -24,7 +28,8 @@ except ModuleNotFoundError as error:
     raise missing_extra(error.name or "verl", "train") from error
 
 NAME = "research_rl"
-_RECORD = "trajectory_record"  # travels from the loop to the worker, which writes it once the group is whole
+_ROLLOUT = "rollout"  # travels from the loop to the worker, which scores and writes it once the group is whole
+MEMORY = "memory"  # travels on to the actor: a search-free path for the likelihood term (see verl_plugin/memorisation.py)
 
 
 @cache
@@ -46,6 +51,18 @@ class _Fatal:
     """
 
     error: Exception | None = None
+
+
+@dataclass
+class _Rollout:
+    """A finished rollout on its way through the worker; `complete` asks the policy for something else."""
+
+    trajectory: Trajectory
+    golden_answers: list[str]
+    reward: Reward
+    record: dict[str, Any]
+    complete: Complete
+    codec: HFCodec
 
 
 class SearchAgentLoop(AgentLoopBase):
@@ -95,32 +112,46 @@ class SearchAgentLoop(AgentLoopBase):
             _merge_steps(extra, output.extra_fields)
             return Generation(list(output.token_ids), list(output.log_probs or ()))
 
+        async def complete(messages: list[Message]) -> str:
+            memory = self._settings.memory()
+            limit = min(memory.max_tokens, self.rollout_config.response_length)
+            asked = {**sampling_params, "temperature": memory.temperature}
+            output = await self.server_manager.generate(
+                request_id=uuid4().hex,
+                prompt_ids=self._codec.encode_prompt(messages),
+                sampling_params=_sampling(asked, limit, ()),
+            )
+            ids = [number for number in output.token_ids if number not in self._codec.eos_ids]
+            return self._codec.decode(ids)
+
         trajectory = await rollout(self._method, self._codec, question, prompt_ids, self._budget, generate, client.search)
-        metrics = trajectory_metrics(self._method, trajectory, golden_answers)
-        record = None
-        if self._settings.trajectory_dir:
-            record = {
-                "step": _number(row.get("global_steps")),
-                "split": str(_info(row).get("split", "")),
-                "type": str(_info(row).get("type", "")),
-                "uid": str(row.get("uid", "")),
-                "data_source": str(row.get("data_source", "")),
-                "golden_answers": golden_answers,
-                "answer": self._method.answer(trajectory) or "",
-                "metrics": metrics,
-            }
-            record |= trajectory.to_json()
+        reward = self._method.reward(trajectory, golden_answers)
+        record = {
+            "step": _number(row.get("global_steps")),
+            "stage": self._settings.stage,
+            "split": str(_info(row).get("split", "")),
+            "type": str(_info(row).get("type", "")),
+            "uid": str(row.get("uid", "")),
+            "data_source": str(row.get("data_source", "")),
+            "golden_answers": golden_answers,
+            "answer": self._method.answer(trajectory) or "",
+        }
         return AgentLoopOutput(
             prompt_ids=prompt_ids,
             response_ids=trajectory.response_ids,
             response_mask=trajectory.response_mask,
             response_logprobs=trajectory.logprobs or None,
-            reward_score=metrics["score"],
+            reward_score=reward.score,
             num_turns=1 + len(trajectory.turns) + len(trajectory.searches),
             metrics=AgentLoopMetrics(
                 generate_sequences=trajectory.seconds_generating, tool_calls=trajectory.seconds_searching, compute_score=0.0
             ),
-            extra_fields={**extra, "turn_scores": [], "tool_rewards": [], "reward_extra_info": metrics, _RECORD: record},
+            extra_fields={
+                **extra,
+                "turn_scores": [],
+                "tool_rewards": [],
+                _ROLLOUT: _Rollout(trajectory, golden_answers, reward, record, complete, self._codec),
+            },
         )
 
 
@@ -185,23 +216,32 @@ _Worker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore
 
 
 class _Group:
-    """The rollouts of one question: they enter the batch together or not at all.
+    """The rollouts of one question: they enter the batch together or not at all, and are scored together.
 
     verl replaces a failed group only if none of its rollouts arrived. In an outage those that never searched would arrive,
     and be trained on as if they were the group.
     """
 
-    def __init__(self, size: int) -> None:
-        self._size, self._arrived = size, set()
+    def __init__(self, size: int, method: Method) -> None:
+        self._size, self._method = size, method
+        self._arrived: dict[int, _Rollout | None] = {}
+        self.rewards: dict[int, Reward] = {}
         self.failed, self.settled = False, asyncio.Event()
 
-    def arrive(self, session: int, failed: bool = False) -> None:
-        """Note that a session ended; only its first call counts."""
-        if session not in self._arrived:
-            self._arrived.add(session)
-            self.failed |= failed
-            if len(self._arrived) == self._size:
-                self.settled.set()
+    def arrive(self, session: int, rollout: _Rollout | None) -> None:
+        """Note that a session ended, with a rollout or with a failure (None); only its first call counts."""
+        if session in self._arrived:
+            return
+        self._arrived[session] = rollout
+        if len(self._arrived) < self._size:
+            return
+        whole = {number: rollout for number, rollout in sorted(self._arrived.items()) if rollout is not None}
+        self.failed = len(whole) < self._size
+        if not self.failed:
+            alone = [(rollout.trajectory, rollout.reward) for rollout in whole.values()]
+            rewards = self._method.regroup([trajectory for trajectory, _ in alone], [reward for _, reward in alone])
+            self.rewards = dict(zip(whole, rewards, strict=True))
+        self.settled.set()
 
 
 class _SearchAgentLoopWorker(_Worker):
@@ -210,6 +250,7 @@ class _SearchAgentLoopWorker(_Worker):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._groups: dict[str, _Group] = {}
+        self._settings: Settings = settings_of(self.config)
 
     async def generate_sequences(self, batch: Any) -> None:
         if _Fatal.error is not None:
@@ -220,7 +261,7 @@ class _SearchAgentLoopWorker(_Worker):
         rollout_config = self.config.actor_rollout_ref.rollout
         size = prompt.get("__rollout_n__", rollout_config.val_kwargs.n if trajectory["validate"] else rollout_config.n)
         uid = str(prompt["uid"])
-        self._groups[uid] = _Group(int(size))
+        self._groups[uid] = _Group(int(size), self._settings.load())
         try:
             await super()._run_prompt(prompt, sampling_params, trajectory=trajectory, trace=trace)
         finally:
@@ -230,20 +271,39 @@ class _SearchAgentLoopWorker(_Worker):
         try:
             return await super()._run_agent_loop(sampling_params, trajectory=trajectory, **kwargs)
         except BaseException:
-            self._groups[str(kwargs["uid"])].arrive(kwargs["session_id"], failed=True)
+            self._groups[str(kwargs["uid"])].arrive(kwargs["session_id"], None)
             raise
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> None:
-        record = output.extra_fields.pop(_RECORD, None)
-        group = self._groups[str(kwargs["uid"])]
-        group.arrive(kwargs["session_id"])
+        rollout: _Rollout = output.extra_fields.pop(_ROLLOUT)
+        group, session = self._groups[str(kwargs["uid"])], kwargs["session_id"]
+        group.arrive(session, rollout)
         await group.settled.wait()
         if group.failed:
             raise RetrievalError("dropped, because another rollout of the same question failed")
-        if record:
-            section = self.config.research_rl
-            log_for(section.trajectory_dir, section.attempt).write(record)
+        settings, reward = self._settings, group.rewards[session]
+        metrics = trajectory_metrics(settings.load(), rollout.trajectory, rollout.golden_answers, reward)
+        if settings.memory().mu and not validate:
+            output.extra_fields[MEMORY] = memorised = await self._memorise(rollout, reward)
+            metrics["memorised"] = float(memorised is not None)
+        output.reward_score = reward.score
+        output.extra_fields["reward_extra_info"] = metrics
+        if settings.trajectory_dir:
+            record = {**rollout.record, "metrics": metrics, **rollout.trajectory.to_json()}
+            log_for(settings.trajectory_dir, settings.attempt).write(record)
         await super()._agent_loop_postprocess(output, validate, **kwargs)
+
+    async def _memorise(self, rollout: _Rollout, reward: Reward) -> dict[str, Any] | None:
+        """Return prompt and search-free path of a correct rollout that searched, as ids, with μ; None if there is none."""
+        settings, trajectory = self._settings.memory(), rollout.trajectory
+        if not trajectory.searches or not reward.components["answer"]:
+            return None
+        method: Any = self._settings.load()  # has what `Memorises` asks for: the settings were checked
+        text = await memory(method, settings, trajectory, rollout.golden_answers, rollout.complete)
+        if text is None:
+            return None
+        response = [*rollout.codec.encode(text), min(rollout.codec.eos_ids)]
+        return {"prompt_ids": trajectory.prompt_ids, "response_ids": response, "mu": settings.mu}
 
 
 class SearchAgentLoopManager(AgentLoopManagerTQ):

@@ -36,6 +36,8 @@ def check_config(config: Any) -> None:
     if "research_rl" not in config:
         return
     settings = settings_of(config)
+    if config.get("stages") and not settings.stage:
+        raise ConfigError("this recipe has stages: run it by `python -m research_rl.train RECIPE.yaml`")
     rollout = config.actor_rollout_ref.rollout
     check_sampling(rollout.temperature, rollout.top_p, rollout.top_k)
     if rollout.agent.agent_loop_manager_class != _MANAGER:

@@ -95,7 +95,6 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
 
     output = asyncio.run(go())
     assert output.reward_score == 1.0
-    assert output.extra_fields["reward_extra_info"]["searches"] == 1.0
     assert output.extra_fields["min_global_steps"] == 3
     assert len(output.response_ids) == len(output.response_mask) == len(output.response_logprobs)
     sampled = [t for t, m in zip(output.response_ids, output.response_mask, strict=True) if m]
@@ -104,8 +103,9 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
     assert first["stop"] == ["</search>"]
     assert first["include_stop_str_in_output"] is True
     assert first["max_tokens"] == 200
-    record = output.extra_fields.pop("trajectory_record")  # the worker writes it once the whole group is there
-    assert (record["step"], record["split"], record["answer"]) == (4, "train", "Orla Venn")
+    rollout = output.extra_fields.pop("rollout")  # the worker scores and writes it once the whole group is there
+    assert rollout.trajectory.searches == ["who"]
+    assert (rollout.record["step"], rollout.record["split"], rollout.record["answer"]) == (4, "train", "Orla Venn")
     fields = output.as_dict()
     assert fields["rm_scores"].sum() == 1.0
 
@@ -203,41 +203,94 @@ def test_verls_worker_class_can_still_be_subclassed_under_its_ray_decorator(loop
     assert issubclass(loop_module._SearchAgentLoopWorker, AgentLoopWorker)
 
 
+GOOD = "<think>t</think><answer>\\boxed{Orla Venn}</answer>"
+
+
+def finished(loop_module, session, method, text=GOOD, answer="Orla Venn"):
+    """What the loop hands to the worker for a session."""
+
+    class Codec:
+        eos_ids = frozenset({9})
+
+        def encode(self, text):
+            return [1] * len(text)
+
+    trajectory = method.read(text, "Who?")
+    record = {"step": 1, "split": "train", "session": session}
+    reward = method.reward(trajectory, [answer])
+    return loop_module._Rollout(trajectory, [answer], reward, record, complete=None, codec=Codec())
+
+
+@pytest.fixture
+def run_group(loop_module, tmp_path, monkeypatch):
+    """Run one question of several sessions through the worker; return what verl was told and given."""
+    from verl.trainer.ppo.v1 import agent_loop_tq
+
+    def run(texts, section=None, failing=None):
+        statuses, put = [], {}
+
+        async def async_kv_put(key, partition_id, tag):
+            statuses.append(tag["status"])
+
+        async def run_loop(self, sampling_params, trajectory, *, session_id, **kwargs):
+            await asyncio.sleep(0.01 * session_id)
+            if session_id == failing:
+                raise RetrievalError("down")
+            rollout = finished(loop_module, session_id, self._settings.load(), texts[session_id])
+            output = SimpleNamespace(extra_fields={"rollout": rollout}, reward_score=None)
+            await self._agent_loop_postprocess(output, False, session_id=session_id, **kwargs)
+
+        async def postprocess(self, output, validate, **kwargs):
+            assert "rollout" not in output.extra_fields
+            put[kwargs["session_id"]] = output
+
+        monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", async_kv_put)
+        monkeypatch.setattr(loop_module._Worker, "_run_agent_loop", run_loop)
+        monkeypatch.setattr(loop_module._Worker, "_agent_loop_postprocess", postprocess)
+        worker = object.__new__(loop_module._SearchAgentLoopWorker)
+        worker._groups = {}
+        worker.config = config(tmp_path, attempt=1.5, **(section or {}))
+        worker._settings = loop_module.settings_of(worker.config)
+        worker.config.actor_rollout_ref.rollout.n = len(texts)
+        worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": 1}
+        loop_module.log_for.cache_clear()
+        asyncio.run(worker._run_prompt({"uid": "u"}, {}, trajectory={"validate": False}))
+        assert worker._groups == {}
+        return statuses, put
+
+    return run
+
+
 @pytest.mark.parametrize(
     ("failing", "written", "status"), [(None, [0, 1, 2, 3], "finished"), (2, [], "failure"), (0, [], "failure")]
 )
-def test_the_rollouts_of_a_question_enter_the_batch_together_or_not_at_all(
-    loop_module, tmp_path, monkeypatch, failing, written, status
-):
-    from verl.trainer.ppo.v1 import agent_loop_tq
-
-    statuses, put = [], []
-
-    async def async_kv_put(key, partition_id, tag):
-        statuses.append(tag["status"])
-
-    async def run_loop(self, sampling_params, trajectory, *, session_id, **kwargs):
-        await asyncio.sleep(0.01 * session_id)
-        if session_id == failing:
-            raise RetrievalError("down")
-        output = SimpleNamespace(extra_fields={"trajectory_record": {"step": 1, "split": "train", "session": session_id}})
-        await self._agent_loop_postprocess(output, False, session_id=session_id, **kwargs)
-
-    async def postprocess(self, output, validate, **kwargs):
-        assert "trajectory_record" not in output.extra_fields
-        put.append(kwargs["session_id"])
-
-    monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", async_kv_put)
-    monkeypatch.setattr(loop_module._Worker, "_run_agent_loop", run_loop)
-    monkeypatch.setattr(loop_module._Worker, "_agent_loop_postprocess", postprocess)
-    worker = object.__new__(loop_module._SearchAgentLoopWorker)
-    worker._groups = {}
-    worker.config = config(tmp_path, attempt=1.5)
-    worker.config.actor_rollout_ref.rollout.n = 4
-    worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": 1}
-    loop_module.log_for.cache_clear()
-    asyncio.run(worker._run_prompt({"uid": "u"}, {}, trajectory={"validate": False}))
+def test_the_rollouts_of_a_question_enter_the_batch_together_or_not_at_all(run_group, tmp_path, failing, written, status):
+    statuses, put = run_group([GOOD] * 4, failing=failing)
     assert statuses == ["running", status]
     assert sorted(put) == written
     assert sorted(record["session"] for record in read(tmp_path / "trajectories")) == written
-    assert worker._groups == {}
+
+
+SEARCH = "I wonder.<external>q</external>\n<document>\n(1)x\n</document>\n It is her.\\boxed{Orla Venn}"
+
+
+def test_the_group_reward_reaches_the_batch_and_the_log(run_group, tmp_path):
+    section = {"method": "r1_searcher_pp"}
+    _, put = run_group(["\\boxed{Orla Venn}", SEARCH, "\\boxed{nobody}"], section)
+    assert [put[session].reward_score for session in range(3)] == [1.5, 1.0, 0.0]
+    assert put[0].extra_fields["reward_extra_info"]["reward/group"] == 0.5
+    scores = {record["session"]: record["metrics"]["score"] for record in read(tmp_path / "trajectories")}
+    assert scores == {0: 1.5, 1: 1.0, 2: 0.0}
+
+
+def test_a_correct_rollout_that_searched_carries_a_path_without_search_to_the_actor(run_group):
+    section = {"method": "r1_searcher_pp", "memorisation": {"mu": 0.1, "rewriter": "extract"}}
+    _, put = run_group(["\\boxed{Orla Venn}", SEARCH, SEARCH.replace("Orla", "Nora")], section)
+    memories = [put[session].extra_fields["memory"] for session in range(3)]
+    path = "<internal>I wonder. It is her.</internal>\\boxed{Orla Venn}"
+    assert memories == [None, {"prompt_ids": [], "response_ids": [1] * len(path) + [9], "mu": 0.1}, None]
+
+
+def test_without_mu_nothing_is_rewritten(run_group):
+    _, put = run_group([SEARCH, SEARCH], {"method": "r1_searcher_pp"})
+    assert all("memory" not in output.extra_fields for output in put.values())

@@ -9,11 +9,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.formats import read_questions, write_jsonl
+from data_preprocess.formats import read_questions
 from evaluation.openai_server import CompletionsServer
 from evaluation.rescore import rescore_file
 from evaluation.summary import mean_metrics
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError, missing_extra
+from research_rl.files import write_jsonl
 from research_rl.methods.base import load_method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import HFCodec

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from omegaconf import OmegaConf
 
 from research_rl.errors import missing_extra
 from research_rl.files import write_text
@@ -32,18 +31,18 @@ class SearchCheckpoint(CheckpointCallback):
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any) -> None:
         """Write the manifest, and end the training if the stage has reached what it was to reach."""
-        settings = settings_of(self.config)
-        text = json.dumps(manifest(self.config, settings, global_step), indent=1)
+        config: Any = self.config
+        settings = settings_of(config)
+        text = json.dumps(manifest(config, settings, global_step), indent=1)
         write_text(Path(checkpoint_dir, MANIFEST), text)
         if (exported := Path(checkpoint_dir, "actor", "huggingface")).is_dir():
             write_text(exported / MANIFEST, text)  # it goes where the model goes
-        section = OmegaConf.select(self.config, "research_rl.until")
-        until = Until.from_mapping(OmegaConf.to_container(section, resolve=True) if section else {})  # type: ignore[arg-type]
+        until = Until.from_mapping(settings.until or {})
         if until.metric and settings.trajectory_dir:
             value = reached(until, read(settings.trajectory_dir))
             if value is not None:
                 told = {"step": global_step, "metric": until.metric, "mean": value, "window": until.window}
-                write_text(Path(self.config.trainer.default_local_dir, ENDED), json.dumps(told))
+                write_text(Path(config.trainer.default_local_dir, ENDED), json.dumps(told))
                 print(f"research_rl: stage {settings.stage!r} ends at step {global_step}: {until.metric} is {value:.3f}")
                 trainer.total_training_steps = global_step
 

@@ -21,7 +21,9 @@ def run(tmp_path, ranks: int):
     out = tmp_path / f"{ranks}.pt"
     arguments = [str(ranks), str(tmp_path / f"meet-{ranks}"), str(out)]
     processes = [
-        subprocess.Popen([sys.executable, str(SCRIPT), str(rank), *arguments], env=environment, stderr=subprocess.PIPE, text=True)
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), *arguments], env=environment, stderr=subprocess.PIPE, text=True
+        )
         for rank in range(ranks)
     ]
     told = [process.communicate(timeout=300)[1] for process in processes]

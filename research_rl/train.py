@@ -101,7 +101,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         ConfigError: see `stages_of`; or a finished stage has left no model.
     """
     stages, others = stages_of(recipe, overrides)
-    cpu = "cpu" in (load_recipe(recipe).get("defaults") or [])
+    cpu = "on_cpu" in (load_recipe(recipe).get("defaults") or [])
     model = None
     for number, stage in enumerate(stages or [None]):
         directory = run_dir / stage.name if stage else run_dir
@@ -142,7 +142,8 @@ def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | N
         **stage.overrides,
     }
     extra = [f"research_rl.until={hydra_value(until)}"] if until else []
-    return [f"{key}={hydra_value(value)}" for key, value in settings.items()] + extra
+    # a method's options are checked by the method, and need not stand in the recipe
+    return [f"{'++' * ('.method_options.' in key)}{key}={hydra_value(value)}" for key, value in settings.items()] + extra
 
 
 def hydra_value(value: Any) -> str:

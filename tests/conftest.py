@@ -9,7 +9,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # several libraries in one process bring an OpenMP of their own, whose waiting threads take each other's cores
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from hypothesis import settings  # noqa: E402 (the environment first)
+from hypothesis import settings
 
 # how long an example takes says something about the machine only
 settings.register_profile("any machine", deadline=None)

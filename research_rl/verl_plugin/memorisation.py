@@ -52,7 +52,8 @@ def _train_batch(train_batch: Any, engine: Any, args: Any, kwargs: Any) -> Any:
     finally:
         del engine.optimizer_step
     if engine.is_mp_src_rank_with_outputs():
-        outputs["metrics"] |= {**told, "memory_rows": float(len(rows))}
+        # lists, as verl's own metrics of micro-batches are
+        outputs["metrics"] |= {name: [value] for name, value in {**told, "memory_rows": float(len(rows))}.items()}
     return outputs
 
 

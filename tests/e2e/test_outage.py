@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from quickstart.training import CPU_ENVIRONMENT
 from research_rl.processes import adopt_orphans, start, start_service, stop_all, wait_until_healthy
+from research_rl.train import CPU_ENVIRONMENT
 from research_rl.trajectory_log import read
 from tests.e2e.test_quickstart import ROOT, SMALL, free_ports
 

@@ -27,7 +27,7 @@ STAGES = {
 def recipe(tmp_path) -> Path:
     path = tmp_path / "r" / "cpu.yaml"
     path.parent.mkdir()
-    path.write_text(yaml.safe_dump({"defaults": ["ppo_trainer", "research_rl", "cpu"], "stages": STAGES}, sort_keys=False))
+    path.write_text(yaml.safe_dump({"defaults": ["ppo_trainer", "research_rl", "on_cpu"], "stages": STAGES}, sort_keys=False))
     return path
 
 
@@ -50,7 +50,7 @@ def test_the_stages_run_in_order_and_each_starts_from_the_model_before(recipe, t
     assert [job.stage for job in seen] == ["search", "answer"]
     first, second = (job.command for job in seen)
     assert "trainer.total_training_steps=3" in first
-    assert "research_rl.method_options.preset='stage1_paper'" in first
+    assert "++research_rl.method_options.preset='stage1_paper'" in first
     assert "research_rl.until={metric:'retrieval_rate',reaches:0.9,window:2}" in first
     assert not any("model.path" in part for part in first)
     model = tmp_path / "run" / "search" / "checkpoints" / "global_step_3" / "actor" / "huggingface"

@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
+from data_preprocess.cold_start import ACCEPT, sample, select
 from data_preprocess.formats import read_questions, write_verl_parquet
 from data_preprocess.world import Split
 from data_preprocess.world.write import write_world
-from research_rl.errors import DataError, MissingExtraError
+from evaluation.openai_server import CompletionsServer
+from research_rl.errors import DataError, GenerationError, MissingExtraError, missing_extra
+from research_rl.methods.base import Method, load_method
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.rollout import HFCodec
+from research_rl.types import Budget
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -28,19 +36,67 @@ def main(arguments: list[str] | None = None) -> int:
     questions.add_argument("--out", type=Path, required=True, help="the parquet file to write")
     questions.add_argument("--data-source", required=True, help="name under which verl reports its metrics")
     questions.add_argument("--split", required=True, help="train, dev or test")
+    cold = commands.add_parser(
+        "cold-start", help="rejection sampling over an OpenAI-compatible server: a set for supervised training"
+    )
+    cold.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
+    cold.add_argument("--out", type=Path, required=True, help="directory of samples.jsonl, train.parquet and card.json")
+    cold.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
+    cold.add_argument("--model", required=True, help="the model's name on that server")
+    cold.add_argument("--tokenizer", required=True, help="directory or hub id of its tokenizer")
+    cold.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
+    cold.add_argument("--method", default="r1_searcher_pp", help="name or dotted path of the Method")
+    cold.add_argument("--method-options", type=json.loads, default={}, help="JSON")
+    cold.add_argument("--samples", type=int, default=8, help="rollouts of each question")
+    cold.add_argument("--accept", default="cover_em_tokens", choices=sorted(ACCEPT), help="what counts as right")
+    cold.add_argument("--per-question", type=int, default=1, help="most rows of one question, fewest searches first")
+    cold.add_argument("--rows", type=int, default=None, help="most rows in all (the paper: 805)")
+    cold.add_argument("--temperature", type=float, default=1.0)
+    cold.add_argument("--response-tokens", type=int, default=8192)
+    cold.add_argument("--max-searches", type=int, default=8)
+    cold.add_argument("--top-k", type=int, default=5)
+    cold.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     try:
-        if options.command == "world":
+        if options.command == "cold-start":
+            print(json.dumps(cold_start(options)))
+        elif options.command == "world":
             counts: dict[Split, int] = {"train": options.train, "dev": options.dev, "test": options.test}
             print(json.dumps(write_world(options.out, options.seed, options.scale, counts)))
         else:
             rows = list(read_questions(options.input))
             written = write_verl_parquet(options.out, rows, options.data_source, options.split)
             print(f"{options.out}: {written} questions")
-    except (DataError, MissingExtraError, ValueError, OSError) as error:
+    except (DataError, MissingExtraError, GenerationError, ValueError, OSError) as error:
         print(f"data_preprocess: {error}", file=sys.stderr)
         return 1
     return 0
+
+
+def cold_start(options: argparse.Namespace) -> dict[str, Any]:
+    """Sample what is left, select, and return the card."""
+    method = load_method(options.method, **options.method_options)
+    questions = list(read_questions(options.questions))
+    log = options.out / "samples.jsonl"
+    asyncio.run(_sample(options, method, questions, log))
+    return select(method, log, options.out, options.per_question, options.rows, options.seed)
+
+
+async def _sample(options: argparse.Namespace, method: Method, questions: list[dict[str, Any]], log: Path) -> None:
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise missing_extra("transformers", "eval") from error
+    codec = HFCodec(AutoTokenizer.from_pretrained(options.tokenizer))
+    budget = Budget(options.response_tokens, searches=options.max_searches, top_k=options.top_k)
+    server = CompletionsServer(options.model_url, options.model, options.temperature)
+    async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
+        arguments = (method, codec, questions, options.samples, ACCEPT[options.accept], budget, server.generate, client, log)
+        try:
+            await sample(*arguments)
+        except ExceptionGroup as group:  # a server is gone: one of its errors says it all
+            raise group.exceptions[0] from None
+    await server.close()
 
 
 if __name__ == "__main__":

@@ -67,13 +67,22 @@ def write_verl_parquet(path: Path, rows: Sequence[Mapping[str, Any]], data_sourc
         DataError: there is no row.
         MissingExtraError: pyarrow is not installed.
     """
+    if not rows:
+        raise DataError(f"no questions for {path}")
+    return write_parquet(path, [to_verl_row(row, data_source, split, index) for index, row in enumerate(rows)])
+
+
+def write_parquet(path: Path, rows: Sequence[Mapping[str, Any]]) -> int:
+    """Write rows as parquet; return how many.
+
+    Raises:
+        MissingExtraError: pyarrow is not installed.
+    """
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError as error:
         raise missing_extra("pyarrow", "train") from error
-    if not rows:
-        raise DataError(f"no questions for {path}")
-    table = pa.Table.from_pylist([to_verl_row(row, data_source, split, index) for index, row in enumerate(rows)])
+    table = pa.Table.from_pylist([dict(row) for row in rows])
     write_atomically(path, lambda part: pq.write_table(table, part))
     return len(rows)

@@ -1,0 +1,58 @@
+"""The data set of the supervised cold start, for verl's SFT trainer: the policy's own words are targets, passages and prompts are not."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import torch
+from torch.utils.data import Dataset
+
+from research_rl.errors import DataError, missing_extra
+from research_rl.rollout import HFCodec
+
+try:
+    import pyarrow.parquet as pq
+except ModuleNotFoundError as error:
+    raise missing_extra("pyarrow", "train") from error
+
+
+class TrajectoryDataset(Dataset):
+    """Named by `data.custom_cls`: {path: pkg://research_rl.verl_plugin.sft_dataset, name: TrajectoryDataset}.
+
+    Each segment is encoded by itself, as in a rollout. Rows are (sequence length,) tensors: input_ids, position_ids, loss_mask.
+    """
+
+    def __init__(self, parquet_files: Any, tokenizer: Any, config: Any, processor: Any = None, max_samples: int = -1) -> None:
+        """`config`: verl's `data` section; needs pad_mode no_padding, and max_length bounds a row.
+
+        Raises:
+            DataError: a row is longer than max_length.
+        """
+        if config.get("pad_mode", "no_padding") != "no_padding":
+            raise DataError(f"the cold start needs data.pad_mode=no_padding, got {config.get('pad_mode')!r}")
+        files = [parquet_files] if isinstance(parquet_files, str) else list(parquet_files)
+        rows = [row for file in files for row in pq.read_table(file).to_pylist()]
+        codec = HFCodec(tokenizer)
+        self._rows = [encode(codec, row, tokenizer.eos_token_id) for row in (rows[:max_samples] if max_samples > 0 else rows)]
+        longest = max(len(ids) for ids, _ in self._rows)
+        if longest > config.get("max_length", longest):
+            raise DataError(f"a row has {longest} tokens, data.max_length is {config['max_length']}: raise it, or drop the row")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        ids, mask = self._rows[index]
+        return {"input_ids": torch.tensor(ids), "position_ids": torch.arange(len(ids)), "loss_mask": torch.tensor(mask)}
+
+
+def encode(codec: HFCodec, row: dict[str, Any], eos: int) -> tuple[list[int], list[int]]:
+    """Return ids and mask of one row; the mask is 1 on what the policy wrote, and on the EOS that ends it."""
+    ids = codec.encode_prompt(json.loads(row["prompt"]), row["prefill"])
+    mask = [0] * len(ids)
+    for segment in row["segments"]:
+        new = codec.encode(segment["text"])
+        ids += new
+        mask += [int(segment["learn"])] * len(new)
+    return [*ids, eos], [*mask, 1]

@@ -1,0 +1,142 @@
+"""The cold start: what is kept of sampled rollouts, what is a target, and that verl's SFT trainer takes it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from data_preprocess.cold_start import ACCEPT, read_log, sample, select
+from research_rl.errors import DataError, GenerationError
+from research_rl.methods.r1_searcher_pp import R1SearcherPP
+from research_rl.rollout import Generation, HFCodec
+from research_rl.types import Budget, Passage
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "quickstart" / "start_model" / "weights_all_methods"
+PROMPT = ROOT / "recipes" / "r1_searcher_pp" / "prompt_cpu.txt"
+METHOD = R1SearcherPP(template="base", prompt_file=str(PROMPT))
+QUESTIONS = [{"id": str(number), "question": f"Where is {number}?", "golden_answers": ["Oslo"]} for number in range(4)]
+SEARCH, TELL = " Find it.<external> it</external>", " It is there.\\boxed{ Oslo}"
+SAID = {  # what the model says at each of its turns, by question
+    "0": [SEARCH, TELL],
+    "1": [" I know it.\\boxed{ Bergen}"],
+    "2": ["<internal>" + TELL],
+    "3": [" I do not know."],
+}
+
+
+@pytest.fixture(scope="module")
+def codec():
+    return HFCodec(AutoTokenizer.from_pretrained(WEIGHTS))
+
+
+class Client:
+    async def search(self, queries, top_k):
+        return [[Passage("1", "It\nIt lies in Oslo.")] for _ in queries]
+
+
+def policy(codec, failing: set[str] = frozenset()):
+    async def generate(ids, most, stop):
+        text = codec.decode(ids)
+        number = text.split("Where is ")[1][0]
+        if number in failing:
+            await asyncio.sleep(0.05)
+            raise GenerationError("the server is gone")
+        said = SAID[number][text.count("</document>")]
+        return Generation([*codec.encode(said), *([] if said.endswith("</external>") else [min(codec.eos_ids)])])
+
+    return generate
+
+
+def run(codec, log, failing=frozenset()):
+    arguments = (METHOD, codec, QUESTIONS, 2, ACCEPT["em"], Budget(300, searches=3, top_k=1))
+    asyncio.run(sample(*arguments, policy(codec, failing), Client(), log))
+
+
+def test_the_right_and_well_formed_are_kept_and_the_rest_is_counted_by_reason(codec, tmp_path):
+    run(codec, tmp_path / "samples.jsonl")
+    card = select(METHOD, tmp_path / "samples.jsonl", tmp_path, per_question=1, rows=None, seed=1)
+    assert card["rollouts"] == {"accepted": 2, "malformed": 2, "no answer": 2, "wrong": 2}
+    assert card["rows"] == 1
+    assert (tmp_path / "train.parquet").is_file()
+
+
+def test_after_an_interruption_only_what_is_left_is_asked(codec, tmp_path):
+    log = tmp_path / "samples.jsonl"
+    with pytest.raises(ExceptionGroup):
+        run(codec, log, failing={"2"})
+    finished = {row["id"] for row in read_log(log)}
+    assert "2" not in finished
+    with log.open("a") as file:
+        file.write('{"id": "3", "outc')  # killed while it wrote
+    run(codec, log)
+    assert sorted(row["id"] for row in read_log(log)) == ["0", "1", "2", "3"]
+
+
+def test_nothing_accepted_is_an_error_that_says_why(codec, tmp_path):
+    with pytest.raises(DataError, match="no rollout was accepted of 0"):
+        select(METHOD, tmp_path / "none.jsonl", tmp_path, 1, None, 1)
+
+
+@pytest.mark.slow
+def test_targets_are_what_the_policy_wrote_and_the_end(codec, tmp_path):
+    from research_rl.verl_plugin.sft_dataset import TrajectoryDataset
+
+    run(codec, tmp_path / "samples.jsonl")
+    select(METHOD, tmp_path / "samples.jsonl", tmp_path, 1, None, 1)
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    row = TrajectoryDataset([str(tmp_path / "train.parquet")], tokenizer, {"max_length": 300})[0]
+    targets = [token for token, learn in zip(row["input_ids"].tolist(), row["loss_mask"].tolist(), strict=True) if learn]
+    assert codec.decode(targets) == SEARCH + TELL + tokenizer.eos_token
+    assert codec.decode(row["input_ids"].tolist()).startswith("Question: Where is 0?\nRecall or look up:")
+    assert "It lies in Oslo." in codec.decode(row["input_ids"].tolist())
+    with pytest.raises(DataError, match="max_length is 9"):
+        TrajectoryDataset(str(tmp_path / "train.parquet"), tokenizer, {"max_length": 9})
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="the CPU platform is for Linux")
+def test_verls_sft_trainer_trains_on_it(codec, tmp_path):
+    run(codec, tmp_path / "samples.jsonl")
+    data = tmp_path / "r1_searcher_pp" / "cold_start"
+    select(METHOD, tmp_path / "samples.jsonl", data, per_question=2, rows=None, seed=1)
+    single = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
+    command = [
+        *(
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--standalone",
+            "--nproc_per_node=1",
+            "-m",
+            "verl.trainer.sft_trainer",
+        ),
+        *("--config-dir", "recipes/r1_searcher_pp", "--config-name", "cold_start"),
+        *(
+            "data.train_batch_size=2",
+            "data.num_workers=0",
+            "data.max_length=300",
+            "trainer.total_epochs=2",
+            "trainer.logger=[console]",
+        ),
+        *("trainer.n_gpus_per_node=1", "model.use_remove_padding=false", "model.enable_gradient_checkpointing=false"),
+        *("+model.override_config={attn_implementation:sdpa}", "engine.use_torch_compile=false", "engine.dtype=float32"),
+        *(f"+engine.mixed_precision={single}", "optim.lr=0.001", "trainer.device=cpu"),
+    ]
+    environment = {
+        **os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "RUN_DIR": str(tmp_path / "run"), "DATA_DIR": str(tmp_path),
+        "MODEL": str(WEIGHTS), "TORCHDYNAMO_DISABLE": "1",
+    }  # fmt: skip
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    losses = [float(part.split("train/loss:")[1].split()[0]) for part in done.stdout.splitlines() if "train/loss:" in part]
+    assert len(losses) == 2
+    assert losses[1] < losses[0]
+    assert json.loads((tmp_path / "run" / "checkpoints" / "global_step_2" / "huggingface" / "config.json").read_text())

@@ -1,0 +1,94 @@
+"""Every recipe composes over verl's trainer, passes our checks, and says in its README what it does."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from research_rl.settings import Settings, check_sampling
+from research_rl.train import jobs, stages_of
+
+ROOT = Path(__file__).parents[2]
+TRAINERS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.stem != "cold_start")
+IDS = [f"{path.parent.name}/{path.name}" for path in TRAINERS]
+SEARCHPATH = "hydra.searchpath=[pkg://research_rl.config,pkg://verl.trainer.config]"
+pytestmark = pytest.mark.slow
+
+
+def composed(recipe: Path, overrides=()):
+    with initialize_config_dir(str(recipe.parent), version_base=None):
+        return compose(recipe.stem, overrides=[SEARCHPATH, *overrides])
+
+
+@pytest.mark.parametrize("recipe", TRAINERS, ids=IDS)
+def test_a_recipe_and_each_of_its_stages_pass_the_checks_made_before_training(recipe, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)  # prompts are named from here
+    stages, _ = stages_of(recipe, [])
+    variants = [[]]
+    model = tmp_path / "model"
+    for stage in stages:  # what the driver would pass
+        from research_rl.train import _stage_overrides
+
+        variants.append(_stage_overrides(stage, tmp_path, len(variants) - 1, model))
+    for overrides in variants:
+        config = composed(recipe, [part for part in overrides if not part.startswith("hydra.")])
+        resolved = OmegaConf.to_container(config, resolve=True)
+        settings = Settings.from_mapping(resolved["research_rl"])
+        rollout = resolved["actor_rollout_ref"]["rollout"]
+        check_sampling(rollout["temperature"], rollout["top_p"], rollout["top_k"])
+        budget = resolved["data"]["max_prompt_length"] + resolved["data"]["max_response_length"]
+        actor = resolved["actor_rollout_ref"]["actor"]
+        assert actor["ppo_max_token_len_per_gpu"] >= budget
+        assert resolved["data"]["train_batch_size"] % actor["ppo_mini_batch_size"] == 0
+        assert settings.load().name in ("research", "r1_searcher", "r1_searcher_pp", "search_r1")
+    assert next(jobs(recipe, tmp_path, [])).command
+
+
+@pytest.mark.parametrize("recipe", TRAINERS, ids=IDS)
+def test_verls_command_shows_the_whole_recipe(recipe):
+    done = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.parent), "--config-name", recipe.stem,
+         "--cfg", "job", "--resolve"],
+        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    job = OmegaConf.create(done.stdout)
+    assert job.actor_rollout_ref.rollout.agent.agent_loop_manager_class.endswith("SearchAgentLoopManager")
+    assert job.trainer.v1.sampler.sync_refill_failed_groups is True
+    assert (job.actor_rollout_ref.rollout.top_p, job.actor_rollout_ref.rollout.top_k) == (1.0, -1)
+
+
+def rows_of(readme: Path):
+    """Yield (key, value) of the table of hyper-parameters."""
+    for line in readme.read_text().splitlines():
+        if match := re.match(r"\| [^|]+ \| `([a-z0-9_.]+)` \| ([^|]+) \| [^|]+ \|$", line):
+            yield match[1], yaml.safe_load(match[2])
+
+
+@pytest.mark.parametrize("method", ["research", "r1_searcher", "r1_searcher_pp", "search_r1"])
+def test_the_readmes_table_of_hyper_parameters_is_what_the_gpu_recipe_sets(method):
+    config = composed(ROOT / "recipes" / method / "gpu.yaml")
+    table = list(rows_of(ROOT / "recipes" / method / "README.md"))
+    assert len(table) >= 10
+    for key, value in table:
+        found = OmegaConf.select(config, key, throw_on_missing=True)
+        assert found == (float(value) if isinstance(found, float) else value), key
+    assert {"console", "wandb", "tensorboard"} == set(config.trainer.logger)
+
+
+def test_a_staged_recipe_is_refused_by_verls_own_command():
+    recipe = ROOT / "recipes" / "r1_searcher" / "gpu.yaml"
+    done = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.parent), "--config-name", "gpu"],
+        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "VERL_PLATFORM": "cpu"},
+    )  # fmt: skip
+    assert done.returncode != 0
+    assert "this recipe has stages" in done.stderr

@@ -1,7 +1,7 @@
 """All methods side by side on the fictional world, with one budget of rollouts: ``python benchmarks/methods.py --out runs/methods``.
 
-One training after the other (each takes both cores), seed by seed, so that every method has its first seed soon. Run again it goes on where it was.
-Writes `table.md` and `table.json` after every run.
+At most 40 steps of 16 questions x 8 rollouts each. One training after the other (each takes both cores), seed by seed, so that every
+method has its first seed soon; run again, it goes on where it was. Writes `table.md` and `table.json` after every run.
 """
 
 from __future__ import annotations
@@ -73,10 +73,11 @@ def table(out: Path) -> tuple[str, list[dict[str, Any]]]:
         row["control_em_after"] = round(statistics.mean(summary["control"]["after"]["em"] for summary in summaries), 4)
         row["rollouts"] = [sum(step["n"] for step in summary["steps"]) for summary in summaries]
         rows.append(row)
-    lines = [
-        "| method | seeds | rollouts | EM before | EM after (by seed) | F1 after | searches before | searches after | well-formed after | EM without evidence |",
-        "|" + "---|" * 10,
-    ]
+    columns = (
+        *("method", "seeds", "rollouts", "EM before", "EM after (by seed)", "F1 after", "searches before", "searches after"),
+        *("well-formed after", "EM without evidence"),
+    )
+    lines = [f"| {' | '.join(columns)} |", "|" + "---|" * len(columns)]
     for row in rows:
         by_seed = ", ".join(f"{value:.3f}" for value in row["em_after_by_seed"])
         lines.append(

@@ -85,17 +85,25 @@ def serving(*flags: str, log_file: Path | None = None) -> Iterator[tuple[str, su
 
 @contextlib.contextmanager
 def in_thread(retriever: Retriever, **settings: Any) -> Iterator[str]:
-    """Run the application under uvicorn in a thread; yield its URL."""
+    """Run the service's application under uvicorn in a thread; yield its URL."""
     from rag_serving.protocol import TimedProtocol
 
-    port = free_port()
     TimedProtocol.head_timeout_s = settings.get("receive_timeout_s", 20.0)
-    app = app_over(retriever, **settings)
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", http=TimedProtocol, timeout_graceful_shutdown=5))
+    with app_in_thread(app_over(retriever, **settings), http=TimedProtocol) as url:
+        with httpx.Client(base_url=url) as client:
+            wait_ready(client)
+        yield url
+
+
+@contextlib.contextmanager
+def app_in_thread(app: FastAPI, **options: Any) -> Iterator[str]:
+    """Run any application under uvicorn in a thread; yield its URL."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=5, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
-        wait_ready(client)
+    while not server.started:
+        time.sleep(0.01)
     try:
         yield f"http://127.0.0.1:{port}"
     finally:

@@ -299,7 +299,11 @@ class _SearchAgentLoopWorker(_Worker):
         if not trajectory.searches or not reward.components["answer"]:
             return None
         method: Any = self._settings.load()  # has what `Memorises` asks for: the settings were checked
-        text = await memory(method, settings, trajectory, rollout.golden_answers, rollout.complete)
+        try:
+            text = await memory(method, settings, trajectory, rollout.golden_answers, rollout.complete)
+        except Exception as error:  # the group is whole and enters the batch; without its rewriter the run ends with the next one
+            _Fatal.error = error
+            return None
         if text is None:
             return None
         response = [*rollout.codec.encode(text), min(rollout.codec.eos_ids)]

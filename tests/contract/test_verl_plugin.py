@@ -291,6 +291,16 @@ def test_a_correct_rollout_that_searched_carries_a_path_without_search_to_the_ac
     assert memories == [None, {"prompt_ids": [], "response_ids": [1] * len(path) + [9], "mu": 0.1}, None]
 
 
+def test_a_rewriter_that_fails_ends_the_run_and_breaks_no_group(run_group, loop_module, monkeypatch):
+    monkeypatch.setattr(loop_module._Fatal, "error", None)
+    section = {"method": "r1_searcher_pp", "memorisation": {"mu": 0.1, "rewriter": "policy"}}
+    statuses, put = run_group([SEARCH, SEARCH], section)  # the policy of these rollouts cannot be asked
+    assert statuses == ["running", "finished"]
+    assert [output.extra_fields["memory"] for output in put.values()] == [None, None]
+    with pytest.raises(TypeError):
+        asyncio.run(object.__new__(loop_module._SearchAgentLoopWorker).generate_sequences(None))
+
+
 def test_without_mu_nothing_is_rewritten(run_group):
     _, put = run_group([SEARCH, SEARCH], {"method": "r1_searcher_pp"})
     assert all("memory" not in output.extra_fields for output in put.values())

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.cold_start import ACCEPT, sample, select
+from data_preprocess.cold_start import ACCEPT, SELECTION, same_sampling, sample, select
 from data_preprocess.formats import read_questions, write_verl_parquet
 from data_preprocess.world import Split
 from data_preprocess.world.write import write_world
@@ -48,12 +48,14 @@ def main(arguments: list[str] | None = None) -> int:
     cold.add_argument("--method", default="r1_searcher_pp", help="name or dotted path of the Method")
     cold.add_argument("--method-options", type=json.loads, default={}, help="JSON")
     cold.add_argument("--samples", type=int, default=8, help="rollouts of each question")
-    cold.add_argument("--accept", default="cover_em_tokens", choices=sorted(ACCEPT), help="what counts as right")
+    cold.add_argument("--accept", default="method", choices=["method", *sorted(ACCEPT)], help="what counts as right")
     cold.add_argument("--per-question", type=int, default=1, help="most rows of one question, fewest searches first")
     cold.add_argument("--rows", type=int, default=None, help="most rows in all (the paper: 805)")
     cold.add_argument("--temperature", type=float, default=1.0)
     cold.add_argument("--response-tokens", type=int, default=8192)
     cold.add_argument("--max-searches", type=int, default=8)
+    cold.add_argument("--max-turn-tokens", type=int, default=None)
+    cold.add_argument("--max-observation-tokens", type=int, default=None)
     cold.add_argument("--top-k", type=int, default=5)
     cold.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
@@ -78,6 +80,9 @@ def cold_start(options: argparse.Namespace) -> dict[str, Any]:
     method = load_method(options.method, **options.method_options)
     questions = list(read_questions(options.questions))
     log = options.out / "samples.jsonl"
+    same_sampling(
+        options.out / "sampling.json", {name: str(value) for name, value in vars(options).items() if name not in SELECTION}
+    )
     asyncio.run(_sample(options, method, questions, log))
     return select(method, log, options.out, options.per_question, options.rows, options.seed)
 
@@ -88,10 +93,13 @@ async def _sample(options: argparse.Namespace, method: Method, questions: list[d
     except ImportError as error:
         raise missing_extra("transformers", "eval") from error
     codec = HFCodec(AutoTokenizer.from_pretrained(options.tokenizer))
-    budget = Budget(options.response_tokens, searches=options.max_searches, top_k=options.top_k)
+    budget = Budget(
+        options.response_tokens, options.max_turn_tokens, options.max_searches, options.max_observation_tokens, options.top_k
+    )
+    accept = getattr(method, "right", ACCEPT["cover_em_tokens"]) if options.accept == "method" else ACCEPT[options.accept]
     server = CompletionsServer(options.model_url, options.model, options.temperature)
     async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
-        arguments = (method, codec, questions, options.samples, ACCEPT[options.accept], budget, server.generate, client, log)
+        arguments = (method, codec, questions, options.samples, accept, budget, server.generate, client, log)
         try:
             await sample(*arguments)
         except ExceptionGroup as group:  # a server is gone: one of its errors says it all

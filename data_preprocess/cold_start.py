@@ -24,10 +24,30 @@ from research_rl.retrieval import RetrievalClient
 from research_rl.rollout import Generate, HFCodec, rollout
 from research_rl.types import Budget, StopReason, Trajectory
 
-Metric = Callable[[str, Sequence[str]], float]
+Metric = Callable[[str, Sequence[str]], float | bool]
 ACCEPT: dict[str, Metric] = {
     "em": exact_match, "cover_em_tokens": cover_em_tokens, "cover_em_substring": cover_em_substring,
 }  # fmt: skip
+
+
+SELECTION = frozenset(
+    {"per_question", "rows", "seed", "out", "command", "model_url", "retrieval_url"}
+)  # may change between two runs
+
+
+def same_sampling(path: Path, options: dict[str, str]) -> None:
+    """Refuse to add to samples that were made with other options; write the options beside them.
+
+    Raises:
+        DataError: they differ.
+    """
+    before = json.loads(path.read_text()) if path.is_file() else options
+    if changed := {
+        name: (before.get(name), options.get(name)) for name in {*before, *options} if before.get(name) != options.get(name)
+    }:
+        listed = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in sorted(changed.items()))
+        raise DataError(f"{path.parent} holds samples made with other options ({listed}): choose another --out")
+    write_text(path, json.dumps(options, indent=1))
 
 
 async def sample(
@@ -90,7 +110,7 @@ def read_log(path: Path) -> list[dict[str, Any]]:
     whole = text[: text.rfind("\n") + 1]
     if whole != text:
         write_text(path, whole)
-    return [json.loads(line) for line in whole.splitlines()]
+    return [json.loads(line) for line in whole.split("\n") if line]  # splitlines() would split at U+2028 in a passage, too
 
 
 def select(method: Method, log: Path, out: Path, per_question: int, rows: int | None, seed: int) -> dict[str, Any]:

@@ -39,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     run.add_argument("--temperature", type=float, default=0.0)
     run.add_argument("--response-tokens", type=int, default=8192)
     run.add_argument("--max-searches", type=int, default=None)
+    run.add_argument("--max-turn-tokens", type=int, default=None, help="sampled tokens of a turn")
+    run.add_argument("--max-observation-tokens", type=int, default=None, help="tokens of a search's result")
     run.add_argument("--out", type=Path, required=True, help="where the trajectories go, as JSON lines")
     rescore = commands.add_parser("rescore", help="the rewards of a method for responses that somebody else recorded")
     rescore.add_argument("input", type=Path, help="JSON lines, plain or .gz")
@@ -84,7 +86,9 @@ async def _run(options: argparse.Namespace, questions: list[dict[str, Any]]) -> 
         raise missing_extra("transformers", "eval") from error
     method = load_method(options.method, **options.method_options)
     codec = HFCodec(AutoTokenizer.from_pretrained(options.tokenizer))
-    budget = Budget(options.response_tokens, searches=options.max_searches, top_k=options.top_k)
+    budget = Budget(
+        options.response_tokens, options.max_turn_tokens, options.max_searches, options.max_observation_tokens, options.top_k
+    )
     server = CompletionsServer(options.model_url, options.model, options.temperature)
     async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
         records = await evaluate(method, codec, questions, budget, server.generate, client)

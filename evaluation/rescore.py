@@ -64,18 +64,21 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
     if not path.is_file():
         raise DataError(f"no file {path}")
     empty = True
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise DataError(f"{path}, line {number}: not JSON ({error}), got {line.strip()[:80]!r}") from None
-            if not isinstance(row, dict):
-                raise DataError(f"{path}, line {number}: a JSON object is needed, got {line.strip()[:80]!r}")
-            empty = False
-            yield row
+    try:
+        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as {'gzip of ' * (path.suffix == '.gz')}UTF-8 ({error})") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error}), got {line.strip()[:80]!r}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: a JSON object is needed, got {line.strip()[:80]!r}")
+        empty = False
+        yield row
     if empty:
         raise DataError(f"{path} holds no row")
 

@@ -25,6 +25,7 @@ from quickstart.training import records_of, train
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
 from research_rl.files import write_text
 from research_rl.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
+from research_rl.train import DONE
 
 ROOT = Path(__file__).parents[1]
 MODELS = tuple(ROOT / "quickstart" / "start_model" / name for name in ("weights", "weights_all_methods"))
@@ -172,6 +173,9 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
     for name in ("test", "control"):
         for when in ("before", "after"):
             if (n := figures[name][when]["n"]) != options.test_questions:
+                max(
+                    run_dir.glob(f"**/{DONE}"), key=lambda path: path.stat().st_mtime
+                ).unlink()  # the last stage's job is run again
                 raise RetrievalError(
                     f"the measurement {name}/{when} has {n} of {options.test_questions} questions: the service was away. Run it again: "
                     "the last checkpoint is then measured once more; a spoilt start needs make quickstart-fresh"

@@ -28,6 +28,10 @@ class Memorises(Protocol):
         """Return the policy's own words of a rollout, in the method's form, without its searches."""
         ...
 
+    def right(self, answer: str | None, golden_answers: Sequence[str]) -> bool:
+        """Return whether an answer is right: only the paths of right rollouts are memorised."""
+        ...
+
     def accepts(self, text: str, golden_answers: Sequence[str]) -> bool:
         """Return whether a rewritten path is in form, without search, and right."""
         ...
@@ -84,17 +88,21 @@ async def memory(
 def server(settings: Memorisation) -> Complete:
     """Return chat completions of an OpenAI-compatible server (the key comes from OPENAI_API_KEY, if there is one)."""
     try:
-        from openai import AsyncOpenAI
+        from openai import AsyncOpenAI, BadRequestError, UnprocessableEntityError
     except ModuleNotFoundError as error:
         raise missing_extra("openai", "train") from error
     import os
 
-    client = AsyncOpenAI(base_url=settings.rewriter, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=8)
+    key = os.environ.get("OPENAI_API_KEY", "none")
+    client = AsyncOpenAI(base_url=settings.rewriter, api_key=key, max_retries=8, timeout=120)
 
     async def complete(messages: list[Message]) -> str:
-        made = await client.chat.completions.create(
-            model=str(settings.model), messages=messages, max_tokens=settings.max_tokens, temperature=settings.temperature,  # type: ignore[arg-type]
-        )  # fmt: skip
+        try:
+            made = await client.chat.completions.create(
+                model=str(settings.model), messages=messages, max_tokens=settings.max_tokens, temperature=settings.temperature,  # type: ignore[arg-type]
+            )  # fmt: skip
+        except (BadRequestError, UnprocessableEntityError):
+            return ""  # too long, or filtered: this one path is not accepted
         return made.choices[0].message.content or ""
 
     return complete

@@ -21,7 +21,7 @@ def trajectory_metrics(
     return {
         "score": reward.score,
         **{f"reward/{name}": value for name, value in reward.components.items()},
-        "em": exact_match(answer, golden_answers),
+        "em": exact_match(answer, golden_answers) if answer else 0.0,
         "f1": f1(answer, golden_answers),
         "cover_em_substring": cover_em_substring(answer, golden_answers) if answer else 0.0,
         "searches": float(len(trajectory.searches)),

@@ -42,6 +42,10 @@ class Until:
         if unknown := sorted(set(section) - set(valid)):
             raise ConfigError(f"until: unknown keys {unknown}; valid: {', '.join(valid)}")
         until = cls(**section)
+        for name, kinds in (("steps", int), ("window", int), ("reaches", (int, float)), ("metric", str)):
+            value = getattr(until, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                raise ConfigError(f"until.{name} must be {'a number' if name != 'metric' else 'a name'}, got {value!r}")
         if (until.metric is None) != (until.reaches is None):
             raise ConfigError("until: metric and reaches belong together, for example metric: retrieval_rate, reaches: 0.95")
         if until.window < 1 or (until.steps is not None and until.steps < 1):

@@ -7,6 +7,7 @@ as when the papers' stages are run by hand). Run again after an interruption, th
 from __future__ import annotations
 
 import argparse
+import fcntl
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from typing import Any
 
 from research_rl.errors import ConfigError, MissingExtraError, missing_extra
 from research_rl.files import write_text
+from research_rl.processes import adopt_orphans, stop_all, stop_on_signals
 from research_rl.stages import ENDED, Stage, read_stages
 
 DONE = "done.json"
@@ -45,6 +47,11 @@ class Job:
     environment: dict[str, str]
 
 
+try:
+    import yaml
+except ModuleNotFoundError as error:
+    raise missing_extra("PyYAML", "train") from error
+
 Launch = Callable[[Job], int]  # runs a job to its end; returns the exit code
 
 
@@ -54,10 +61,6 @@ def load_recipe(recipe: Path) -> Mapping[str, Any]:
     Raises:
         ConfigError: there is no such file, or it is no mapping.
     """
-    try:
-        import yaml
-    except ModuleNotFoundError as error:
-        raise missing_extra("PyYAML", "train") from error
     if not recipe.is_file():
         known = ", ".join(str(path) for path in sorted(Path("recipes").glob("*/*.yaml")))
         raise ConfigError(f"no recipe {recipe}; there are: {known or 'none in ./recipes'}")
@@ -90,7 +93,7 @@ def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list
             raise ConfigError(
                 f"{override}: expected stages.NAME.until.KEY=VALUE with NAME one of: {', '.join(section) or 'none'}"
             )
-        section[parts[1]]["until"] = {**(section[parts[1]].get("until") or {}), parts[3]: json.loads(value)}
+        section[parts[1]]["until"] = {**(section[parts[1]].get("until") or {}), parts[3]: yaml.safe_load(value)}
     return read_stages(section), others
 
 
@@ -101,44 +104,60 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         ConfigError: see `stages_of`; or a finished stage has left no model.
     """
     stages, others = stages_of(recipe, overrides)
-    cpu = "on_cpu" in (load_recipe(recipe).get("defaults") or [])
+    content = load_recipe(recipe)
+    cpu = "on_cpu" in (content.get("defaults") or [])
+    experiment = (content.get("trainer") or {}).get("experiment_name", recipe.stem)
     model = None
     for number, stage in enumerate(stages or [None]):
         directory = run_dir / stage.name if stage else run_dir
         checkpoints = directory / "checkpoints"
         command = [
             *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
-            *(_stage_overrides(stage, directory, number, model) if stage else []), *others,
+            *(_stage_overrides(stage, directory, number, model, experiment) if stage else []), *others,
         ]  # fmt: skip
         environment = {
             **(CPU_ENVIRONMENT if cpu else {}), "RUN_DIR": str(run_dir),
             "VERL_FILE_LOGGER_PATH": str(directory / f"metrics-{int(time.time())}.jsonl"),
+            "TENSORBOARD_DIR": str(directory / "tensorboard"),
         }  # fmt: skip
         if not (directory / DONE).is_file():
             directory.mkdir(parents=True, exist_ok=True)
             if not (checkpoints / ENDED).is_file():
                 yield Job(stage.name if stage else "", directory, command, environment)
+            if stage and last_step(checkpoints) is None:
+                raise ConfigError(
+                    f"stage {stage.name} has left no checkpoint in {checkpoints}: trainer.save_freq must be positive"
+                )
             write_text(
                 directory / DONE,
                 json.dumps({"step": last_step(checkpoints), "ended_by_metric": (checkpoints / ENDED).is_file()}),
             )
         if stage and number < len(stages) - 1:
-            model = checkpoints / f"global_step_{last_step(checkpoints)}" / "actor" / "huggingface"
+            actor = checkpoints / f"global_step_{last_step(checkpoints)}" / "actor"
+            model = actor / "huggingface"
             if not model.is_dir():
                 raise ConfigError(f"stage {stage.name} has left no model in {model}, from which the next stage would start")
+            if (actor / "lora_train_meta.json").exists():
+                raise ConfigError(
+                    f"stage {stage.name} has trained a LoRA adapter, and verl exports it unmerged: none can start from {model}. "
+                    "Train stages without LoRA, or merge it (`python -m verl.model_merger merge`) and start the next stage by hand"
+                )
 
 
-def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | None) -> list[str]:
+def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | None, experiment: str) -> list[str]:
     until = {key: value for key, value in vars(stage.until).items() if key != "steps" and stage.until.metric}
     settings: dict[str, Any] = {
         "research_rl.stage": stage.name,
+        "trainer.experiment_name": f"{experiment}-{stage.name}",
         "research_rl.trajectory_dir": str(directory / "trajectories"),
         "trainer.default_local_dir": str(directory / "checkpoints"),
         "trainer.total_training_steps": stage.until.steps,
         # the next stage starts from hf_model
         "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         "hydra.run.dir": str(directory / "hydra"),
-        **({"trainer.val_before_train": False, "actor_rollout_ref.model.path": str(model)} if number else {}),
+        # the model before a later stage is the one after the stage before; a stage that is run again at its end is to be measured again
+        **({"trainer.val_before_train": last_step(directory / "checkpoints") == stage.until.steps} if number else {}),
+        **({"actor_rollout_ref.model.path": str(model)} if number else {}),
         **stage.overrides,
     }
     extra = [f"research_rl.until={hydra_value(until)}"] if until else []
@@ -164,7 +183,8 @@ def hydra_value(value: Any) -> str:
 def last_step(checkpoints: Path) -> int | None:
     """Return the step of the last complete checkpoint, or None."""
     tracker = checkpoints / "latest_checkpointed_iteration.txt"
-    return int(tracker.read_text()) if tracker.is_file() else None
+    text = tracker.read_text().strip() if tracker.is_file() else ""
+    return int(text) if text.isdecimal() else None  # verl writes it in place: a kill can leave it empty
 
 
 def run_job(job: Job) -> int:
@@ -173,12 +193,42 @@ def run_job(job: Job) -> int:
     return subprocess.run(job.command, env={**os.environ, **job.environment}, check=False).returncode
 
 
-def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch = run_job) -> int:
-    """Do all jobs that are left; return 0, or the exit code of the one that failed."""
-    for job in jobs(recipe, run_dir.resolve(), overrides):
-        if code := launch(job):
-            return code
+def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch = run_job, accept_changes: bool = False) -> int:
+    """Do all jobs that are left; return 0, or the exit code of the one that failed.
+
+    Raises:
+        ConfigError: another process trains in the directory, or it holds a run of another recipe or other overrides
+            (with `accept_changes` it goes on with the new ones).
+    """
+    run_dir = run_dir.resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".train.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is training in {run_dir}: wait for it, or choose another --run-dir") from None
+        _check_same(
+            run_dir, {"recipe": f"{recipe.resolve().parent.name}/{recipe.name}", "overrides": list(overrides)}, accept_changes
+        )
+        nothing = True
+        for job in jobs(recipe, run_dir, overrides):
+            nothing = False
+            if code := launch(job):
+                return code
+        if nothing:
+            print(f"research_rl: done already, in {run_dir}")
     return 0
+
+
+def _check_same(run_dir: Path, settings: dict[str, Any], accept_changes: bool) -> None:
+    path = run_dir / "train.json"
+    before = json.loads(path.read_text()) if path.is_file() else settings
+    if before != settings and not accept_changes:
+        raise ConfigError(
+            f"{run_dir} holds a run with other settings: {before}, now {settings}. Choose another --run-dir, or go on with the new ones: "
+            "--accept-changes"
+        )
+    write_text(path, json.dumps(settings, indent=1))
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -186,11 +236,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m research_rl.train", description=__doc__)
     parser.add_argument("recipe", type=Path, help="for example recipes/r1_searcher/gpu.yaml")
     parser.add_argument("--run-dir", type=Path, default=None, help="default: runs/ and the recipe's folder and file")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on in a directory that holds a run with other settings"
+    )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
     options = parser.parse_intermixed_args(arguments)
     run_dir = options.run_dir or Path("runs") / f"{options.recipe.resolve().parent.name}-{options.recipe.stem}"
     try:
-        code = train(options.recipe, run_dir, options.overrides)
+        code = train(options.recipe, run_dir, options.overrides, accept_changes=options.accept_changes)
     except (ConfigError, MissingExtraError) as error:
         print(f"research_rl.train: {error}", file=sys.stderr)
         return 1
@@ -204,5 +257,15 @@ def main(arguments: list[str] | None = None) -> int:
     return code
 
 
+def command() -> int:
+    """Run `main` and leave no process behind, whatever ends it."""
+    stop_on_signals()
+    adopt_orphans()
+    try:
+        return main()
+    finally:
+        stop_all()
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -87,11 +87,12 @@ class R1SearcherPP(Method):
     def __init__(
         self, template: Template = "sys", prompt_file: str | None = None, rules: Sequence[str] = tuple(RULES), max_answer_words: int = 10,
         format_penalty: float = 2.0, group: bool = True, eta: float = 2.0, form: GroupForm = "twice_variance", std: Std = "population",
-        correct: Correct = "answer", rewrite_prompt_file: str | None = None,
+        correct: Correct = "answer", rewrite_prompt_file: str | None = None, rewrite_with_answer: bool = False,
     ) -> None:  # fmt: skip
         """Every choice that the paper leaves open, or that only one source confirms, is an argument; the defaults are the paper's.
 
-        `group`: pay the group reward; `correct`: whether a malformed right answer takes part in it.
+        `group`: pay the group reward; `correct`: whether a malformed right answer takes part in it; `rewrite_with_answer`: show the
+        rewriter the golden answer (then the filter for right answers has little to do).
 
         Raises:
             ConfigError: an unknown template, rule, form, std or correct, or an unreadable prompt file.
@@ -106,7 +107,7 @@ class R1SearcherPP(Method):
         self._form: GroupForm = form
         self._std: Std = std
         self._prompt = load_template(prompt_file or f"r1_searcher_pp_{template}", "question" if template == "base" else None)
-        self._rewrite = load_template(rewrite_prompt_file or "r1_searcher_pp_rewrite")
+        self._rewrite, self._tell = load_template(rewrite_prompt_file or "r1_searcher_pp_rewrite"), rewrite_with_answer
 
     def prompt(self, question: str) -> str | list[Message]:
         if self.template == "base":
@@ -139,7 +140,8 @@ class R1SearcherPP(Method):
 
     def right(self, answer: str | None, golden_answers: Sequence[str]) -> bool:
         """Return whether an answer of at most `max_answer_words` words covers a golden answer's tokens."""
-        if answer is None or len(answer.split()) > self._words:
+        # an empty answer would cover a golden answer of which normalisation leaves nothing ("A", "The")
+        if not answer or not normalize_answer_spaced(answer) or len(answer.split()) > self._words:
             return False
         return bool(cover_em_tokens(answer, golden_answers, normalize_answer_spaced))
 
@@ -154,7 +156,8 @@ class R1SearcherPP(Method):
     def rewrite_prompt(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> list[Message]:
         """Return the messages that ask a model for a path without search."""
         passages = "\n\n".join(passage.contents for turn in trajectory.turns for passage in turn.passages)
-        text = self._rewrite.substitute(question=trajectory.question, passages=passages, answer=golden_answers[0])
+        text = self._rewrite.substitute(question=trajectory.question, passages=passages)
+        text += f"\n\nThe answer: {golden_answers[0]}" if self._tell else ""
         return [{"role": "user", "content": text}]
 
     def extract(self, trajectory: Trajectory) -> str:

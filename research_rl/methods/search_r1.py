@@ -16,6 +16,7 @@ from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward,
 Preset = Literal["em", "em_format"]
 Template = Literal["base", "chat"]
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
+_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
 # What may follow what: a response is <think>, then <search> with <information> or the <answer>, and nothing between the blocks.
 _NEXT = {
@@ -51,7 +52,10 @@ class SearchR1(Method):
     tags: ClassVar[tuple[str, ...]] = (
         *("<think>", "</think>", "<search>", "</search>", "<information>", "</information>", "<answer>", "</answer>"),
     )
-    observed = re.compile(r"\n\n<information>.*?</information>\n\n", re.DOTALL)
+    observed = re.compile(  # passages; and hints, ours or the original's
+        r"\s*<information>.*?</information>\s*|\n(?:That was no valid action|My previous action is invalid).*?Let me try again\.\n",
+        re.DOTALL,
+    )
 
     def __init__(
         self, template: Template = "base", prompt_file: str | None = None, preset: Preset = "em", hint: bool = True
@@ -85,6 +89,11 @@ class SearchR1(Method):
             title, _, text = passage.contents.partition("\n")
             documents.append(f"Doc {number}(Title: {title}) {text}\n")
         return f"\n\n<information>{''.join(documents)}</information>\n\n"
+
+    def answer(self, trajectory: Trajectory) -> str | None:
+        """Return the last complete answer that the policy wrote (in a rollout there is one at most: it ends there)."""
+        answers = _ANSWER.findall(trajectory.policy_text)
+        return answers[-1].strip() if answers else None
 
     def hint(self, action: Invalid) -> str:
         """Return a reminder of the two actions; it is masked like a passage."""

@@ -118,7 +118,10 @@ class SearchAgentLoop(AgentLoopBase):
             asked = {**sampling_params, "temperature": memory.temperature}
             output = await self.server_manager.generate(
                 request_id=uuid4().hex,
-                prompt_ids=self._codec.encode_prompt(messages),
+                # a base model without a chat template is asked in plain text
+                prompt_ids=self._codec.encode_prompt(
+                    messages if getattr(self.tokenizer, "chat_template", None) else messages[-1]["content"] + "\n"
+                ),
                 sampling_params=_sampling(asked, limit, ()),
             )
             ids = [number for number in output.token_ids if number not in self._codec.eos_ids]
@@ -226,6 +229,7 @@ class _Group:
         self._size, self._method = size, method
         self._arrived: dict[int, _Rollout | None] = {}
         self.rewards: dict[int, Reward] = {}
+        self.metrics: dict[int, dict[str, float]] = {}
         self.failed, self.settled = False, asyncio.Event()
 
     def arrive(self, session: int, rollout: _Rollout | None) -> None:
@@ -237,11 +241,22 @@ class _Group:
             return
         whole = {number: rollout for number, rollout in sorted(self._arrived.items()) if rollout is not None}
         self.failed = len(whole) < self._size
-        if not self.failed:
-            alone = [(rollout.trajectory, rollout.reward) for rollout in whole.values()]
-            rewards = self._method.regroup([trajectory for trajectory, _ in alone], [reward for _, reward in alone])
-            self.rewards = dict(zip(whole, rewards, strict=True))
-        self.settled.set()
+        try:
+            if not self.failed:
+                self._score(whole)
+        except (
+            Exception
+        ) as error:  # a bug in a method: no rollout of the question is trained on, and the run ends with the next one
+            self.failed, _Fatal.error = True, error
+        finally:
+            self.settled.set()
+
+    def _score(self, whole: dict[int, _Rollout]) -> None:
+        alone = [(rollout.trajectory, rollout.reward) for rollout in whole.values()]
+        rewards = self._method.regroup([trajectory for trajectory, _ in alone], [reward for _, reward in alone])
+        self.rewards = dict(zip(whole, rewards, strict=True))
+        for number, made in whole.items():
+            self.metrics[number] = trajectory_metrics(self._method, made.trajectory, made.golden_answers, self.rewards[number])
 
 
 class _SearchAgentLoopWorker(_Worker):
@@ -281,10 +296,9 @@ class _SearchAgentLoopWorker(_Worker):
         await group.settled.wait()
         if group.failed:
             raise RetrievalError("dropped, because another rollout of the same question failed")
-        settings, reward = self._settings, group.rewards[session]
-        metrics = trajectory_metrics(settings.load(), rollout.trajectory, rollout.golden_answers, reward)
+        settings, reward, metrics = self._settings, group.rewards[session], group.metrics[session]
         if settings.memory().mu and not validate:
-            output.extra_fields[MEMORY] = memorised = await self._memorise(rollout, reward)
+            output.extra_fields[MEMORY] = memorised = await self._memorise(rollout)
             metrics["memorised"] = float(memorised is not None)
         output.reward_score = reward.score
         output.extra_fields["reward_extra_info"] = metrics
@@ -293,15 +307,17 @@ class _SearchAgentLoopWorker(_Worker):
             log_for(settings.trajectory_dir, settings.attempt).write(record)
         await super()._agent_loop_postprocess(output, validate, **kwargs)
 
-    async def _memorise(self, rollout: _Rollout, reward: Reward) -> dict[str, Any] | None:
+    async def _memorise(self, rollout: _Rollout) -> dict[str, Any] | None:
         """Return prompt and search-free path of a correct rollout that searched, as ids, with μ; None if there is none."""
         settings, trajectory = self._settings.memory(), rollout.trajectory
-        if not trajectory.searches or not reward.components["answer"]:
-            return None
         method: Any = self._settings.load()  # has what `Memorises` asks for: the settings were checked
         try:
+            if not trajectory.searches or not method.right(method.answer(trajectory), rollout.golden_answers):
+                return None
             text = await memory(method, settings, trajectory, rollout.golden_answers, rollout.complete)
-        except Exception as error:  # the group is whole and enters the batch; without its rewriter the run ends with the next one
+        except (
+            Exception
+        ) as error:  # the group is whole and enters the batch; without its rewriter the run ends with the next one
             _Fatal.error = error
             return None
         if text is None:

@@ -9,7 +9,9 @@ import httpx
 from omegaconf import OmegaConf, open_dict
 
 from research_rl.errors import ConfigError, RetrievalError
+from research_rl.scoring import trajectory_metrics
 from research_rl.settings import Settings, check_sampling
+from research_rl.stages import Until
 
 _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
 
@@ -35,6 +37,8 @@ def check_config(config: Any) -> None:
     """
     if "research_rl" not in config:
         return
+    # verl resolves ${oc.env:…} in a Ray worker, which on a cluster started before does not have this process's environment
+    OmegaConf.resolve(config)
     settings = settings_of(config)
     if config.get("stages") and not settings.stage:
         raise ConfigError("this recipe has stages: run it by `python -m research_rl.train RECIPE.yaml`")
@@ -46,6 +50,11 @@ def check_config(config: Any) -> None:
         raise ConfigError(
             f"data.max_response_length={config.data.max_response_length} leaves no room for {settings.top_k} passages: it counts them too"
         )
+    until = Until.from_mapping(settings.until or {})
+    if until.metric and until.metric not in (names := trajectory_metrics(settings.load(), settings.load().read(""), [""])):
+        raise ConfigError(f"research_rl.until.metric={until.metric!r} is unknown; valid: {', '.join(sorted(names))}")
+    if (memory := settings.memory()).mu and memory.rewriter.startswith("http"):
+        _check_service(memory.rewriter, "/models", "rewriter (research_rl.memorisation.rewriter)")
     sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
     for url in sorted({settings.retrieval_for(source).url for source in sources}):
         _check_service(url)
@@ -53,11 +62,13 @@ def check_config(config: Any) -> None:
         config.research_rl.attempt = time.time()
 
 
-def _check_service(url: str) -> None:
-    """Ask `/health`; any HTTP answer but a 5xx will do, since a foreign server may not have that path."""
+def _check_service(url: str, path: str = "/health", name: str = "retrieval service") -> None:
+    """Ask; any HTTP answer but a 5xx will do, since a foreign server may not have that path."""
     try:
-        status = httpx.get(f"{url.rstrip('/')}/health", timeout=10).status_code
+        status = httpx.get(f"{url.rstrip('/')}{path}", timeout=10).status_code
     except httpx.TransportError as error:
+        if name != "retrieval service":
+            raise ConfigError(f"no {name} at {url} ({error})") from error
         raise RetrievalError(
             f"no retrieval service at {url} ({error}). Start one: rag-serving serve --index DIR --port PORT, and set RETRIEVAL_URL"
         ) from error

@@ -65,7 +65,13 @@ def memory_rows(data: Any) -> list[dict[str, Any]] | None:
     fields = fields.tolist() if hasattr(fields, "tolist") else list(fields)
     if not any(isinstance(field, dict) and "memory" in field for field in fields):
         return None
-    return [field["memory"] for field in fields if isinstance(field, dict) and field.get("memory")]
+    # verl fills a batch up with rows that repeat the first one's fields and have no target
+    targets = [int(mask.sum()) for mask in data["loss_mask"].unbind()]
+    return [
+        field["memory"]
+        for field, count in zip(fields, targets, strict=True)
+        if count and isinstance(field, dict) and field.get("memory")
+    ]
 
 
 def memory_batch(data: Any, rows: Sequence[dict[str, Any]], size: int) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from data_preprocess.cold_start import ACCEPT, read_log, sample, select
+from data_preprocess.cold_start import ACCEPT, read_log, same_sampling, sample, select
 from research_rl.errors import DataError, GenerationError
 from research_rl.methods.r1_searcher_pp import R1SearcherPP
 from research_rl.rollout import Generation, HFCodec
@@ -78,6 +78,19 @@ def test_after_an_interruption_only_what_is_left_is_asked(codec, tmp_path):
         file.write('{"id": "3", "outc')  # killed while it wrote
     run(codec, log)
     assert sorted(row["id"] for row in read_log(log)) == ["0", "1", "2", "3"]
+
+
+def test_a_passage_may_hold_any_line_break(codec, tmp_path, monkeypatch):
+    monkeypatch.setitem(SAID, "0", [SEARCH, TELL.replace("there", "there\u2028\u0085\u2029")])
+    run(codec, tmp_path / "samples.jsonl")
+    assert len(read_log(tmp_path / "samples.jsonl")) == 4
+
+
+def test_samples_made_with_other_options_are_not_mixed(tmp_path):
+    same_sampling(tmp_path / "sampling.json", {"model": "a", "samples": "8"})
+    same_sampling(tmp_path / "sampling.json", {"model": "a", "samples": "8"})
+    with pytest.raises(DataError, match="samples was 8, now 4"):
+        same_sampling(tmp_path / "sampling.json", {"model": "a", "samples": "4"})
 
 
 def test_nothing_accepted_is_an_error_that_says_why(codec, tmp_path):

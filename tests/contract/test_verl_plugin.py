@@ -283,6 +283,20 @@ def test_the_group_reward_reaches_the_batch_and_the_log(run_group, tmp_path):
     assert scores == {0: 1.5, 1: 1.0, 2: 0.0}
 
 
+def test_a_method_that_fails_on_a_group_ends_the_run_instead_of_hanging_it(run_group, loop_module, monkeypatch):
+    from research_rl.methods.research import ReSearch
+
+    def regroup(self, trajectories, rewards):
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(loop_module._Fatal, "error", None)
+    monkeypatch.setattr(ReSearch, "regroup", regroup)
+    statuses, put = run_group([GOOD] * 3)
+    assert (statuses, put) == (["running", "failure"], {})
+    with pytest.raises(KeyError, match="a bug"):
+        asyncio.run(object.__new__(loop_module._SearchAgentLoopWorker).generate_sequences(None))
+
+
 def test_a_correct_rollout_that_searched_carries_a_path_without_search_to_the_actor(run_group):
     section = {"method": "r1_searcher_pp", "memorisation": {"mu": 0.1, "rewriter": "extract"}}
     _, put = run_group(["\\boxed{Orla Venn}", SEARCH, SEARCH.replace("Orla", "Nora")], section)

@@ -48,21 +48,37 @@ def test_a_rewriting_is_kept_only_if_it_recalls_does_not_search_is_in_form_and_r
     assert asyncio.run(memory(METHOD, Memorisation(mu=0.1), ROLLOUT, ["Orla Venn"], policy)) == (text if kept else None)
 
 
-def test_the_policy_is_asked_with_question_passages_and_answer():
+def test_the_policy_is_asked_with_question_and_passages_and_with_the_answer_only_if_wished():
     asked = []
 
     async def policy(messages):
         asked.extend(messages)
         return PATH
 
-    asyncio.run(memory(METHOD, Memorisation(mu=0.1), ROLLOUT, ["Orla Venn"], policy))
-    for part in ("Who wrote Silent Orchard?", "It was written by Orla Venn.", "Answer: Orla Venn"):
-        assert part in asked[0]["content"]
+    asyncio.run(memory(METHOD, Memorisation(mu=0.1), ROLLOUT, ["Orla Vennx"], policy))
+    told = R1SearcherPP(rewrite_with_answer=True)
+    asyncio.run(memory(told, Memorisation(mu=0.1), ROLLOUT, ["Orla Vennx"], policy))
+    for message in asked:
+        for part in ("Who wrote Silent Orchard?", "It was written by Orla Venn."):
+            assert part in message["content"]
+    assert ["Orla Vennx" in message["content"] for message in asked] == [False, True]
 
 
 def test_the_rollouts_own_words_without_its_searches():
     path = asyncio.run(memory(METHOD, Memorisation(mu=0.1, rewriter="extract"), ROLLOUT, ["Orla Venn"], policy=None))  # type: ignore[arg-type]
     assert path == "<internal>Who did? Orla Venn wrote it.</internal>\\boxed{Orla Venn}"
+
+
+def test_a_request_that_the_rewriter_refuses_is_a_path_that_is_not_accepted():
+    app = FastAPI()
+
+    @app.post("/v1/chat/completions", status_code=400)
+    async def refuse():
+        return {"error": {"message": "too long"}}
+
+    with app_in_thread(app) as url:
+        settings = Memorisation(mu=0.1, rewriter=f"{url}/v1", model="m")
+        assert asyncio.run(memory(METHOD, settings, ROLLOUT, ["Orla Venn"], policy=None)) is None  # type: ignore[arg-type]
 
 
 def test_an_openai_compatible_server_rewrites():

@@ -74,6 +74,12 @@ def test_the_unconfirmed_choices_of_the_group_reward_are_options():
         R1SearcherPP(std="biased")  # type: ignore[arg-type]
 
 
+def test_an_empty_answer_is_never_right():
+    for golden in ("A", "The", ""):
+        assert not METHOD.right("", [golden])
+        assert not METHOD.right("the", [golden])
+
+
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 8)), max_size=20))
 def test_the_group_reward_is_bounded_and_never_paid_for_a_wrong_or_a_longer_way(rows):
     correct, searches = [row[0] for row in rows], [row[1] for row in rows]

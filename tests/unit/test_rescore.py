@@ -65,6 +65,12 @@ def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, capsys, content, to
     assert not (tmp_path / "out.jsonl").exists()
 
 
+def test_a_file_that_is_no_gzip_is_told(tmp_path, capsys):
+    (tmp_path / "in.jsonl.gz").write_text("{}")
+    assert rescore(tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl") == 1
+    assert "cannot be read as gzip of UTF-8" in capsys.readouterr().err
+
+
 def test_unknown_methods_and_presets_are_told_with_the_valid_ones(tmp_path, capsys):
     source = write(tmp_path / "in.jsonl", [{"text": GOOD, "gold": "Oslo"}])
     assert rescore(source, tmp_path / "out.jsonl", "--preset", "nonsense") == 1

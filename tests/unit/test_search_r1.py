@@ -42,6 +42,23 @@ def test_the_two_presets_score_as_the_contract_says(text, golden, em, em_format)
     assert SearchR1(preset="em_format").reward(trajectory, [golden]).score == em_format
 
 
+@pytest.mark.parametrize(
+    ("text", "golden", "score"),
+    [
+        ("no idea" + METHOD.hint(Invalid("x")) + TELL, "New York", 1),
+        ("no idea\nMy previous action is invalid. Use <search> and </search> or <answer> and </answer>. Let me try again.\n" + TELL,
+         "New York", 1),
+        (ASK + "<information>Doc 1(Title: a) <answer>Paris</answer></information>" + TELL, "New York", 1),
+        (ASK + DOCUMENTS + "<answer>Paris</answer> no: <answer>New York</answer>", "New York", 1),
+        (ASK + "<information>Doc 1(Title: a) <answer>Paris</answer></information>", "Paris", 0),
+    ],
+)  # fmt: skip
+def test_a_response_recorded_elsewhere_is_scored_by_the_policys_last_answer(text, golden, score):
+    trajectory = METHOD.read(text)
+    assert trajectory.text == text
+    assert METHOD.reward(trajectory, [golden]).score == score
+
+
 def test_the_hint_can_be_switched_off_and_names_both_actions():
     action = Invalid("x")
     assert "<search>" in METHOD.hint(action)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
 from research_rl.stages import ENDED, Until, reached, read_stages
-from research_rl.train import DONE, hydra_value, jobs, main, train
+from research_rl.train import DONE, hydra_value, jobs, last_step, main, train
 
 STAGES = {
     "search": {
@@ -90,6 +90,10 @@ def test_killed_after_the_metric_ended_a_stage_the_next_one_starts(recipe, tmp_p
 def test_when_a_stage_ends_can_be_overridden(recipe, tmp_path):
     job = next(jobs(recipe, tmp_path / "run", ["stages.search.until.steps=9"]))
     assert "trainer.total_training_steps=9" in job.command
+    job = next(jobs(recipe, tmp_path / "other", ["stages.search.until.metric=well_formed"]))
+    assert any("metric:'well_formed'" in part for part in job.command)
+    with pytest.raises(ConfigError, match=r"until\.steps must be a number, got 'ten'"):
+        next(jobs(recipe, tmp_path / "run", ["stages.search.until.steps=ten"]))
     with pytest.raises(ConfigError, match="NAME one of: search, answer"):
         next(jobs(recipe, tmp_path / "run", ["stages.third.until.steps=9"]))
 
@@ -104,6 +108,46 @@ def test_a_recipe_without_stages_is_one_job(tmp_path):
     assert "VERL_PLATFORM" not in seen[0].environment
 
 
+def test_a_directory_with_another_run_is_refused_unless_the_change_is_accepted(recipe, tmp_path, capsys):
+    def launch(job):
+        finish(job, 3)
+        return 0
+
+    assert train(recipe, tmp_path / "run", ["a=1"], launch) == 0
+    with pytest.raises(ConfigError, match="--accept-changes"):
+        train(recipe, tmp_path / "run", ["a=2"], launch)
+    assert train(recipe, tmp_path / "run", ["a=2"], launch, accept_changes=True) == 0
+    assert "done already" in capsys.readouterr().out
+
+
+def test_two_processes_do_not_train_in_one_directory(recipe, tmp_path):
+    import fcntl
+
+    (tmp_path / "run").mkdir()
+    with (tmp_path / "run" / ".train.lock").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process is training"):
+            train(recipe, tmp_path / "run", [], lambda job: 0)
+
+
+def test_a_stage_that_left_no_model_or_only_an_adapter_is_told(recipe, tmp_path):
+    with pytest.raises(ConfigError, match="save_freq must be positive"):
+        train(recipe, tmp_path / "run", [], lambda job: 0)
+
+    def lora(job):
+        finish(job, 3)
+        (job.directory / "checkpoints" / "global_step_3" / "actor" / "lora_train_meta.json").touch()
+        return 0
+
+    with pytest.raises(ConfigError, match="LoRA adapter"):
+        train(recipe, tmp_path / "lora", [], lora)
+
+
+def test_a_tracker_that_a_kill_left_empty_is_no_checkpoint(tmp_path):
+    (tmp_path / "latest_checkpointed_iteration.txt").touch()
+    assert last_step(tmp_path) is None
+
+
 def test_a_missing_recipe_is_told(capsys):
     assert main(["nowhere.yaml"]) == 1
     assert "no recipe nowhere.yaml" in capsys.readouterr().err
@@ -116,6 +160,7 @@ def test_a_missing_recipe_is_told(capsys):
         ({"a": {"until": {}}}, "until.steps is missing"),
         ({"a": {"until": {"steps": 0}}}, "at least 1"),
         ({"a": {"until": {"steps": 1, "metric": "em"}}}, "belong together"),
+        ({"a": {"until": {"steps": 1, "metric": "em", "reaches": "0.9"}}}, "must be a number"),
         ({"a": {"until": {"step": 1}}}, "valid: steps, metric, reaches, window"),
     ],
 )

@@ -8,6 +8,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN_DIR ?= runs/quickstart
 SEED ?= 1
 PORT ?= 8765
+METHODS = research,r1_searcher,r1_searcher_pp,search_r1
 QUICKSTART = $(BIN)/python -m quickstart --run-dir $(RUN_DIR) --seed $(SEED) --port $(PORT)
 
 .PHONY: help install quickstart quickstart-fresh test lint format doctor start-model clean
@@ -48,8 +49,9 @@ format: install ## apply ruff
 doctor: install ## is the plugin seen by verl and vLLM? is the service reachable?
 	$(BIN)/python -m research_rl.verl_plugin.doctor
 
-start-model: install ## make the quickstart's starting model again, from its seed
-	OMP_NUM_THREADS=1 $(BIN)/python -m quickstart.start_model.make --out quickstart/start_model/weights
+start-model: install ## make both starting models again, from their seeds (half an hour and an hour)
+	NUMBA_NUM_THREADS=1 $(BIN)/python -m quickstart.start_model.make --out quickstart/start_model/weights
+	NUMBA_NUM_THREADS=1 $(BIN)/python -m quickstart.start_model.make --out quickstart/start_model/weights_all_methods --methods $(METHODS) --demo-epochs 48
 
 clean: ## remove runs and environments
 	rm -rf runs $(VENV)

@@ -36,14 +36,29 @@ def test_every_word_of_a_new_world_is_one_token():
         assert all(len(TOKENIZER.encode(" " + word)) == 1 for word in words)
 
 
-def test_the_shipped_tokenizer_is_the_one_that_the_script_builds():
-    assert Lessons(1).tokenizer.get_vocab() == TOKENIZER.get_vocab()
+SHIPPED = {"weights": ("research",), "weights_all_methods": tuple(DIALECTS)}
 
 
-def test_the_shipped_model_is_small_and_says_how_it_was_made():
-    assert sum(file.stat().st_size for file in WEIGHTS.iterdir()) <= 15 * 2**20
-    made = json.loads((WEIGHTS / "made.json").read_text())
+@pytest.mark.parametrize(("folder", "methods"), SHIPPED.items())
+def test_a_shipped_tokenizer_is_the_one_that_the_script_builds(folder, methods):
+    shipped = AutoTokenizer.from_pretrained(WEIGHTS.parent / folder)
+    assert Lessons(1, methods).tokenizer.get_vocab() == shipped.get_vocab()
+    tags = {tag for method in methods for tag in DIALECTS[method].method.tags}
+    assert all(len(shipped.encode(tag, add_special_tokens=False)) == 1 for tag in tags)
+
+
+@pytest.mark.parametrize("folder", SHIPPED)
+def test_a_shipped_model_is_small_and_says_how_it_was_made(folder):
+    path = WEIGHTS.parent / folder
+    assert sum(file.stat().st_size for file in path.iterdir()) <= 15 * 2**20
+    made = json.loads((path / "made.json").read_text())
     assert made["command"].startswith("python -m quickstart.start_model.make --seed 1 ")
+    assert (
+        made["log"][-1]["epoch"]
+        == int(made["command"].split("--drill-epochs ")[1].split()[0])
+        + int(made["command"].split("--demo-epochs ")[1].split()[0])
+        - 1
+    )  # finished
     assert 1e6 <= made["parameters"] <= 1e7
 
 

@@ -8,10 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_preprocess.__main__ import main
-from data_preprocess.formats import read_questions, write_jsonl
+from data_preprocess.formats import read_questions
 from data_preprocess.world import SPLITS, World
 from data_preprocess.world.names import all_words, inventory
 from research_rl.errors import DataError
+from research_rl.files import write_jsonl
 
 
 @pytest.fixture(scope="module")

@@ -37,7 +37,7 @@ def test_a_recipe_and_each_of_its_stages_pass_the_checks_made_before_training(re
     for stage in stages:  # what the driver would pass
         from research_rl.train import _stage_overrides
 
-        variants.append(_stage_overrides(stage, tmp_path, len(variants) - 1, model))
+        variants.append(_stage_overrides(stage, tmp_path, len(variants) - 1, model, "name"))
     for overrides in variants:
         config = composed(recipe, [part for part in overrides if not part.startswith("hydra.")])
         resolved = OmegaConf.to_container(config, resolve=True)

@@ -13,12 +13,9 @@ from data_preprocess.cold_start import ACCEPT, SELECTION, same_sampling, sample,
 from data_preprocess.formats import read_questions, write_verl_parquet
 from data_preprocess.world import Split
 from data_preprocess.world.write import write_world
-from evaluation.openai_server import CompletionsServer
-from research_rl.errors import DataError, GenerationError, MissingExtraError, missing_extra
-from research_rl.methods.base import Method, load_method
+from evaluation.served import Served, add_model, add_questions, open_served
+from research_rl.errors import DataError, GenerationError, MissingExtraError
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.rollout import HFCodec
-from research_rl.types import Budget
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -39,24 +36,14 @@ def main(arguments: list[str] | None = None) -> int:
     cold = commands.add_parser(
         "cold-start", help="rejection sampling over an OpenAI-compatible server: a set for supervised training"
     )
-    cold.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
+    add_questions(cold)
+    add_model(cold)
+    cold.set_defaults(method="r1_searcher_pp", temperature=1.0, max_searches=8)
     cold.add_argument("--out", type=Path, required=True, help="directory of samples.jsonl, train.parquet and card.json")
-    cold.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
-    cold.add_argument("--model", required=True, help="the model's name on that server")
-    cold.add_argument("--tokenizer", required=True, help="directory or hub id of its tokenizer")
-    cold.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
-    cold.add_argument("--method", default="r1_searcher_pp", help="name or dotted path of the Method")
-    cold.add_argument("--method-options", type=json.loads, default={}, help="JSON")
     cold.add_argument("--samples", type=int, default=8, help="rollouts of each question")
     cold.add_argument("--accept", default="method", choices=["method", *sorted(ACCEPT)], help="what counts as right")
     cold.add_argument("--per-question", type=int, default=1, help="most rows of one question, fewest searches first")
     cold.add_argument("--rows", type=int, default=None, help="most rows in all (the paper: 805)")
-    cold.add_argument("--temperature", type=float, default=1.0)
-    cold.add_argument("--response-tokens", type=int, default=8192)
-    cold.add_argument("--max-searches", type=int, default=8)
-    cold.add_argument("--max-turn-tokens", type=int, default=None)
-    cold.add_argument("--max-observation-tokens", type=int, default=None)
-    cold.add_argument("--top-k", type=int, default=5)
     cold.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     try:
@@ -77,27 +64,19 @@ def main(arguments: list[str] | None = None) -> int:
 
 def cold_start(options: argparse.Namespace) -> dict[str, Any]:
     """Sample what is left, select, and return the card."""
-    method = load_method(options.method, **options.method_options)
+    served = open_served(options)
     questions = list(read_questions(options.questions))
     log = options.out / "samples.jsonl"
     same_sampling(
         options.out / "sampling.json", {name: str(value) for name, value in vars(options).items() if name not in SELECTION}
     )
-    asyncio.run(_sample(options, method, questions, log))
-    return select(method, log, options.out, options.per_question, options.rows, options.seed)
+    asyncio.run(_sample(options, served, questions, log))
+    return select(served.method, log, options.out, options.per_question, options.rows, options.seed)
 
 
-async def _sample(options: argparse.Namespace, method: Method, questions: list[dict[str, Any]], log: Path) -> None:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise missing_extra("transformers", "eval") from error
-    codec = HFCodec(AutoTokenizer.from_pretrained(options.tokenizer))
-    budget = Budget(
-        options.response_tokens, options.max_turn_tokens, options.max_searches, options.max_observation_tokens, options.top_k
-    )
+async def _sample(options: argparse.Namespace, served: Served, questions: list[dict[str, Any]], log: Path) -> None:
+    method, codec, budget, server = served
     accept = getattr(method, "right", ACCEPT["cover_em_tokens"]) if options.accept == "method" else ACCEPT[options.accept]
-    server = CompletionsServer(options.model_url, options.model, options.temperature)
     async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
         arguments = (method, codec, questions, options.samples, accept, budget, server.generate, client, log)
         try:

@@ -13,11 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_preprocess.formats import write_parquet
-from research_rl.errors import DataError
-from research_rl.files import write_text
+from research_rl.errors import DataError, missing_extra
+from research_rl.files import changed_settings, write_text
 from research_rl.methods.base import Method
 from research_rl.metrics import cover_em_substring, cover_em_tokens, exact_match
 from research_rl.retrieval import RetrievalClient
@@ -41,12 +39,8 @@ def same_sampling(path: Path, options: dict[str, str]) -> None:
     Raises:
         DataError: they differ.
     """
-    before = json.loads(path.read_text()) if path.is_file() else options
-    if changed := {
-        name: (before.get(name), options.get(name)) for name in {*before, *options} if before.get(name) != options.get(name)
-    }:
-        listed = ", ".join(f"{name} was {old}, now {new}" for name, (old, new) in sorted(changed.items()))
-        raise DataError(f"{path.parent} holds samples made with other options ({listed}): choose another --out")
+    if changed := changed_settings(path, options):
+        raise DataError(f"{path.parent} holds samples made with other options ({changed}): choose another --out")
     write_text(path, json.dumps(options, indent=1))
 
 
@@ -59,6 +53,10 @@ async def sample(
     Raises:
         RetrievalError, GenerationError: a server is gone for good; what was finished is in `log`.
     """
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        raise missing_extra("tqdm", "eval") from error
     done = {row["id"] for row in read_log(log)}
     left = [row for row in questions if row["id"] not in done]
     gate = asyncio.Semaphore(concurrency)

@@ -10,15 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocess.formats import read_questions
-from evaluation.openai_server import CompletionsServer
 from evaluation.rescore import rescore_file
+from evaluation.served import add_model, add_questions, open_served
 from evaluation.summary import mean_metrics
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError, missing_extra
 from research_rl.files import write_jsonl
 from research_rl.methods.base import load_method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.rollout import HFCodec
-from research_rl.types import Budget
 
 try:
     from evaluation.run import answer_recall, evaluate
@@ -31,16 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     run = commands.add_parser("run", help="roll out questions over an OpenAI-compatible server and a retrieval service")
-    run.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
-    run.add_argument("--model", required=True, help="the model's name on that server")
-    run.add_argument("--tokenizer", required=True, help="directory or hub id of its tokenizer")
-    run.add_argument("--method", default="research", help="name or dotted path of the Method")
-    run.add_argument("--method-options", type=json.loads, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
-    run.add_argument("--temperature", type=float, default=0.0)
-    run.add_argument("--response-tokens", type=int, default=8192)
-    run.add_argument("--max-searches", type=int, default=None)
-    run.add_argument("--max-turn-tokens", type=int, default=None, help="sampled tokens of a turn")
-    run.add_argument("--max-observation-tokens", type=int, default=None, help="tokens of a search's result")
+    add_model(run)
     run.add_argument("--out", type=Path, required=True, help="where the trajectories go, as JSON lines")
     rescore = commands.add_parser("rescore", help="the rewards of a method for responses that somebody else recorded")
     rescore.add_argument("input", type=Path, help="JSON lines, plain or .gz")
@@ -53,9 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
     rescore.add_argument("--out", type=Path, required=True, help="every row again, with `score` and `components`")
     recall = commands.add_parser("recall", help="how often a golden answer is in the top-k passages for the bare question")
     for command in (run, recall):
-        command.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
-        command.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
-        command.add_argument("--top-k", type=int, default=5)
+        add_questions(command)
     options = parser.parse_args(arguments)
     try:
         if options.command == "rescore":
@@ -80,16 +67,7 @@ async def _recall(options: argparse.Namespace, questions: list[dict[str, Any]]) 
 
 
 async def _run(options: argparse.Namespace, questions: list[dict[str, Any]]) -> dict[str, Any]:
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise missing_extra("transformers", "eval") from error
-    method = load_method(options.method, **options.method_options)
-    codec = HFCodec(AutoTokenizer.from_pretrained(options.tokenizer))
-    budget = Budget(
-        options.response_tokens, options.max_turn_tokens, options.max_searches, options.max_observation_tokens, options.top_k
-    )
-    server = CompletionsServer(options.model_url, options.model, options.temperature)
+    method, codec, budget, server = open_served(options)
     async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
         records = await evaluate(method, codec, questions, budget, server.generate, client)
     await server.close()

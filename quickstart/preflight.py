@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 import shutil
 import socket
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import psutil
 
 from research_rl.errors import ConfigError
+from research_rl.files import changed_settings
 
 MEMORY_GIB, DISK_GIB = (
     10.0,
@@ -62,16 +62,11 @@ def check_same_run(run_dir: Path, settings: dict[str, Any]) -> None:
     Raises:
         ConfigError: the directory holds a run with other settings.
     """
-    path = run_dir / "settings.json"
-    if path.is_file():
-        before = json.loads(path.read_text())
-        changed = {key: (before.get(key), value) for key, value in settings.items() if before.get(key) != value}
-        if changed:
-            listed = ", ".join(f"{key} was {old}, now {new}" for key, (old, new) in changed.items())
-            raise ConfigError(
-                f"{run_dir} holds a run with other settings ({listed}). Start over with: make quickstart-fresh, "
-                "or choose another directory: make quickstart RUN_DIR=…"
-            )
+    if changed := changed_settings(run_dir / "settings.json", settings):
+        raise ConfigError(
+            f"{run_dir} holds a run with other settings ({changed}). Start over with: make quickstart-fresh, "
+            "or choose another directory: make quickstart RUN_DIR=…"
+        )
 
 
 def remove_run(run_dir: Path) -> None:

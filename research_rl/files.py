@@ -40,3 +40,13 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     write_atomically(path, write)
     return count
+
+
+def changed_settings(path: Path, settings: Mapping[str, Any]) -> str:
+    """Return in what `settings` differ from those saved in a JSON file: "seed was 1, now 2"; empty if in nothing, or if none are saved."""
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+    return ", ".join(
+        f"{name} was {before.get(name)}, now {settings.get(name)}"
+        for name in {**before, **settings}
+        if before.get(name) != settings.get(name)
+    )

@@ -13,9 +13,13 @@ from pathlib import Path
 from types import FrameType
 
 import httpx
-import psutil
 
-from research_rl.errors import RetrievalError
+from research_rl.errors import RetrievalError, missing_extra
+
+try:
+    import psutil
+except ModuleNotFoundError as error:
+    raise missing_extra("psutil", "train") from error
 
 
 def adopt_orphans() -> None:

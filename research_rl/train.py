@@ -19,9 +19,14 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.errors import ConfigError, MissingExtraError, missing_extra
-from research_rl.files import write_text
+from research_rl.files import changed_settings, write_text
 from research_rl.processes import adopt_orphans, stop_all, stop_on_signals
 from research_rl.stages import ENDED, Stage, read_stages
+
+try:
+    import yaml
+except ModuleNotFoundError as error:
+    raise missing_extra("PyYAML", "train") from error
 
 DONE = "done.json"
 CPU_ENVIRONMENT = {
@@ -46,11 +51,6 @@ class Job:
     command: list[str]
     environment: dict[str, str]
 
-
-try:
-    import yaml
-except ModuleNotFoundError as error:
-    raise missing_extra("PyYAML", "train") from error
 
 Launch = Callable[[Job], int]  # runs a job to its end; returns the exit code
 
@@ -222,11 +222,10 @@ def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch 
 
 def _check_same(run_dir: Path, settings: dict[str, Any], accept_changes: bool) -> None:
     path = run_dir / "train.json"
-    before = json.loads(path.read_text()) if path.is_file() else settings
-    if before != settings and not accept_changes:
+    changed = changed_settings(path, settings)
+    if changed and not accept_changes:
         raise ConfigError(
-            f"{run_dir} holds a run with other settings: {before}, now {settings}. Choose another --run-dir, or go on with the new ones: "
-            "--accept-changes"
+            f"{run_dir} holds a run with other settings ({changed}). Choose another --run-dir, or go on with the new ones: --accept-changes"
         )
     write_text(path, json.dumps(settings, indent=1))
 

@@ -43,7 +43,7 @@ class _ReSearch(Dialect):
         return f"<think>{noted}</think><answer>{_box(answer) if boxed else f' {answer}'}</answer>"
 
     def tell_broken(self, noted: str, answer: str, rng: random.Random) -> str:
-        return f"{rng.choice((f'<think>{noted}', f'{noted}</think>'))}<answer>{_box(answer)}</answer>"
+        return f"{_half('think', noted, rng)}<answer>{_box(answer)}</answer>"
 
 
 class _R1Searcher(Dialect):
@@ -69,24 +69,21 @@ class _R1SearcherPP(Dialect):
         return f"{self._recalled(noted)}{_box(answer) if boxed else f' {answer}'}"
 
     def tell_broken(self, noted: str, answer: str, rng: random.Random) -> str:
-        return f"{rng.choice((f'<internal>{noted}', f'{noted}</internal>'))}{_box(answer)}"
+        return f"{_half('internal', noted, rng)}{_box(answer)}"
 
     @staticmethod
     def _recalled(noted: str) -> str:
         return f"<internal>{noted}</internal>" if noted == I_KNOW else noted
 
 
-class _SearchR1(Dialect):
+class _SearchR1(_ReSearch):  # which asks in the same words
     method = SearchR1(prompt_file=str(RECIPES / "search_r1" / "prompt_cpu.txt"))
-
-    def ask(self, noted: str, wish: str, query: str) -> str:
-        return f"<think>{noted}{wish}</think><search> {query}</search>"
 
     def tell(self, noted: str, answer: str, boxed: bool) -> str:
         return f"<think>{noted}</think>" + (f"<answer> {answer}</answer>" if boxed else f" {answer}")
 
     def tell_broken(self, noted: str, answer: str, rng: random.Random) -> str:
-        return f"{rng.choice((f'<think>{noted}', f'{noted}</think>'))}<answer> {answer}</answer>"
+        return f"{_half('think', noted, rng)}<answer> {answer}</answer>"
 
 
 I_KNOW = " I know it."
@@ -97,3 +94,8 @@ DIALECTS: dict[str, Dialect] = {
 
 def _box(answer: str) -> str:
     return f"\\boxed{{ {answer}}}"
+
+
+def _half(tag: str, text: str, rng: random.Random) -> str:
+    """Return a text with one of its two tags."""
+    return rng.choice((f"<{tag}>{text}", f"{text}</{tag}>"))

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -176,19 +174,6 @@ def test_a_verl_configuration_without_our_section_is_left_alone():
     from research_rl.verl_plugin.checks import check_config
 
     check_config(OmegaConf.create({}))
-
-
-def test_the_quickstart_recipe_composes_over_verls_trainer():
-    done = subprocess.run(
-        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "recipes/quickstart", "--config-name", "train",
-         "--cfg", "job", "--resolve"],
-        capture_output=True, text=True, cwd=ROOT, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    job = OmegaConf.create(done.stdout)
-    assert job.actor_rollout_ref.rollout.agent.agent_loop_manager_class.endswith("SearchAgentLoopManager")
-    assert job.trainer.v1.sampler.sync_refill_failed_groups is True
-    assert (job.actor_rollout_ref.rollout.top_p, job.actor_rollout_ref.rollout.top_k) == (1.0, -1)
 
 
 def test_the_starting_model_and_its_tokenizer_have_one_vocabulary(tokenizer):

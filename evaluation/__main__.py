@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.formats import read_questions
+from data_preprocess.questions import read_questions
 from evaluation.rescore import rescore_file
 from evaluation.served import add_model, add_questions, open_served
 from evaluation.summary import mean_metrics

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.formats import write_verl_parquet
+from data_preprocess.questions import write_verl_parquet
 from data_preprocess.world.world import SPLITS, Question, Split, World
 from research_rl.files import write_jsonl, write_text
 

@@ -136,18 +136,26 @@ def cut(text: str, words: int = PASSAGE_WORDS) -> Iterator[str]:
 
 def _kilt(path: Path, progress: Callable[[int], Any]) -> Iterator[Passage]:
     for where, row in _rows(path, progress):
-        try:
-            page, title, paragraphs = str(row["wikipedia_id"]), str(row["wikipedia_title"]), row["text"]
-            # KILT marks headings and list items; its first paragraph repeats the title
-            body = [str(p).replace("BULLET::::-", "").strip() for p in paragraphs if not str(p).startswith("Section::::")]
-        except (KeyError, TypeError) as error:
-            raise IndexingError(
-                f"{where}: expected wikipedia_id, wikipedia_title and text (a list), a KILT page ({error!r})"
-            ) from None
-        if body and body[0] == title:
-            body = body[1:]
-        for number, text in enumerate(cut(" ".join(body))):
-            yield {"id": f"{page}-{number}", "contents": f"{title}\n{text}"}
+        page, title, text = kilt_page(row, where)
+        for number, piece in enumerate(cut(text)):
+            yield {"id": f"{page}-{number}", "contents": f"{title}\n{piece}"}
+
+
+def kilt_page(row: Any, where: str) -> tuple[str, str, str]:
+    """Return (id, title, text) of a page of KILT's knowledge source, headings left out.
+
+    Raises:
+        IndexingError: a field is missing.
+    """
+    try:
+        page, title, paragraphs = str(row["wikipedia_id"]), str(row["wikipedia_title"]), row["text"]
+        # KILT marks headings and list items; its first paragraph repeats the title
+        body = [str(p).replace("BULLET::::-", "").strip() for p in paragraphs if not str(p).startswith("Section::::")]
+    except (KeyError, TypeError) as error:
+        raise IndexingError(
+            f"{where}: expected wikipedia_id, wikipedia_title and text (a list), a KILT page ({error!r})"
+        ) from None
+    return page, title, " ".join(body[1:] if body and body[0] == title else body)
 
 
 def _dpr(path: Path, progress: Callable[[int], Any]) -> Iterator[Passage]:

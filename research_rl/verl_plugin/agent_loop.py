@@ -187,7 +187,7 @@ def _number(value: Any) -> int:
 
 
 def question_of(row: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return question and golden answers of a dataset row (see data_preprocess.formats.to_verl_row).
+    """Return question and golden answers of a dataset row (see data_preprocess.questions.to_verl_row).
 
     Raises:
         DataError: one of them is missing.

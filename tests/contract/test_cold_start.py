@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from data_preprocess.cold_start import ACCEPT, read_log, same_sampling, sample, select
+from data_preprocess.cold_start import outcome, select
+from data_preprocess.sampling import ACCEPT, read_log, same_sampling, sample
 from research_rl.errors import DataError, GenerationError
 from research_rl.methods.r1_searcher_pp import R1SearcherPP
 from research_rl.rollout import Generation, HFCodec
@@ -37,9 +38,8 @@ def codec():
     return HFCodec(AutoTokenizer.from_pretrained(WEIGHTS))
 
 
-class Client:
-    async def search(self, queries, top_k):
-        return [[Passage("1", "It\nIt lies in Oslo.")] for _ in queries]
+async def find(queries, top_k):
+    return [[Passage("1", "It\nIt lies in Oslo.")] for _ in queries]
 
 
 def policy(codec, failing: set[str] = frozenset()):
@@ -56,13 +56,16 @@ def policy(codec, failing: set[str] = frozenset()):
 
 
 def run(codec, log, failing=frozenset()):
-    arguments = (METHOD, codec, QUESTIONS, 2, ACCEPT["em"], Budget(300, searches=3, top_k=1))
-    asyncio.run(sample(*arguments, policy(codec, failing), Client(), log))
+    def kept(trajectory, row):
+        return outcome(METHOD, trajectory, row["golden_answers"], ACCEPT["em"])
+
+    arguments = (METHOD, codec, QUESTIONS, 2, Budget(300, searches=3, top_k=1), policy(codec, failing), find)
+    asyncio.run(sample(*arguments, log, kept))
 
 
 def test_the_right_and_well_formed_are_kept_and_the_rest_is_counted_by_reason(codec, tmp_path):
     run(codec, tmp_path / "samples.jsonl")
-    card = select(METHOD, tmp_path / "samples.jsonl", tmp_path, per_question=1, rows=None, seed=1)
+    card = select(METHOD, tmp_path / "samples.jsonl", QUESTIONS, tmp_path, per_question=1, rows=None, seed=1)
     assert card["rollouts"] == {"accepted": 2, "malformed": 2, "no answer": 2, "wrong": 2}
     assert card["rows"] == 1
     assert (tmp_path / "train.parquet").is_file()
@@ -72,18 +75,40 @@ def test_after_an_interruption_only_what_is_left_is_asked(codec, tmp_path):
     log = tmp_path / "samples.jsonl"
     with pytest.raises(ExceptionGroup):
         run(codec, log, failing={"2"})
-    finished = {row["id"] for row in read_log(log)}
-    assert "2" not in finished
+    before = log.read_text()
+    assert "2" not in read_log(log)
     with log.open("a") as file:
-        file.write('{"id": "3", "outc')  # killed while it wrote
+        file.write('{"id": "3", "n')  # killed while it wrote
     run(codec, log)
-    assert sorted(row["id"] for row in read_log(log)) == ["0", "1", "2", "3"]
+    assert log.read_text().startswith(before)
+    assert {name: sorted(outcomes) for name, outcomes in read_log(log).items()} == {str(n): [1, 2] for n in range(4)}
+    assert log.read_text().count("\n") == 8  # none twice
 
 
 def test_a_passage_may_hold_any_line_break(codec, tmp_path, monkeypatch):
     monkeypatch.setitem(SAID, "0", [SEARCH, TELL.replace("there", "there\u2028\u0085\u2029")])
     run(codec, tmp_path / "samples.jsonl")
     assert len(read_log(tmp_path / "samples.jsonl")) == 4
+
+
+def test_one_by_one_a_question_is_done_at_its_first_right_rollout(codec, tmp_path):
+    log = tmp_path / "samples.jsonl"
+
+    def right(trajectory, row):
+        return {"right": METHOD.answer(trajectory) == "Oslo"}
+
+    for _ in range(2):  # run again, nothing is asked
+        arguments = (METHOD, codec, QUESTIONS, 3, Budget(300, searches=3, top_k=1), policy(codec), find)
+        asyncio.run(sample(*arguments, log, right, enough=lambda found: found["right"]))
+        assert {name: sorted(outcomes) for name, outcomes in read_log(log).items()} == {
+            "0": [1], "1": [1, 2, 3], "2": [1], "3": [1, 2, 3],
+        }  # fmt: skip
+
+
+def test_a_line_that_is_no_outcome_is_told(tmp_path):
+    (tmp_path / "log.jsonl").write_text('{"id": "1", "n": 1}\n[]\n')
+    with pytest.raises(DataError, match=r"log.jsonl, line 2"):
+        read_log(tmp_path / "log.jsonl")
 
 
 def test_samples_made_with_other_options_are_not_mixed(tmp_path):
@@ -95,7 +120,7 @@ def test_samples_made_with_other_options_are_not_mixed(tmp_path):
 
 def test_nothing_accepted_is_an_error_that_says_why(codec, tmp_path):
     with pytest.raises(DataError, match="no rollout was accepted of 0"):
-        select(METHOD, tmp_path / "none.jsonl", tmp_path, 1, None, 1)
+        select(METHOD, tmp_path / "none.jsonl", QUESTIONS, tmp_path, 1, None, 1)
 
 
 @pytest.mark.slow
@@ -103,7 +128,7 @@ def test_targets_are_what_the_policy_wrote_and_the_end(codec, tmp_path):
     from research_rl.verl_plugin.sft_dataset import TrajectoryDataset
 
     run(codec, tmp_path / "samples.jsonl")
-    select(METHOD, tmp_path / "samples.jsonl", tmp_path, 1, None, 1)
+    select(METHOD, tmp_path / "samples.jsonl", QUESTIONS, tmp_path, 1, None, 1)
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     row = TrajectoryDataset([str(tmp_path / "train.parquet")], tokenizer, {"max_length": 300})[0]
     targets = [token for token, learn in zip(row["input_ids"].tolist(), row["loss_mask"].tolist(), strict=True) if learn]
@@ -119,7 +144,7 @@ def test_targets_are_what_the_policy_wrote_and_the_end(codec, tmp_path):
 def test_verls_sft_trainer_trains_on_it(codec, tmp_path):
     run(codec, tmp_path / "samples.jsonl")
     data = tmp_path / "r1_searcher_pp" / "cold_start"
-    select(METHOD, tmp_path / "samples.jsonl", data, per_question=2, rows=None, seed=1)
+    select(METHOD, tmp_path / "samples.jsonl", QUESTIONS, data, per_question=2, rows=None, seed=1)
     single = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
     command = [
         *(

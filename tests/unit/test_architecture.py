@@ -21,7 +21,7 @@ FORBIDDEN = {
     "research_rl/rollout.py": HEAVY | {"research_rl.verl_plugin"},
     "rag_serving": (OURS - {"rag_serving"}) | {"verl", "vllm", "ray"},
     "evaluation": {"verl", "research_rl.verl_plugin", "rag_serving", "quickstart"},
-    "data_preprocess": {"verl", "research_rl.verl_plugin", "rag_serving", "quickstart"},
+    "data_preprocess": {"verl", "research_rl.verl_plugin", "quickstart"},
 }
 
 
@@ -45,6 +45,20 @@ def test_imports_go_one_way(where):
     path = ROOT / where
     for file in path.rglob("*.py") if path.is_dir() else [path]:
         assert not imports(file) & FORBIDDEN[where], file
+
+
+def test_the_data_commands_take_of_the_service_only_how_a_corpus_is_read():
+    formats = "rag_serving.indexing.formats"
+    allowed = {
+        "rag_serving",
+        "rag_serving.IndexingError",
+        "rag_serving.indexing",
+        formats,
+        f"{formats}.kilt_page",
+        f"{formats}.passage",
+    }
+    for file in (ROOT / "data_preprocess").rglob("*.py"):
+        assert {name for name in imports(file) if name.startswith("rag_serving")} <= allowed, file
 
 
 def test_only_the_plugin_imports_verl():
@@ -108,7 +122,7 @@ def test_the_evaluator_and_the_data_commands_name_their_extra_too(tmp_path):
     assert "pip install 'research-rl[eval]'" in done.stderr
     arguments = ["world", "--out", str(tmp_path), "--scale", "0.2", "--train", "5", "--dev", "5", "--test", "5"]
     done = without({"pyarrow"}, f"from data_preprocess.__main__ import main; sys.exit(main({arguments!r}))")
-    assert "pip install 'research-rl[train]'" in done.stderr
+    assert "pip install 'research-rl[data]'" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_preprocess.__main__ import main
-from data_preprocess.formats import read_questions
+from data_preprocess.questions import read_questions
 from data_preprocess.world import SPLITS, World
 from data_preprocess.world.names import all_words, inventory
 from research_rl.errors import DataError
@@ -99,10 +99,11 @@ def test_the_command_writes_both_formats_and_a_control_without_evidence(tmp_path
 
 
 def test_any_flashrag_questions_become_verl_parquet(tmp_path, capsys):
-    source, out = tmp_path / "q.jsonl", tmp_path / "q.parquet"
+    source = tmp_path / "q.jsonl"
     source.write_text('{"id": 7, "question": "Who?", "golden_answers": ["A", "B"], "type": "x"}\n\n')
-    assert main(["questions", "--input", str(source), "--out", str(out), "--data-source", "mine", "--split", "train"]) == 0
-    (row,) = pq.read_table(out).to_pylist()
+    assert main(["flashrag", "--input", str(source), "--out", str(tmp_path), "--data-source", "mine", "--split", "train"]) == 0
+    (row,) = pq.read_table(tmp_path / "train.parquet").to_pylist()
+    assert row["data_source"] == "mine"
     assert row["reward_model"]["ground_truth"] == ["A", "B"]
     assert row["extra_info"]["type"] == "x"
 
@@ -117,12 +118,11 @@ def test_any_flashrag_questions_become_verl_parquet(tmp_path, capsys):
         '{"id": 1, "question": "q", "golden_answers": []}',
     ],
 )
-def test_a_malformed_question_is_told_by_file_and_line_and_nothing_is_written(tmp_path, capsys, line):
-    source, out = tmp_path / "q.jsonl", tmp_path / "q.parquet"
+def test_a_malformed_question_is_told_by_file_and_line(tmp_path, line):
+    source = tmp_path / "q.jsonl"
     source.write_text('{"id": 1, "question": "q", "golden_answers": ["a"]}\n' + line + "\n")
-    assert main(["questions", "--input", str(source), "--out", str(out), "--data-source", "m", "--split", "s"]) == 1
-    assert f"{source}, line 2" in capsys.readouterr().err
-    assert not out.exists()
+    with pytest.raises(DataError, match="line 2"):
+        list(read_questions(source))
 
 
 def test_a_missing_file_is_told():

@@ -1,0 +1,1 @@
+"""From dumps to passages, over all cores, in bounded memory, resumable."""

@@ -1,0 +1,28 @@
+"""MuSiQue (Trivedi et al., 2022), Ans and Full: JSON lines. In Full each id stands twice, once answerable and once not."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from data_preprocess.questions import Dropped, Question
+
+_ID = re.compile(r"(\d)hop\d*(?=__)")
+
+
+def question(row: dict[str, Any]) -> Question:
+    """Read one row. `type` is the shape of the decomposition as the id has it ("2hop", "3hop1", …)."""
+    if row.get("answerable") is False:
+        raise Dropped("unanswerable")  # by its own paragraphs; against a whole corpus the question is the answerable one again
+    if row.get("answer") is None:
+        raise Dropped("no answer")  # the test set
+    shape = _ID.match(str(row["id"]))
+    paragraphs = row.get("paragraphs") or ()
+    return Question(
+        str(row["id"]),
+        row["question"],
+        (row["answer"], *(row.get("answer_aliases") or ())),
+        type=shape.group() if shape else "",
+        hops=int(shape.group(1)) if shape else len(row.get("question_decomposition") or ()),
+        supporting_titles=tuple(paragraph["title"] for paragraph in paragraphs if paragraph.get("is_supporting")),
+    )

@@ -1,0 +1,108 @@
+"""``python -m data_preprocess mix``: converted sets in a ratio, drawn by seed, no question twice."""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from data_preprocess.convert import Conversion, convert, source_of, write_split
+from data_preprocess.questions import Question
+from data_preprocess.sources import read_rows
+from research_rl.errors import DataError
+from research_rl.metrics import normalize_answer
+
+
+def add_mix(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("mix", help="converted sets, mixed in a ratio")
+    parser.add_argument(
+        "--part", action="append", required=True, metavar="FILE.jsonl=SHARE", help="for example a/train.jsonl=2"
+    )
+    parser.add_argument("--rows", type=int, default=None, help="questions in all (default: as many as the ratio allows)")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--split", default="train")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.set_defaults(run=run_mix)
+
+
+def run_mix(options: argparse.Namespace) -> dict[str, Any]:
+    """Draw from each part by seed, shuffle, write one split, and return its card. A question of two parts counts for the first."""
+    done = Conversion()
+    parts: list[tuple[Path, Fraction, list[Question]]] = []
+    asked: set[str] = set()
+    ids: set[str] = set()
+    for text in options.part:
+        path, weight = _part(text)
+        read = convert("flashrag", read_rows(str(path)), options.split, strict=True, data_source=path.parent.name)
+        done.rows += read.rows
+        questions = []
+        for question in read.questions:
+            key = normalize_answer(question.question)
+            if key in asked:
+                done.drop(f"{path}, id {question.id}", "in an earlier part", question.question)
+                continue
+            if question.id in ids:
+                question = replace(question, id=f"{question.data_source}:{question.id}")
+                done.renamed += 1
+            asked.add(key)
+            ids.add(question.id)
+            questions.append(question)
+        parts.append((path, weight, questions))
+    sizes = shares(
+        [weight for _, weight, _ in parts],
+        [len(questions) for _, _, questions in parts],
+        options.rows,
+        [str(path) for path, _, _ in parts],
+    )
+    rng = random.Random(options.seed)
+    for (_, _, questions), size in zip(parts, sizes, strict=True):
+        done.questions += rng.sample(questions, size)
+    done.not_drawn = sum(len(questions) for _, _, questions in parts) - len(done.questions)
+    rng.shuffle(done.questions)
+    card = {
+        "dataset": "mix", "seed": options.seed,
+        "parts": [{**source_of(str(path), None, None), "path": str(path), "share": str(weight), "questions": size}
+                  for (path, weight, _), size in zip(parts, sizes, strict=True)],
+    }  # fmt: skip
+    return write_split(options.out, options.split, done, card)
+
+
+def _part(text: str) -> tuple[Path, Fraction]:
+    name, _, share = text.rpartition("=")
+    try:
+        weight = Fraction(share)
+    except (ValueError, ZeroDivisionError):
+        weight = Fraction(0)
+    if not name or weight <= 0:
+        raise DataError(f"--part takes a file and its share, for example a/train.jsonl=2; got {text!r}")
+    return Path(name), weight
+
+
+def shares(weights: Sequence[Fraction], available: Sequence[int], rows: int | None, names: Sequence[str]) -> list[int]:
+    """Return how many to draw of each part: in the ratio of the weights (above 0), `rows` in all, or as many as there are.
+
+    Rounded by largest remainder, so that the numbers add up to `rows`.
+
+    Raises:
+        DataError: a part has too few; the message says how many rows there can be.
+    """
+    total = sum(weights)
+    most = min(int(count * total / weight) for weight, count in zip(weights, available, strict=True))
+    rows = most if rows is None else rows
+    exact = [rows * weight / total for weight in weights]
+    sizes = [int(share) for share in exact]
+    for index in sorted(range(len(sizes)), key=lambda i: sizes[i] - exact[i])[: rows - sum(sizes)]:
+        sizes[index] += 1
+    short = [
+        f"{name} has {count} for {size}" for name, count, size in zip(names, available, sizes, strict=True) if size > count
+    ]
+    if short or rows < 1:
+        raise DataError(
+            f"too few questions for {rows} rows in this ratio ({'; '.join(short) or 'one part has none'}): at most {most} rows"
+        )
+    return sizes

@@ -1,0 +1,151 @@
+"""Many rollouts of many questions over a model's server: each is appended to a log as it ends, and what is in the log is not asked again.
+
+The log is JSON lines of ``{"id": question, "n": rollout of the question from 1, …}``. The cold start and `select` share it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from research_rl.errors import DataError, missing_extra
+from research_rl.files import changed_settings, write_text
+from research_rl.methods.base import Method
+from research_rl.metrics import cover_em_substring, cover_em_tokens, exact_match
+from research_rl.rollout import Generate, Generation, HFCodec, SearchFunction, rollout
+from research_rl.types import Budget, Trajectory
+
+Metric = Callable[[str, Sequence[str]], float | bool]
+Outcome = dict[str, Any]
+ACCEPT: dict[str, Metric] = {
+    "em": exact_match, "cover_em_tokens": cover_em_tokens, "cover_em_substring": cover_em_substring,
+}  # fmt: skip
+PER_RUN = frozenset({"out", "command", "run", "model_url", "retrieval_url", "concurrency"})  # may change between two runs
+
+
+def acceptance(method: Method, name: str) -> Metric:
+    """Return what decides whether an answer is right: a metric by name, or "method": the method's own rule (cover_em_tokens if none)."""
+    return getattr(method, "right", ACCEPT["cover_em_tokens"]) if name == "method" else ACCEPT[name]
+
+
+def same_sampling(path: Path, options: Mapping[str, str]) -> None:
+    """Refuse to add to samples that were made with other options; write the options beside them.
+
+    Raises:
+        DataError: they differ.
+    """
+    if changed := changed_settings(path, options):
+        raise DataError(f"{path.parent} holds samples made with other options ({changed}): choose another --out")
+    write_text(path, json.dumps(dict(options), indent=1))
+
+
+class Busy:
+    """Wraps `generate` and counts the seconds in which at least one of its calls was under way."""
+
+    def __init__(self, generate: Generate) -> None:
+        self._generate, self._running, self._since, self._total = generate, 0, 0.0, 0.0
+
+    async def __call__(self, ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
+        if not self._running:
+            self._since = time.monotonic()
+        self._running += 1
+        try:
+            return await self._generate(ids, most, stop)
+        finally:
+            self._running -= 1
+            if not self._running:
+                self._total += time.monotonic() - self._since
+
+    @property
+    def seconds(self) -> float:
+        """Return the seconds so far."""
+        return self._total + (time.monotonic() - self._since if self._running else 0.0)
+
+
+async def sample(
+    method: Method, codec: HFCodec, questions: Sequence[dict[str, Any]], samples: int, budget: Budget, generate: Generate,
+    search: SearchFunction, log: Path, outcome: Callable[[Trajectory, dict[str, Any]], Outcome], concurrency: int = 64,
+    enough: Callable[[Outcome], bool] | None = None,
+) -> None:  # fmt: skip
+    """Roll out every question until it has `samples` rollouts, or one that is `enough`; log ``{"id", "n", **outcome(trajectory, row)}``.
+
+    At most `concurrency` rollouts are under way. Those of one question start side by side (a server with a prefix cache gains by it),
+    unless `enough` is given: then one after the other.
+
+    Raises:
+        ExceptionGroup: of RetrievalError or GenerationError: a server is gone for good; what was finished is in the log.
+        DataError: two questions have the same id.
+    """
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        raise missing_extra("tqdm", "eval") from error
+    if len({row["id"] for row in questions}) < len(questions):
+        raise DataError("two questions have the same id: what is sampled could not be told apart")
+    done = read_log(log)
+    jobs = _jobs(questions, done, samples, enough)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    finished = sum(len(outcomes) for outcomes in done.values())
+    with (
+        log.open("a", encoding="utf-8", buffering=1) as file,  # a line at a time: a kill loses what is under way and no more
+        tqdm(total=len(questions) * samples, initial=finished, unit="rollout", disable=None, smoothing=0.02) as progress,
+    ):
+
+        async def worker() -> None:
+            for row, numbers in jobs:  # all workers draw from one iterator
+                prompt = codec.encode_prompt(method.prompt(row["question"]), method.prefill)
+                for position, number in enumerate(numbers):
+                    trajectory = await rollout(method, codec, row["question"], prompt, budget, generate, search)
+                    found = outcome(trajectory, row)
+                    file.write(json.dumps({"id": row["id"], "n": number, **found}, ensure_ascii=False) + "\n")
+                    progress.update()
+                    if enough and enough(found):
+                        progress.update(len(numbers) - position - 1)
+                        break
+
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(concurrency):
+                tasks.create_task(worker())
+
+
+def _jobs(
+    questions: Sequence[dict[str, Any]], done: Mapping[str, Mapping[int, Outcome]], samples: int,
+    enough: Callable[[Outcome], bool] | None,
+) -> Iterator[tuple[dict[str, Any], list[int]]]:  # fmt: skip
+    """Yield (question, numbers of the rollouts to be made one after the other)."""
+    for row in questions:
+        have = done.get(row["id"], {})
+        left = [number for number in range(1, samples + 1) if number not in have]
+        if enough:
+            if left and not any(enough(outcome) for outcome in have.values()):
+                yield row, left
+        else:
+            yield from ((row, [number]) for number in left)
+
+
+def read_log(path: Path) -> dict[str, dict[int, Outcome]]:
+    """Return the outcomes so far by question and number; a line that a kill cut off is removed, and its rollout made again.
+
+    Raises:
+        DataError: a whole line is no outcome.
+    """
+    if not path.is_file():
+        return {}
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(path, whole)
+    found: dict[str, dict[int, Outcome]] = {}
+    for number, line in enumerate(whole.split("\n")[:-1], 1):  # splitlines() would split at U+2028 in a passage, too
+        try:
+            row = json.loads(line)
+            found.setdefault(row["id"], {})[row["n"]] = row
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number}: no logged rollout ({error!r}): remove the line, or choose another --out"
+            ) from None
+    return found

@@ -14,7 +14,7 @@ QUICKSTART = $(BIN)/python -m quickstart --run-dir $(RUN_DIR) --seed $(SEED) --p
 .PHONY: help install quickstart quickstart-fresh test lint format doctor start-model clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+	@grep -hE '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
 
 install: $(VENV)/.installed ## make the environment for training, serving and testing on a CPU
 
@@ -52,6 +52,8 @@ doctor: install ## is the plugin seen by verl and vLLM? is the service reachable
 start-model: install ## make both starting models again, from their seeds (half an hour and an hour)
 	NUMBA_NUM_THREADS=1 $(BIN)/python -m quickstart.start_model.make --out quickstart/start_model/weights
 	NUMBA_NUM_THREADS=1 $(BIN)/python -m quickstart.start_model.make --out quickstart/start_model/weights_all_methods --methods $(METHODS) --demo-epochs 48
+
+include recipes/data.mk
 
 clean: ## remove runs and environments
 	rm -rf runs $(VENV)

@@ -1,4 +1,4 @@
-"""``python -m data_preprocess mix``: converted sets in a ratio, drawn by seed, no question twice."""
+"""``python -m data_preprocess mix``: converted sets in a ratio, or whole, drawn by seed, no question twice."""
 
 from __future__ import annotations
 
@@ -19,9 +19,13 @@ from research_rl.metrics import normalize_answer
 
 def add_mix(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("mix", help="converted sets, mixed in a ratio")
+    parser = commands.add_parser("mix", help="converted sets in a ratio, or whole")
     parser.add_argument(
-        "--part", action="append", required=True, metavar="FILE.jsonl=SHARE", help="for example a/train.jsonl=2"
+        "--part",
+        action="append",
+        required=True,
+        metavar="FILE.jsonl[=SHARE]",
+        help="for example a/train.jsonl=2; without shares: all of every part",
     )
     parser.add_argument("--rows", type=int, default=None, help="questions in all (default: as many as the ratio allows)")
     parser.add_argument("--out", type=Path, required=True)
@@ -33,7 +37,7 @@ def add_mix(commands: Any) -> None:
 def run_mix(options: argparse.Namespace) -> dict[str, Any]:
     """Draw from each part by seed, shuffle, write one split, and return its card. A question of two parts counts for the first."""
     done = Conversion()
-    parts: list[tuple[Path, Fraction, list[Question]]] = []
+    parts: list[tuple[Path, Fraction | None, list[Question]]] = []
     asked: set[str] = set()
     ids: set[str] = set()
     for text in options.part:
@@ -53,12 +57,13 @@ def run_mix(options: argparse.Namespace) -> dict[str, Any]:
             ids.add(question.id)
             questions.append(question)
         parts.append((path, weight, questions))
-    sizes = shares(
-        [weight for _, weight, _ in parts],
-        [len(questions) for _, _, questions in parts],
-        options.rows,
-        [str(path) for path, _, _ in parts],
-    )
+    weights = [weight for _, weight, _ in parts if weight is not None]
+    if weights and len(weights) < len(parts):
+        raise DataError(f"give every part a share, or none of them; got {options.part}")
+    if not weights and options.rows is not None:
+        raise DataError("--rows needs a share for every part, for example a/train.jsonl=2")
+    available = [len(questions) for _, _, questions in parts]
+    sizes = shares(weights, available, options.rows, [str(path) for path, _, _ in parts]) if weights else available
     rng = random.Random(options.seed)
     for (_, _, questions), size in zip(parts, sizes, strict=True):
         done.questions += rng.sample(questions, size)
@@ -66,14 +71,16 @@ def run_mix(options: argparse.Namespace) -> dict[str, Any]:
     rng.shuffle(done.questions)
     card = {
         "dataset": "mix", "seed": options.seed,
-        "parts": [{**source_of(str(path), None, None), "path": str(path), "share": str(weight), "questions": size}
+        "parts": [{**source_of(str(path), None, None), "path": str(path), "share": str(weight or "all"), "questions": size}
                   for (path, weight, _), size in zip(parts, sizes, strict=True)],
     }  # fmt: skip
     return write_split(options.out, options.split, done, card)
 
 
-def _part(text: str) -> tuple[Path, Fraction]:
-    name, _, share = text.rpartition("=")
+def _part(text: str) -> tuple[Path, Fraction | None]:
+    name, equals, share = text.rpartition("=")
+    if not equals or Path(text).exists():
+        return Path(text), None
     try:
         weight = Fraction(share)
     except (ValueError, ZeroDivisionError):

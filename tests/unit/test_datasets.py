@@ -409,6 +409,15 @@ def test_a_mix_keeps_its_ratio_its_sources_and_asks_nothing_twice(tmp_path):
     assert sources == {"a", "b"}
 
 
+def test_without_shares_all_of_every_part_is_taken(tmp_path, capsys):
+    assert mixed(tmp_path) == 0
+    parts = ["--part", f"{tmp_path}/a/train.jsonl", "--part", f"{tmp_path}/b/train.jsonl"]
+    assert main(["mix", *parts, "--out", str(tmp_path / "whole")]) == 0
+    assert len(list(read_questions(tmp_path / "whole" / "train.jsonl"))) == 43  # the question of both once
+    assert main(["mix", *parts[:3], f"{parts[3]}=1", "--out", str(tmp_path / "whole")]) == 1
+    assert "give every part a share, or none" in capsys.readouterr().err
+
+
 def test_a_mix_that_cannot_be_says_how_many_rows_can(tmp_path, capsys):
     assert mixed(tmp_path, "--rows", "40") == 1
     assert "train.jsonl has 12 for 13): at most 36 rows" in capsys.readouterr().err

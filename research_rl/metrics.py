@@ -42,18 +42,38 @@ def f1(prediction: str, golden_answers: Iterable[str], normalize: Normalize = no
 
     If either side is yes, no or noanswer, only equality counts.
     """
-    return max((_f1(normalize(prediction), normalize(golden)) for golden in golden_answers), default=0.0)
+    return _best(prediction, golden_answers, normalize)[0]
 
 
-def _f1(prediction: str, golden: str) -> float:
+def precision(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
+    """Return the token precision against the golden answer with the best F1, the share of predicted tokens that are golden.
+
+    FlashRAG takes the highest precision over the golden answers and the highest recall, perhaps of different ones; here
+    f1 is the harmonic mean of what stands beside it.
+    """
+    return _best(prediction, golden_answers, normalize)[1]
+
+
+def recall(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
+    """Return the token recall against the golden answer with the best F1, the share of its tokens that are predicted."""
+    return _best(prediction, golden_answers, normalize)[2]
+
+
+def _best(prediction: str, golden_answers: Iterable[str], normalize: Normalize) -> tuple[float, float, float]:
+    """Return (F1, precision, recall) of the golden answer with the best F1."""
+    normalized = normalize(prediction)
+    return max((_overlap(normalized, normalize(golden)) for golden in golden_answers), default=(0.0, 0.0, 0.0))
+
+
+def _overlap(prediction: str, golden: str) -> tuple[float, float, float]:
     if prediction != golden and (prediction in _CLOSED or golden in _CLOSED):
-        return 0.0
+        return 0.0, 0.0, 0.0
     predicted, expected = prediction.split(), golden.split()
     common = sum((Counter(predicted) & Counter(expected)).values())
     if not common:
-        return 0.0
-    precision, recall = common / len(predicted), common / len(expected)
-    return 2 * precision * recall / (precision + recall)
+        return 0.0, 0.0, 0.0
+    precise, complete = common / len(predicted), common / len(expected)
+    return 2 * precise * complete / (precise + complete), precise, complete
 
 
 def cover_em_substring(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
@@ -69,3 +89,14 @@ def cover_em_tokens(prediction: str, golden_answers: Iterable[str], normalize: N
     """
     tokens = normalize(prediction).split(" ")
     return float(any(all(token in tokens for token in normalize(golden).split(" ")) for golden in golden_answers))
+
+
+NORMALIZERS: dict[str, Normalize] = {"squad": normalize_answer, "r1_searcher": normalize_answer_spaced}
+METRICS: dict[str, Callable[[str, Iterable[str], Normalize], float]] = {
+    "em": exact_match,
+    "f1": f1,
+    "precision": precision,
+    "recall": recall,
+    "cover_em_tokens": cover_em_tokens,
+    "cover_em_substring": cover_em_substring,
+}

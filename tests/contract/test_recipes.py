@@ -66,6 +66,17 @@ def test_verls_command_shows_the_whole_recipe(recipe):
     assert (job.actor_rollout_ref.rollout.top_p, job.actor_rollout_ref.rollout.top_k) == (1.0, -1)
 
 
+def test_what_the_comparison_overrides_stands_in_the_recipes(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    import methods
+
+    for recipe, overrides in methods.RUNS.values():
+        config = composed(ROOT / "recipes" / recipe, overrides)
+        for override in overrides:
+            key, _, value = override.partition("=")
+            assert OmegaConf.select(config, key) == yaml.safe_load(value)
+
+
 def rows_of(readme: Path):
     """Yield (key, value) of the table of hyper-parameters."""
     for line in readme.read_text().splitlines():

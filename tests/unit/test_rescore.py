@@ -51,7 +51,7 @@ def test_a_compressed_file_is_read(tmp_path):
     ("content", "told"),
     [
         ('{"text": "a"}', "row 1: no field 'gold'; it has: text"),
-        ('{"text": 1, "gold": "a"}', "text must be a text"),
+        ('{"text": [], "gold": "a"}', "text must be a text"),
         ('{"text": "a", "gold": []}', "gold must be a text or a list of texts"),
         ("[1]", "line 1: a JSON object is needed"),
         ("{", "line 1: not JSON"),

@@ -1,0 +1,81 @@
+"""Rows that somebody else wrote: JSON lines, plain or packed, with fields of any name."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from research_rl.errors import DataError
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the objects of a file of JSON lines (.gz too).
+
+    Raises:
+        DataError: the file is missing, empty, or a line is no JSON object; the message names the line.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}")
+    empty = True
+    try:
+        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
+    except (OSError, EOFError, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read as {'gzip of ' * (path.suffix == '.gz')}UTF-8 ({error})") from None
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"{path}, line {number}: not JSON ({error}), got {line.strip()[:80]!r}") from None
+        if not isinstance(row, dict):
+            raise DataError(f"{path}, line {number}: a JSON object is needed, got {line.strip()[:80]!r}")
+        empty = False
+        yield row
+    if empty:
+        raise DataError(f"{path} holds no row")
+
+
+def field(row: dict[str, Any], name: str, source: Path, number: int) -> Any:
+    """Return a field of row `number` (from 1).
+
+    Raises:
+        DataError: the row has none of that name.
+    """
+    if name not in row:
+        raise DataError(f"{source}, row {number}: no field {name!r}; it has: {', '.join(row)}")
+    return row[name]
+
+
+def text_field(row: dict[str, Any], name: str, source: Path, number: int) -> str:
+    """Return a field that must be a text; a number counts as the text it is written as.
+
+    Raises:
+        DataError: it is missing, or none.
+    """
+    text = _text(field(row, name, source, number))
+    if text is None:
+        raise DataError(f"{source}, row {number}: {name} must be a text, got {row[name]!r:.80}")
+    return text
+
+
+def golden_field(row: dict[str, Any], name: str, source: Path, number: int) -> list[str]:
+    """Return the golden answers of a field that holds a text or a list of texts.
+
+    Raises:
+        DataError: it is missing, or neither.
+    """
+    golden = field(row, name, source, number)
+    texts = [text for answer in (golden if isinstance(golden, list) else [golden]) if (text := _text(answer)) is not None]
+    if not texts or (isinstance(golden, list) and len(texts) < len(golden)):
+        raise DataError(f"{source}, row {number}: {name} must be a text or a list of texts, got {golden!r:.80}")
+    return texts
+
+
+def _text(value: Any) -> str | None:
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return str(value)
+    return value if isinstance(value, str) else None

@@ -20,7 +20,8 @@ def score_file(
     source: Path, pred_field: str, gold_field: str, metrics: Sequence[str], normalizer: str, *, judge_field: str | None = None,
     method: Method | None = None, response_field: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Return ``{"n", "without_prediction", "normalizer", "metrics": {name: {"mean", "low", "high"}}}``, means over rows with 95 % intervals.
+    """Return ``{"n", "without_prediction", "normalizer", "metrics": {name: {"mean", "low", "high"}}}``,
+    means over rows with 95 % intervals.
 
     A prediction that is null scores 0 under every answer metric, and is counted.
 

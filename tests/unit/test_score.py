@@ -30,14 +30,9 @@ def pairs(count, seed=1):
 def flashrags(name):
     from flashrag.evaluator import metrics
 
-    found = {
-        "em": "ExactMatch",
-        "f1": "F1_Score",
-        "cover_em_substring": "Sub_ExactMatch",
-        "precision": "Precision_Score",
-        "recall": "Recall_Score",
-    }
-    metric = getattr(metrics, found[name])({"dataset_name": "hotpotqa", "metric_setting": {}})
+    theirs = {"em": metrics.ExactMatch, "f1": metrics.F1_Score, "cover_em_substring": metrics.Sub_ExactMatch}
+    theirs |= {"precision": metrics.Precision_Score, "recall": metrics.Recall_Score}
+    metric = theirs[name]({"dataset_name": "hotpotqa", "metric_setting": {}})
 
     class Data:
         def __init__(self, rows):
@@ -60,7 +55,10 @@ def test_precision_and_recall_are_flashrags_for_one_golden_answer_and_never_high
     several = list(pairs(2000))
     ours, theirs = [METRICS[name](*row) for row in several], flashrags(name)(several)
     assert all(own <= other + 1e-12 for own, other in zip(ours, theirs, strict=True))
-    assert ours != theirs  # on purpose: FlashRAG's may be of different golden answers
+    if (
+        name == "recall"
+    ):  # on purpose: FlashRAG's may be of different golden answers (a difference in precision is too rare to be drawn)
+        assert ours != theirs
 
 
 texts = st.lists(st.sampled_from(WORDS), max_size=5).map(" ".join)

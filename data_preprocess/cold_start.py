@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocess.questions import write_parquet
-from data_preprocess.sampling import Metric, read_log
 from research_rl.errors import DataError
 from research_rl.files import write_text
 from research_rl.methods.base import Method
+from research_rl.sampling import Metric, read_log
 from research_rl.types import StopReason, Trajectory
 
 

@@ -18,10 +18,10 @@ from typing import Any
 from data_preprocess.convert import Conversion, write_split
 from data_preprocess.mixing import shares
 from data_preprocess.questions import Question
-from data_preprocess.sampling import Metric, Outcome
 from research_rl.errors import ConfigError
 from research_rl.files import write_jsonl
 from research_rl.methods.base import Method
+from research_rl.sampling import Metric, Outcome
 from research_rl.types import Trajectory
 
 BUCKETS = ("easy", "medium", "difficult")

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from data_preprocess import cold_start, difficulty
 from data_preprocess.convert import convert
 from data_preprocess.questions import read_questions, to_flashrag
-from data_preprocess.sampling import ACCEPT, PER_RUN, Busy, Metric, Outcome, acceptance, read_log, same_sampling, sample
 from data_preprocess.sources import read_rows
-from evaluation.served import Served, add_model, add_questions, open_served
+from evaluation.served import add_model, add_questions, add_sampling, open_served, sample_served
 from research_rl.errors import DataError
-from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.sampling import ACCEPT, Metric, Outcome, acceptance, read_log
 from research_rl.types import Trajectory
 
 CHOICE = frozenset(
@@ -27,10 +23,10 @@ CHOICE = frozenset(
 def _common(parser: argparse.ArgumentParser, files: str) -> None:
     add_questions(parser)
     add_model(parser)
+    add_sampling(parser)
     parser.set_defaults(temperature=1.0, max_searches=8)
     parser.add_argument("--out", type=Path, required=True, help=f"directory of {files}")
     parser.add_argument("--accept", default="method", choices=["method", *sorted(ACCEPT)], help="what counts as right")
-    parser.add_argument("--concurrency", type=int, default=64, help="rollouts under way at a time")
     parser.add_argument("--rows", type=int, default=None, help="most rows in all")
     parser.add_argument("--seed", type=int, default=1, help="of the choice among what was sampled")
 
@@ -75,7 +71,7 @@ def run_cold_start(options: argparse.Namespace) -> dict[str, Any]:
         return cold_start.outcome(served.method, trajectory, row["golden_answers"], accept)
 
     log = options.out / "samples.jsonl"
-    _sample(options, served, questions, options.samples, log, keep)
+    sample_served(options, served, questions, options.samples, log, keep, CHOICE)
     return cold_start.select(served.method, log, questions, options.out, options.per_question, options.rows, options.seed)
 
 
@@ -97,7 +93,7 @@ def run_select(options: argparse.Namespace) -> dict[str, Any]:
     log = options.out / "rollouts.jsonl"
     rows = [to_flashrag(question) for question in questions]
     enough = (lambda found: found["right"]) if options.stop_early else None
-    this_run = _sample(options, served, rows, options.rollouts, log, keep, enough)
+    this_run = sample_served(options, served, rows, options.rollouts, log, keep, CHOICE, enough)
     sampled = {
         name: {n: found for n, found in outcomes.items() if n <= options.rollouts} for name, outcomes in read_log(log).items()
     }
@@ -116,30 +112,3 @@ def _bounds(text: str | None, by: str) -> tuple[float, float]:
     except ValueError:
         raise DataError(f"--bounds takes two numbers, for example 10,20; got {text!r}") from None
     return low, high
-
-
-def _sample(
-    options: argparse.Namespace, served: Served, questions: list[dict[str, Any]], samples: int, log: Path,
-    keep: Callable[[Trajectory, dict[str, Any]], Outcome], enough: Callable[[Outcome], bool] | None = None,
-) -> dict[str, float]:  # fmt: skip
-    """Sample what is left; return how long it took, and the share of that time in which the engine had something to do."""
-    fixed = {name: str(value) for name, value in vars(options).items() if name not in PER_RUN | CHOICE}
-    same_sampling(options.out / "sampling.json", fixed)
-    generate = Busy(served.server.generate)
-    started = time.monotonic()
-
-    async def run() -> None:
-        async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
-            try:
-                await sample(
-                    served.method, served.codec, questions, samples, served.budget, generate, client.search, log, keep,
-                    options.concurrency, enough,
-                )  # fmt: skip
-            except ExceptionGroup as group:  # a server is gone: one of its errors says it all
-                raise group.exceptions[0] from None
-            finally:
-                await served.server.close()
-
-    asyncio.run(run())
-    seconds = time.monotonic() - started
-    return {"seconds": round(seconds, 1), "engine_busy_share": round(generate.seconds / seconds, 4)}

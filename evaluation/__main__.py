@@ -1,4 +1,4 @@
-"""``python -m evaluation``: measure a served model, or a retrieval service alone."""
+"""``python -m evaluation``: measure a served model, recorded answers, or a retrieval service alone."""
 
 from __future__ import annotations
 
@@ -10,96 +10,137 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocess.questions import read_questions
+from evaluation.config import defaults_from
 from evaluation.rescore import rescore_file
-from evaluation.served import add_model, add_questions, open_served
-from evaluation.summary import mean_metrics
+from evaluation.served import TOP_K, add_model, add_questions, add_sampling
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError, missing_extra
-from research_rl.files import write_jsonl
 from research_rl.methods.base import load_method
 from research_rl.metrics import METRICS, NORMALIZERS
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
 try:
-    from evaluation.run import answer_recall, evaluate
+    from evaluation.run import answer_recall, run
     from evaluation.score import score_file, table
 except ModuleNotFoundError as error:
     sys.exit(f"evaluation: {missing_extra(error.name or 'tqdm', 'eval')}")
+
+RANKS = (1, 5, 10, 20, 50, 100)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
-    run = commands.add_parser("run", help="roll out questions over an OpenAI-compatible server and a retrieval service")
-    add_model(run)
-    run.add_argument("--out", type=Path, required=True, help="where the trajectories go, as JSON lines")
-    rescore = commands.add_parser("rescore", help="the rewards of a method for responses that somebody else recorded")
-    rescore.add_argument("input", type=Path, help="JSON lines, plain or .gz")
-    rescore.add_argument("--method", required=True, help="name or dotted path of the Method")
-    rescore.add_argument("--preset", default=None, help="the method's option `preset`")
-    rescore.add_argument("--method-options", type=json.loads, default={}, help="further options, as JSON")
-    rescore.add_argument("--response-field", required=True, help="the response, observations included, without the prompt")
-    rescore.add_argument("--gold-field", required=True, help="the golden answer, or a list of them")
-    rescore.add_argument("--group-field", default=None, help="rows with the same value here are rollouts of one question")
-    rescore.add_argument("--out", type=Path, required=True, help="every row again, with `score` and `components`")
-    score = commands.add_parser("score", help="answer metrics for anybody's predictions")
-    score.add_argument("input", type=Path, help="JSON lines, plain or .gz")
-    score.add_argument("--pred-field", required=True, help="the predicted answer, a text")
-    score.add_argument("--gold-field", required=True, help="the golden answer, or a list of them")
-    score.add_argument("--metrics", default=",".join(METRICS), help=f"comma-separated, of: {', '.join(METRICS)}")
-    score.add_argument(
-        "--normalizer", default="squad", choices=sorted(NORMALIZERS), help="squad deletes punctuation; r1_searcher: space"
-    )
-    score.add_argument("--judge-field", default=None, help="a judge's recorded verdict (true or false), reported as `judge`")
-    score.add_argument(
-        "--method", default=None, help="with --response-field: the Method that reads the responses, to count searches"
-    )
-    score.add_argument("--method-options", type=json.loads, default={})
-    score.add_argument("--response-field", default=None, help="the whole response, as for rescore")
-    score.add_argument("--json", action="store_true", help="shares of 1 as JSON, not a table in percent")
-    recall = commands.add_parser("recall", help="how often a golden answer is in the top-k passages for the bare question")
-    for command in (run, recall):
-        add_questions(command)
-    options = parser.parse_args(arguments)
     try:
-        if options.command == "rescore":
-            chosen = {**options.method_options, **({"preset": options.preset} if options.preset else {})}
-            method = load_method(options.method, **chosen)
-            fields = options.response_field, options.gold_field, options.group_field
-            print(json.dumps(rescore_file(options.input, options.out, method, *fields)))
-            return 0
-        if options.command == "score":
-            method = load_method(options.method, **options.method_options) if options.method else None
-            names = [name.strip() for name in options.metrics.split(",") if name.strip()]
-            result = score_file(
-                options.input, options.pred_field, options.gold_field, names, options.normalizer,
-                judge_field=options.judge_field, method=method, response_field=options.response_field,
-            )  # fmt: skip
-            print(json.dumps(result) if options.json else table(result))
-            return 0
-        questions = list(read_questions(options.questions))
-        figures = asyncio.run(_run(options, questions) if options.command == "run" else _recall(options, questions))
+        add_run(commands, arguments if arguments is not None else sys.argv[1:])
+        add_rescore(commands)
+        add_score(commands)
+        add_recall(commands)
+        options = parser.parse_args(arguments)
+        result = options.run(options)
     except (ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError) as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
-    print(json.dumps(figures))
-    return int(figures.get("retrieval_failed", 0) > 0)
+    except KeyboardInterrupt:
+        print("evaluation: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print(result if isinstance(result, str) else json.dumps(result))
+    return 0
 
 
-async def _recall(options: argparse.Namespace, questions: list[dict[str, Any]]) -> dict[str, Any]:
-    async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
-        found = await answer_recall(questions, client, options.top_k)
-    return {f"answer_recall@{options.top_k}": round(sum(found) / len(found), 4), "found": sum(found), "n": len(found)}
+def add_run(commands: Any, arguments: list[str]) -> None:
+    """Add the evaluation of a served model."""
+    parser = commands.add_parser("run", help="roll out questions over an OpenAI-compatible server and a retrieval service")
+    add_questions(parser)
+    add_model(parser)
+    add_sampling(parser)
+    parser.add_argument("--samples", type=int, default=1, help="rollouts of each question: avg@k and pass@k")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="the rollouts, JSON lines; run again, it goes on with what is left"
+    )
+    parser.add_argument(
+        "--config", type=Path, default=None, help="YAML with any of these options, which the command line overrides"
+    )
+    parser.set_defaults(run=run)
+    if arguments[:1] == ["run"]:
+        defaults_from(parser, arguments)
 
 
-async def _run(options: argparse.Namespace, questions: list[dict[str, Any]]) -> dict[str, Any]:
-    method, codec, budget, server = open_served(options)
-    async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
-        records = await evaluate(method, codec, questions, budget, server.generate, client)
-    await server.close()
-    write_jsonl(options.out, records)
-    measured = [record for record in records if "metrics" in record]
-    return {**mean_metrics(measured), "retrieval_failed": len(records) - len(measured)}
+def add_rescore(commands: Any) -> None:
+    """Add the rewards of recorded responses."""
+    parser = commands.add_parser("rescore", help="the rewards of a method for responses that somebody else recorded")
+    parser.add_argument("input", type=Path, help="JSON lines, plain or .gz")
+    parser.add_argument("--method", required=True, help="name or dotted path of the Method")
+    parser.add_argument("--preset", default=None, help="the method's option `preset`")
+    parser.add_argument("--method-options", type=json.loads, default={}, help="further options, as JSON")
+    parser.add_argument("--response-field", required=True, help="the response, observations included, without the prompt")
+    parser.add_argument("--gold-field", required=True, help="the golden answer, or a list of them")
+    parser.add_argument("--group-field", default=None, help="rows with the same value here are rollouts of one question")
+    parser.add_argument("--out", type=Path, required=True, help="every row again, with `score` and `components`")
+    parser.set_defaults(run=run_rescore)
+
+
+def run_rescore(options: argparse.Namespace) -> dict[str, Any]:
+    """Write the scores and return the summary."""
+    chosen = {**options.method_options, **({"preset": options.preset} if options.preset else {})}
+    method = load_method(options.method, **chosen)
+    return rescore_file(options.input, options.out, method, options.response_field, options.gold_field, options.group_field)
+
+
+def add_score(commands: Any) -> None:
+    """Add the answer metrics of recorded predictions."""
+    parser = commands.add_parser("score", help="answer metrics for anybody's predictions")
+    parser.add_argument("input", type=Path, help="JSON lines, plain or .gz")
+    parser.add_argument("--pred-field", required=True, help="the predicted answer, a text")
+    parser.add_argument("--gold-field", required=True, help="the golden answer, or a list of them")
+    parser.add_argument("--metrics", default=",".join(METRICS), help=f"comma-separated, of: {', '.join(METRICS)}")
+    parser.add_argument(
+        "--normalizer", default="squad", choices=sorted(NORMALIZERS), help="squad deletes punctuation; r1_searcher: space"
+    )
+    parser.add_argument("--judge-field", default=None, help="a judge's recorded verdict (true or false), reported as `judge`")
+    parser.add_argument(
+        "--method", default=None, help="with --response-field: the Method that reads the responses, to count searches"
+    )
+    parser.add_argument("--method-options", type=json.loads, default={})
+    parser.add_argument("--response-field", default=None, help="the whole response, as for rescore")
+    parser.add_argument("--json", action="store_true", help="shares of 1 as JSON, not a table in percent")
+    parser.set_defaults(run=run_score)
+
+
+def run_score(options: argparse.Namespace) -> dict[str, Any] | str:
+    """Return the metrics, as a table or for JSON."""
+    method = load_method(options.method, **options.method_options) if options.method else None
+    names = [name.strip() for name in options.metrics.split(",") if name.strip()]
+    result = score_file(
+        options.input, options.pred_field, options.gold_field, names, options.normalizer,
+        judge_field=options.judge_field, method=method, response_field=options.response_field,
+    )  # fmt: skip
+    return result if options.json else table(result)
+
+
+def add_recall(commands: Any) -> None:
+    """Add the measure of a retrieval service alone."""
+    parser = commands.add_parser("recall", help="how often a golden answer is in the top-k passages for the bare question")
+    add_questions(parser)
+    parser.set_defaults(run=run_recall)
+
+
+def run_recall(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the answer recall at k, and at the usual smaller k."""
+    top_k = options.top_k or TOP_K
+    questions = list(read_questions(options.questions))
+
+    async def ask() -> list[int]:
+        async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
+            return await answer_recall(questions, client, top_k)
+
+    ranks = asyncio.run(ask())
+    found = {k: sum(0 < rank <= k for rank in ranks) for k in sorted({*RANKS, top_k}) if k <= top_k}
+    return {
+        **{f"answer_recall@{k}": round(count / len(ranks), 4) for k, count in found.items()},
+        "found": found[top_k],
+        "n": len(ranks),
+    }
 
 
 if __name__ == "__main__":

@@ -2,62 +2,108 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Sequence
+import argparse
+import json
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from functools import partial
+from statistics import mean, median
 from typing import Any
 
 from tqdm import tqdm
 
-from research_rl.errors import RetrievalError
+from data_preprocess.questions import read_questions
+from evaluation.served import open_served, sample_served
+from evaluation.statistics import estimate
+from research_rl.errors import ConfigError
+from research_rl.files import write_text
 from research_rl.methods.base import Method
 from research_rl.metrics import normalize_answer
 from research_rl.retrieval import RetrievalClient
-from research_rl.rollout import Generate, HFCodec, rollout
+from research_rl.sampling import read_log
 from research_rl.scoring import trajectory_metrics
-from research_rl.types import Budget, StopReason
+from research_rl.types import Trajectory
+
+Record = dict[str, Any]
 
 
-async def evaluate(
-    method: Method, codec: HFCodec, questions: Sequence[dict[str, Any]], budget: Budget, generate: Generate,
-    client: RetrievalClient, concurrency: int = 64,
-) -> list[dict[str, Any]]:  # fmt: skip
-    """Roll out every question; return one record per question, in order.
+def record(method: Method, trajectory: Trajectory, row: Mapping[str, Any]) -> Record:
+    """Return what is kept of a rollout: its turns, answer, figures, and what it cost in tokens and seconds."""
+    return {
+        "golden_answers": row["golden_answers"],
+        "metadata": row.get("metadata") or {},
+        **trajectory.to_json(),
+        "answer": method.answer(trajectory) or "",
+        "sampled_tokens": sum(trajectory.response_mask),
+        "prompt_tokens": len(trajectory.prompt_ids),
+        "generate_s": round(trajectory.seconds_generating, 3),
+        "search_s": round(trajectory.seconds_searching, 3),
+        "metrics": trajectory_metrics(method, trajectory, row["golden_answers"]),
+    }
 
-    A question that an outage of the service spoilt has `stop_reason` retrieval_failed and no metrics: it counts in no mean.
+
+def run(options: argparse.Namespace) -> Record:
+    """Roll out what is left of the questions, and return the summary, which is written beside the rollouts as well.
+
+    Raises:
+        ConfigError: several rollouts of a question at temperature 0 would be the same.
+        RetrievalError, GenerationError: a server is gone; run again, it goes on.
     """
-    gate = asyncio.Semaphore(concurrency)
-    progress = tqdm(total=len(questions), unit="question", disable=None)
-
-    async def one(row: dict[str, Any]) -> dict[str, Any]:
-        prompt = codec.encode_prompt(method.prompt(row["question"]), method.prefill)
-        base = {"id": row["id"], "golden_answers": row["golden_answers"], "split": "test", "step": 0}
-        async with gate:
-            try:
-                trajectory = await rollout(method, codec, row["question"], prompt, budget, generate, client.search)
-            except RetrievalError as error:
-                return {
-                    **base,
-                    "question": row["question"],
-                    "stop_reason": str(StopReason.RETRIEVAL_FAILED),
-                    "error": str(error),
-                }
-            finally:
-                progress.update()
-        return {**base, **trajectory.to_json(), "answer": method.answer(trajectory) or "",
-                "metrics": trajectory_metrics(method, trajectory, row["golden_answers"])}  # fmt: skip
-
-    try:
-        return list(await asyncio.gather(*(one(row) for row in questions)))
-    finally:
-        progress.close()
+    if options.samples > 1 and not options.temperature:
+        raise ConfigError(f"{options.samples} samples at temperature 0 are all the same: give --temperature, for example 1.0")
+    served = open_served(options)
+    questions = list(read_questions(options.questions))
+    this_run = sample_served(
+        options, served, questions, options.samples, options.out, partial(record, served.method), {"samples"}
+    )
+    logged = read_log(options.out)
+    records = [[logged[row["id"]][number] for number in range(1, options.samples + 1)] for row in questions]
+    figures = {"model": options.model, "method": served.method.name, **summarize(records), "last_run": this_run}
+    write_text(options.out.with_name(f"{options.out.stem}.summary.json"), json.dumps(figures, indent=1) + "\n")
+    return figures
 
 
-async def answer_recall(questions: Sequence[dict[str, Any]], client: RetrievalClient, top_k: int) -> list[bool]:
-    """Return, per question, whether a golden answer occurs as whole words in the top-k passages for the bare question."""
-    found: list[bool] = []
+def summarize(questions: Sequence[Sequence[Record]]) -> Record:
+    """Return means over questions (each the mean of its k rollouts, "avg@k") with 95 % intervals, and what a search costs.
+
+    With several rollouts of a question, `pass@k`: the share of questions of which at least one rollout is right by exact match.
+    """
+    rollouts = [one for records in questions for one in records]
+    names = list(rollouts[0]["metrics"])
+    estimates = {name: estimate([mean(one["metrics"][name] for one in records) for records in questions]) for name in names}
+    figures: Record = {"n": len(questions), "samples": len(questions[0])}
+    figures |= {name: round(found.mean, 4) for name, found in estimates.items()}
+    figures["intervals"] = {name: [round(found.low, 4), round(found.high, 4)] for name, found in estimates.items()}
+    if len(questions[0]) > 1:
+        passed = [float(any(one["metrics"]["em"] for one in records)) for records in questions]
+        figures[f"pass@{len(questions[0])}"] = round(mean(passed), 4)
+    by_verdict = {name: [one["metrics"]["searches"] for one in rollouts if bool(one["metrics"]["em"]) is right]
+                  for name, right in (("searches_when_right", True), ("searches_when_wrong", False))}  # fmt: skip
+    seconds = sorted(one["generate_s"] + one["search_s"] for one in rollouts)
+    figures["cost"] = {
+        **{name: round(mean(values), 3) if values else None for name, values in by_verdict.items()},
+        "sampled_tokens": round(mean(one["sampled_tokens"] for one in rollouts), 1),
+        "seconds_median": round(median(seconds), 3),
+        "seconds_p95": round(seconds[int(0.95 * (len(seconds) - 1))], 3),
+    }
+    types: dict[str, list[float]] = defaultdict(list)
+    for records in questions:
+        types[str(records[0]["metadata"].get("type") or "")].append(mean(one["metrics"]["em"] for one in records))
+    if set(types) - {""}:
+        figures["em_by_type"] = {
+            name: {"em": round(mean(values), 4), "n": len(values)} for name, values in sorted(types.items())
+        }
+    return figures
+
+
+async def answer_recall(questions: Sequence[dict[str, Any]], client: RetrievalClient, top_k: int) -> list[int]:
+    """Return, per question, the rank (from 1) of the first passage for the bare question that has a golden answer as whole words; or 0."""
+    found: list[int] = []
     for start in tqdm(range(0, len(questions), 64), unit="batch", disable=None):
         batch = questions[start : start + 64]
         for row, passages in zip(batch, await client.search([row["question"] for row in batch], top_k), strict=True):
-            text = f" {normalize_answer(' '.join(passage.contents for passage in passages))} "
-            found.append(any(f" {normalize_answer(golden)} " in text for golden in row["golden_answers"]))
+            texts = [f" {normalize_answer(passage.contents)} " for passage in passages]
+            golden = [f" {normalize_answer(answer)} " for answer in row["golden_answers"]]
+            ranks = (rank for rank, text in enumerate(texts, 1) if any(answer in text for answer in golden))
+            found.append(next(ranks, 0))
     return found

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from evaluation.openai_server import CompletionsServer
-from research_rl.errors import missing_extra
-from research_rl.methods.base import Method, load_method
+from research_rl.errors import ConfigError, missing_extra
+from research_rl.methods.base import Method, load_method, method_names
+from research_rl.protocol import MANIFEST, read_protocol
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import HFCodec
-from research_rl.types import Budget
+from research_rl.sampling import PER_RUN, Busy, Outcome, same_sampling, sample
+from research_rl.types import Budget, Trajectory
+
+TOP_K, RESPONSE_TOKENS = 5, 8192  # of a method named by hand
 
 
 class Served(NamedTuple):
@@ -27,7 +36,7 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     """Add questions and retrieval service."""
     parser.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
-    parser.add_argument("--top-k", type=int, default=5)
+    parser.add_argument("--top-k", type=int, default=None, help=f"passages of a search (default {TOP_K}, or the manifest's)")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -35,35 +44,96 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
     parser.add_argument("--model", required=True, help="the model's name on that server")
     parser.add_argument("--tokenizer", required=True, help="directory or hub id of its tokenizer")
-    parser.add_argument("--method", default="research", help="name or dotted path of the Method")
+    parser.add_argument(
+        "--method", default=None, help="name or dotted path of the Method; default: what the manifest beside the tokenizer says"
+    )
     parser.add_argument("--method-options", type=json.loads, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
+    parser.add_argument(
+        "--manifest", type=Path, default=None, help=f"directory of {MANIFEST}, if it is not beside the tokenizer"
+    )
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--response-tokens", type=int, default=8192)
+    parser.add_argument("--response-tokens", type=int, default=None, help=f"default {RESPONSE_TOKENS}, or the manifest's")
     parser.add_argument("--max-searches", type=int, default=None)
     parser.add_argument("--max-turn-tokens", type=int, default=None, help="sampled tokens of a turn")
     parser.add_argument("--max-observation-tokens", type=int, default=None, help="tokens of a search's result")
 
 
+def add_sampling(parser: argparse.ArgumentParser) -> None:
+    """Add what `sample_served` needs besides."""
+    parser.add_argument("--concurrency", type=int, default=64, help="rollouts under way at a time")
+
+
 def open_served(options: argparse.Namespace) -> Served:
-    """Return what the options stand for.
+    """Return what the options stand for: the method named by hand, else the protocol that the model was trained under.
 
     Raises:
-        ConfigError: the method or one of its options is unknown.
+        ConfigError: the method or one of its options is unknown, or none is named and the model has no manifest.
         MissingExtraError: transformers is not installed.
     """
+    method, budget = _protocol(options)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise missing_extra("transformers", "eval") from error
     return Served(
-        load_method(options.method, **options.method_options),
+        method,
         HFCodec(AutoTokenizer.from_pretrained(options.tokenizer)),
-        Budget(
-            options.response_tokens,
-            options.max_turn_tokens,
-            options.max_searches,
-            options.max_observation_tokens,
-            options.top_k,
-        ),
+        budget,
         CompletionsServer(options.model_url, options.model, options.temperature),
     )
+
+
+def _protocol(options: argparse.Namespace) -> tuple[Method, Budget]:
+    if options.method:
+        method, budget = load_method(options.method, **options.method_options), Budget(RESPONSE_TOKENS, top_k=TOP_K)
+    else:
+        directory = options.manifest or Path(options.tokenizer)
+        if options.method_options:
+            raise ConfigError("--method-options belong to a method named by hand: give --method, too")
+        protocol = read_protocol(directory)
+        if protocol is None:
+            raise ConfigError(
+                f"{directory} has no {MANIFEST}, so nothing says how this model was taught to search: "
+                f"name the method with --method, one of {', '.join(method_names())} or a dotted path"
+            )
+        method, budget = protocol.method, protocol.budget
+    named = {
+        "response_tokens": options.response_tokens, "turn_tokens": options.max_turn_tokens, "searches": options.max_searches,
+        "observation_tokens": options.max_observation_tokens, "top_k": options.top_k,
+    }  # fmt: skip
+    return method, replace(budget, **{name: value for name, value in named.items() if value is not None})
+
+
+def sample_served(
+    options: argparse.Namespace, served: Served, questions: Sequence[dict[str, Any]], samples: int, log: Path,
+    outcome: Callable[[Trajectory, dict[str, Any]], Outcome], may_change: Iterable[str] = (),
+    enough: Callable[[Outcome], bool] | None = None,
+) -> dict[str, float]:  # fmt: skip
+    """Roll out what the log does not have; return the seconds it took, and the share of them in which the model had something to do.
+
+    The options are kept beside the log, and a log made with others is not added to; `may_change` names those that do not matter.
+
+    Raises:
+        RetrievalError, GenerationError: a server is gone for good; what was finished is in the log.
+        DataError: the log was made with other options.
+    """
+    fixed = {name: str(value) for name, value in vars(options).items() if name not in PER_RUN.union(may_change)}
+    same_sampling(log.with_name(f"{log.stem}.settings.json"), fixed)
+    generate = Busy(served.server.generate)
+    started = time.monotonic()
+
+    async def run() -> None:
+        async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
+            try:
+                await sample(
+                    served.method, served.codec, questions, samples, served.budget, generate, client.search, log, outcome,
+                    options.concurrency, enough,
+                )  # fmt: skip
+            except ExceptionGroup as group:  # one of its errors says it all
+                raise group.exceptions[0] from None
+            finally:
+                await served.server.close()
+
+    asyncio.run(run())
+    seconds = time.monotonic() - started
+    return {"seconds": round(seconds, 1), "engine_busy_share": round(generate.seconds / seconds, 4)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ import httpx
 
 from research_rl.errors import missing_extra
 from research_rl.files import write_text
+from research_rl.protocol import MANIFEST, prompt_hash
 from research_rl.settings import Settings
 from research_rl.stages import ENDED, Until, reached
 from research_rl.trajectory_log import read
@@ -22,8 +22,6 @@ try:
     from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
 except ModuleNotFoundError as error:
     raise missing_extra(error.name or "verl", "train") from error
-
-MANIFEST = "research_rl.json"
 
 
 class SearchCheckpoint(CheckpointCallback):
@@ -50,15 +48,13 @@ class SearchCheckpoint(CheckpointCallback):
 def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
     """Return the protocol: what somebody needs to know to ask this checkpoint a question as it was trained to be asked."""
     method = settings.load()
-    prompt = method.prompt("$question")
-    shown = prompt if isinstance(prompt, str) else json.dumps(prompt)
     options = dict(settings.method_options or {})
     return {
         "research_rl": importlib.metadata.version("research-rl"),
         "method": settings.method,
         "method_options": options,
-        "prompt": prompt,
-        "prompt_sha256": hashlib.sha256((shown + method.prefill).encode()).hexdigest(),
+        "prompt": method.prompt("$question"),
+        "prompt_sha256": prompt_hash(method),
         "prefill": method.prefill,
         "tags": list(method.tags),
         "stop": list(method.stop),

@@ -24,7 +24,9 @@ Outcome = dict[str, Any]
 ACCEPT: dict[str, Metric] = {
     "em": exact_match, "cover_em_tokens": cover_em_tokens, "cover_em_substring": cover_em_substring,
 }  # fmt: skip
-PER_RUN = frozenset({"out", "command", "run", "model_url", "retrieval_url", "concurrency"})  # may change between two runs
+PER_RUN = frozenset(
+    {"out", "command", "run", "config", "model_url", "retrieval_url", "concurrency"}
+)  # may change between two runs
 
 
 def acceptance(method: Method, name: str) -> Metric:

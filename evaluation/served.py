@@ -7,20 +7,17 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evaluation.openai_server import CompletionsServer
-from research_rl.errors import ConfigError, missing_extra
-from research_rl.methods.base import Method, load_method, method_names
-from research_rl.protocol import MANIFEST, read_protocol
+from research_rl.errors import missing_extra
+from research_rl.methods.base import Method
+from research_rl.openai_server import CompletionsServer
+from research_rl.protocol import MANIFEST, RESPONSE_TOKENS, TOP_K, choose_protocol
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import HFCodec
 from research_rl.sampling import PER_RUN, Busy, Outcome, same_sampling, sample
 from research_rl.types import Budget, Trajectory
-
-TOP_K, RESPONSE_TOKENS = 5, 8192  # of a method named by hand
 
 
 class Served(NamedTuple):
@@ -70,7 +67,12 @@ def open_served(options: argparse.Namespace) -> Served:
         ConfigError: the method or one of its options is unknown, or none is named and the model has no manifest.
         MissingExtraError: transformers is not installed.
     """
-    method, budget = _protocol(options)
+    limits = {
+        "response_tokens": options.response_tokens, "turn_tokens": options.max_turn_tokens, "searches": options.max_searches,
+        "observation_tokens": options.max_observation_tokens, "top_k": options.top_k,
+    }  # fmt: skip
+    directory = options.manifest or Path(options.tokenizer)
+    method, budget = choose_protocol(options.method, options.method_options, directory, limits)
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
@@ -81,27 +83,6 @@ def open_served(options: argparse.Namespace) -> Served:
         budget,
         CompletionsServer(options.model_url, options.model, options.temperature),
     )
-
-
-def _protocol(options: argparse.Namespace) -> tuple[Method, Budget]:
-    if options.method:
-        method, budget = load_method(options.method, **options.method_options), Budget(RESPONSE_TOKENS, top_k=TOP_K)
-    else:
-        directory = options.manifest or Path(options.tokenizer)
-        if options.method_options:
-            raise ConfigError("--method-options belong to a method named by hand: give --method, too")
-        protocol = read_protocol(directory)
-        if protocol is None:
-            raise ConfigError(
-                f"{directory} has no {MANIFEST}, so nothing says how this model was taught to search: "
-                f"name the method with --method, one of {', '.join(method_names())} or a dotted path"
-            )
-        method, budget = protocol.method, protocol.budget
-    named = {
-        "response_tokens": options.response_tokens, "turn_tokens": options.max_turn_tokens, "searches": options.max_searches,
-        "observation_tokens": options.max_observation_tokens, "top_k": options.top_k,
-    }  # fmt: skip
-    return method, replace(budget, **{name: value for name, value in named.items() if value is not None})
 
 
 def sample_served(

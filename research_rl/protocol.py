@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, load_method
+from research_rl.methods.base import Method, load_method, method_names
 from research_rl.types import Budget
 
 MANIFEST = "research_rl.json"
+TOP_K, RESPONSE_TOKENS = 5, 8192  # of a method named by hand
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,31 @@ def read_protocol(directory: Path) -> Protocol | None:
             f"(hash {prompt_hash(method)[:12]}, trained with {expected[:12]}); name a method by hand to ask it otherwise"
         )
     return Protocol(method, budget, dict(manifest.get("indexes") or {}))
+
+
+def choose_protocol(
+    method: str | Method | None, options: Mapping[str, Any], directory: Path, limits: Mapping[str, int | None]
+) -> tuple[Method, Budget]:
+    """Return the method named by hand (with the default budget), or what the manifest in `directory` says; `limits` not None go first.
+
+    Raises:
+        ConfigError: there is neither; the method, an option of it or a limit is unknown; options are given for the manifest's method.
+    """
+    if unknown := sorted(set(limits) - {field.name for field in fields(Budget)}):
+        raise ConfigError(f"unknown limits {unknown}; valid: {', '.join(field.name for field in fields(Budget))}")
+    if method is not None:
+        chosen = method if isinstance(method, Method) else load_method(method, **options)
+        budget = Budget(RESPONSE_TOKENS, top_k=TOP_K)
+    elif options:
+        raise ConfigError(f"method options {dict(options)} belong to a method named by hand: name it, too")
+    elif protocol := read_protocol(directory):
+        chosen, budget = protocol.method, protocol.budget
+    else:
+        raise ConfigError(
+            f"{directory} has no {MANIFEST}, so nothing says how this model was taught to search: "
+            f"name the method, one of {', '.join(method_names())} or a dotted path"
+        )
+    return chosen, replace(budget, **{name: value for name, value in limits.items() if value is not None})
 
 
 def _method(name: str, options: dict[str, Any], prompt: Any, expected: str) -> Method:

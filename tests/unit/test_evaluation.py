@@ -10,13 +10,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from evaluation.__main__ import main
-from evaluation.openai_server import CompletionsServer
 from evaluation.report import write_report
 from evaluation.run import answer_recall, record
 from evaluation.run import summarize as summarize_run
 from evaluation.summary import summarize
 from research_rl.errors import ConfigError, GenerationError
 from research_rl.methods.research import ReSearch
+from research_rl.openai_server import CompletionsServer
 from research_rl.protocol import prompt_hash, read_protocol
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import Budget
@@ -145,7 +145,7 @@ def test_several_samples_need_a_temperature(served, capsys):
 def test_a_model_without_a_manifest_needs_a_method_by_hand(served, capsys):
     arguments, _, _ = served
     assert main(arguments) == 1
-    assert "name the method with --method, one of r1_searcher" in capsys.readouterr().err
+    assert "name the method, one of r1_searcher" in capsys.readouterr().err
 
 
 def manifest(path, **changed):

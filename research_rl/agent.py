@@ -1,0 +1,122 @@
+"""Ask a served model one question, with search: ``SearchAgent(model_url, retriever_url).answer("Who …?")``."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import httpx
+
+from research_rl.errors import GenerationError, missing_extra
+from research_rl.methods.base import Method
+from research_rl.openai_server import CompletionsServer
+from research_rl.protocol import choose_protocol
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.rollout import HFCodec, rollout
+from research_rl.types import Passage, Trajectory
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answer (None if the model gave none), the queries it sent, the passages it was shown, and the whole trajectory."""
+
+    answer: str | None
+    searches: list[str]
+    passages: list[Passage]
+    trajectory: Trajectory
+
+
+class SearchAgent:
+    """A model behind an OpenAI-compatible server that returns token ids, and a retrieval service, under one method's protocol."""
+
+    def __init__(
+        self, model_url: str, retriever_url: str, *, model: str | None = None, tokenizer: str | None = None,
+        method: str | Method | None = None, method_options: dict[str, Any] | None = None, temperature: float = 0.0,
+        **limits: int | None,
+    ) -> None:  # fmt: skip
+        """`model_url` ends in /v1. `model` defaults to the first one that the server names, `tokenizer` (directory or hub id) to the model.
+
+        Without `method` the model's manifest says how it was taught to search. `limits` are fields of `Budget`, for example top_k=3.
+
+        Raises:
+            ConfigError: there is neither method nor manifest, or an option or limit is unknown.
+            GenerationError: the model has to be asked for, and the server does not answer.
+            MissingExtraError: transformers is not installed.
+        """
+        try:
+            from transformers import AutoTokenizer
+        except ImportError as error:
+            raise missing_extra("transformers", "eval") from error
+        self._model_url, self._temperature = model_url, temperature
+        self._model = model or first_model(model_url)
+        directory = tokenizer or self._model
+        self.method, self.budget = choose_protocol(method, method_options or {}, Path(directory), limits)
+        self._codec = HFCodec(AutoTokenizer.from_pretrained(directory))
+        self._retrieval = RetrievalSettings(retriever_url)
+        self._open: tuple[CompletionsServer, RetrievalClient] | None = None
+
+    def answer(self, question: str) -> Answered:
+        """Return the answer; for code that is not asynchronous.
+
+        Raises:
+            RetrievalError, GenerationError: a server is gone.
+            RuntimeError: called where an event loop runs (a notebook, for example): use ``await agent.aanswer(question)``.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(self.aanswer(question))
+        raise RuntimeError("an event loop is running here (a notebook?): use `await agent.aanswer(question)`")
+
+    async def aanswer(self, question: str) -> Answered:
+        """Return the answer. Many may run at once; inside ``async with agent:`` they share their connections.
+
+        Raises:
+            RetrievalError, GenerationError: a server is gone.
+        """
+        if self._open is not None:
+            return await self._ask(question, *self._open)
+        server, client = self._connect()
+        try:
+            return await self._ask(question, server, client)
+        finally:
+            await server.close()
+            await client.close()
+
+    async def _ask(self, question: str, server: CompletionsServer, client: RetrievalClient) -> Answered:
+        prompt = self._codec.encode_prompt(self.method.prompt(question), self.method.prefill)
+        trajectory = await rollout(self.method, self._codec, question, prompt, self.budget, server.generate, client.search)
+        shown = [passage for turn in trajectory.turns for passage in turn.passages]
+        return Answered(self.method.answer(trajectory), trajectory.searches, shown, trajectory)
+
+    def _connect(self) -> tuple[CompletionsServer, RetrievalClient]:
+        return CompletionsServer(self._model_url, self._model, self._temperature), RetrievalClient(self._retrieval)
+
+    async def __aenter__(self) -> SearchAgent:
+        self._open = self._connect()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._open is not None:
+            (server, client), self._open = self._open, None
+            await server.close()
+            await client.close()
+
+
+def first_model(model_url: str) -> str:
+    """Return the name of the first model that a server offers.
+
+    Raises:
+        GenerationError: it does not answer, or offers none.
+    """
+    url = f"{model_url.rstrip('/')}/models"
+    try:
+        response = httpx.get(url, timeout=10)
+        return str(response.raise_for_status().json()["data"][0]["id"])
+    except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise GenerationError(f"no model can be asked for at {url}: {type(error).__name__} {error}") from error

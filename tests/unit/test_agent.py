@@ -1,0 +1,105 @@
+"""`SearchAgent`: one question, one answer, over servers that a transport plays."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from pathlib import Path
+
+import httpx
+import pytest
+from transformers import AutoTokenizer
+
+import research_rl
+from research_rl import SearchAgent
+from research_rl.agent import first_model
+from research_rl.errors import ConfigError, GenerationError
+from research_rl.openai_server import CompletionsServer
+from research_rl.retrieval import RetrievalClient
+
+WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
+TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
+TURNS = ["<think>t</think><search> who</search>", "<think>t</think><answer>\\boxed{Orla}</answer><|endoftext|>"]
+
+
+def model(request: httpx.Request) -> httpx.Response:
+    searched = "<result>\n" in TOKENIZER.decode(json.loads(request.content)["prompt"])
+    return httpx.Response(200, json={"choices": [{"token_ids": TOKENIZER.encode(TURNS[searched])}]})
+
+
+def service(request: httpx.Request) -> httpx.Response:
+    queries = json.loads(request.content)["query"]
+    return httpx.Response(200, json=[[[{"id": "7", "contents": "Orla\nis her name"}]] * len(queries), [[1.0]] * len(queries)])
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Let agents talk to the transports; returns how many connections were opened, and how many closed."""
+    counts = {"opened": 0, "closed": 0}
+
+    class Server(CompletionsServer):
+        def __init__(self, *arguments):
+            counts["opened"] += 1
+            super().__init__(*arguments, transport=httpx.MockTransport(model))
+
+        async def close(self):
+            counts["closed"] += 1
+            await super().close()
+
+    monkeypatch.setattr("research_rl.agent.CompletionsServer", Server)
+    monkeypatch.setattr(
+        "research_rl.agent.RetrievalClient", lambda settings: RetrievalClient(settings, transport=httpx.MockTransport(service))
+    )
+    return counts
+
+
+def agent(**more):
+    given = {"model": "m", "tokenizer": str(WEIGHTS), "method": "research", **more}
+    return SearchAgent("http://model/v1", "http://service", **given)
+
+
+def test_a_question_gets_its_answer_with_searches_and_passages(opened):
+    told = agent().answer("Who is it?")
+    assert (told.answer, told.searches) == ("Orla", ["who"])
+    assert [passage.id for passage in told.passages] == ["7"]
+    assert told.trajectory.question == "Who is it?"
+    assert opened == {"opened": 1, "closed": 1}
+
+
+async def test_many_at_once_alone_or_over_shared_connections(opened):
+    one = agent(top_k=1)
+    assert [told.answer for told in await asyncio.gather(*(one.aanswer("Who?") for _ in range(5)))] == ["Orla"] * 5
+    assert opened == {"opened": 5, "closed": 5}
+    async with one:
+        await asyncio.gather(*(one.aanswer("Who?") for _ in range(5)))
+    assert opened == {"opened": 6, "closed": 6}
+
+
+async def test_where_a_loop_runs_the_asynchronous_call_is_named(opened):
+    with pytest.raises(RuntimeError, match=r"await agent.aanswer"):
+        agent().answer("Who?")
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        ({"method": None}, "name the method, one of r1_searcher"),
+        ({"method": None, "method_options": {"template": "sys"}}, "belong to a method named by hand"),
+        ({"method": "reserch"}, "no method is called"),
+        ({"topk": 3}, "valid: response_tokens"),
+    ],
+)
+def test_what_cannot_be_is_told_at_once(more, message):
+    with pytest.raises(ConfigError, match=message):
+        agent(**more)
+
+
+def test_a_server_that_is_not_there_is_told():
+    with pytest.raises(GenerationError, match=r"no model can be asked for at http://127.0.0.1:9/v1/models"):
+        first_model("http://127.0.0.1:9/v1")
+
+
+def test_the_package_names_it_and_nothing_else():
+    assert research_rl.SearchAgent is SearchAgent
+    with pytest.raises(AttributeError):
+        _ = research_rl.SearchAgents

@@ -11,6 +11,7 @@ from typing import Any
 
 from data_preprocess.questions import read_questions
 from evaluation.config import defaults_from
+from evaluation.judge import add_judge
 from evaluation.rescore import rescore_file
 from evaluation.served import TOP_K, add_model, add_questions, add_sampling
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError, missing_extra
@@ -35,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_run(commands, arguments if arguments is not None else sys.argv[1:])
         add_rescore(commands)
         add_score(commands)
+        add_judge(commands)
         add_recall(commands)
         options = parser.parse_args(arguments)
         result = options.run(options)

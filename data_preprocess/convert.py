@@ -74,9 +74,11 @@ def answer_type(answer: str) -> str:
 
 def convert(
     dataset: str, rows: Iterable[Row | BadRow], split: str, *, limits: Limits | None = None, strict: bool = False,
-    aliases: Mapping[str, Sequence[str]] | None = None, data_source: str = "", first: int = 0,
+    aliases: Mapping[str, Sequence[str]] | None = None, data_source: str = "", unique: bool = True,
 ) -> Conversion:  # fmt: skip
     """Turn rows into questions. A question without an id gets ``SPLIT-number``; an id that stands for two questions gets ``#2``.
+
+    With `unique`, what is asked a second time (after normalisation) is dropped; an evaluation set is kept as its authors count it.
 
     Raises:
         DataError: a row is malformed, and `strict`; or every row is.
@@ -84,7 +86,7 @@ def convert(
     read, limits, done = DATASETS[dataset].read, limits or Limits(), Conversion()
     asked: dict[str, str] = {}
     ids: Counter[str] = Counter()
-    for number, row in enumerate(rows, first + 1):
+    for number, row in enumerate(rows, 1):
         done.rows += 1
         try:
             if isinstance(row, BadRow):
@@ -105,7 +107,7 @@ def convert(
             done.drop(row.where, reason, question.question)
             continue
         key = normalize_answer(question.question)
-        if key in asked:
+        if unique and key in asked:
             done.drop(row.where, "asked twice", f"as {asked[key]}")
             continue
         asked[key] = row.where

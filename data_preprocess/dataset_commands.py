@@ -18,7 +18,7 @@ from data_preprocess.convert import (
     source_of,
     without_overlap,
     write_split,
-)  # fmt: skip
+)
 from data_preprocess.datasets import DATASETS
 from data_preprocess.datasets.two_wiki import read_aliases
 from data_preprocess.overlap import Overlap
@@ -26,6 +26,7 @@ from data_preprocess.questions import read_questions
 from data_preprocess.sources import read_rows
 from research_rl.errors import DataError
 
+EVALUATION = ("dev", "test", "validation")  # splits that keep questions asked twice: figures are compared over all of them
 HUB_SPLITS = {"dev": "validation"}
 SHOWN = 10  # malformed rows told on the terminal; all of them are in the file
 
@@ -96,7 +97,7 @@ def _splits(
         shaped = split == "train" or len(inputs) == 1
         done = convert(
             options.command, rows, split, limits=limits if shaped else Limits(), strict=options.strict, aliases=aliases,
-            data_source=options.data_source,
+            data_source=options.data_source, unique=split not in EVALUATION,
         )  # fmt: skip
         if not shaped:
             excluded += [question.question for question in done.questions]
@@ -112,7 +113,9 @@ def _splits(
             name, _, count = options.hold_out.partition("=")
             if not count.isdigit() or not name or name in inputs:
                 raise DataError(f"--hold-out takes a new split and a number, for example dev=500; got {options.hold_out!r}")
-            yield name, sample(done, int(count), options.seed), card
+            held = sample(done, int(count), options.seed)
+            held.dropped = []  # they are train's
+            yield name, held, card
         if options.sample is not None:
             done = sample(done, options.sample, options.seed)
         yield split, done, card

@@ -153,6 +153,12 @@ def test_an_array_is_read_the_same_however_it_is_cut(rows, chunk, indent):
         assert [row.fields for row in sources._array(Path("x"), file, 1)] == rows
 
 
+def test_an_evaluation_split_keeps_what_is_asked_twice(tmp_path):
+    rows, card = convert(tmp_path, "hotpotqa", written(tmp_path / "hotpot.json", HOTPOT, "array"), split="dev")
+    assert len(rows) == 4
+    assert "asked twice" not in card["dropped"]
+
+
 def test_parquet_and_json_lines_say_the_same(tmp_path):
     rows, _ = convert(tmp_path, "musique", written(tmp_path / "m.jsonl", MUSIQUE, "lines"))
     table = pq.read_table(tmp_path / "out" / "train.parquet").to_pylist()

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -15,7 +16,7 @@ from research_rl.methods.base import Method
 from research_rl.openai_server import CompletionsServer
 from research_rl.protocol import choose_protocol
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.rollout import HFCodec, rollout
+from research_rl.rollout import Generation, HFCodec, rollout
 from research_rl.types import Passage, Trajectory
 
 
@@ -27,6 +28,18 @@ class Answered:
     searches: list[str]
     passages: list[Passage]
     trajectory: Trajectory
+
+
+@dataclass(frozen=True)
+class Event:
+    """What happens while a question is answered: `text` (the model wrote it), `search` (a query), or `found` (the passages for it)."""
+
+    kind: Literal["text", "search", "found"]
+    text: str = ""
+    passages: tuple[Passage, ...] = ()
+
+
+Told = Callable[[Event], None]
 
 
 class SearchAgent:
@@ -71,24 +84,39 @@ class SearchAgent:
             return asyncio.run(self.aanswer(question))
         raise RuntimeError("an event loop is running here (a notebook?): use `await agent.aanswer(question)`")
 
-    async def aanswer(self, question: str) -> Answered:
+    async def aanswer(self, question: str, told: Told | None = None) -> Answered:
         """Return the answer. Many may run at once; inside ``async with agent:`` they share their connections.
+
+        `told` gets every event as it happens, the model's text piece by piece.
 
         Raises:
             RetrievalError, GenerationError: a server is gone.
         """
         if self._open is not None:
-            return await self._ask(question, *self._open)
+            return await self._ask(question, *self._open, told)
         server, client = self._connect()
         try:
-            return await self._ask(question, server, client)
+            return await self._ask(question, server, client, told)
         finally:
             await server.close()
             await client.close()
 
-    async def _ask(self, question: str, server: CompletionsServer, client: RetrievalClient) -> Answered:
+    async def _ask(self, question: str, server: CompletionsServer, client: RetrievalClient, told: Told | None) -> Answered:
+        tell: Told = told or (lambda event: None)
+
+        async def generate(ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
+            if told is None:
+                return await server.generate(ids, most, stop)
+            return await server.stream(ids, most, stop, lambda text: tell(Event("text", text)))
+
+        async def search(queries: list[str], top_k: int) -> list[list[Passage]]:
+            tell(Event("search", " | ".join(queries)))
+            found = await client.search(queries, top_k)
+            tell(Event("found", passages=tuple(passage for row in found for passage in row)))
+            return found
+
         prompt = self._codec.encode_prompt(self.method.prompt(question), self.method.prefill)
-        trajectory = await rollout(self.method, self._codec, question, prompt, self.budget, server.generate, client.search)
+        trajectory = await rollout(self.method, self._codec, question, prompt, self.budget, generate, search)
         shown = [passage for turn in trajectory.turns for passage in turn.passages]
         return Answered(self.method.answer(trajectory), trajectory.searches, shown, trajectory)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -27,7 +29,43 @@ class CompletionsServer:
             GenerationError: the server cannot be reached or refuses.
             ConfigError: it does not return token ids.
         """
-        body: dict[str, Any] = {
+        try:
+            response = await self._http.post("/completions", json=self._body(ids, most, stop))
+        except httpx.TransportError as error:
+            raise self._gone(error) from error
+        if response.status_code != 200:
+            raise self._refused(response.status_code, response.text)
+        return Generation(self._ids(response.json()))
+
+    async def stream(self, ids: list[int], most: int, stop: tuple[str, ...], told: Callable[[str], None]) -> Generation:
+        """Return one completion; `told` gets its text piece by piece while it is sampled.
+
+        Raises:
+            GenerationError, ConfigError: see `generate`.
+        """
+        sampled: list[int] = []
+        try:
+            async with self._http.stream(
+                "POST", "/completions", json={**self._body(ids, most, stop), "stream": True}
+            ) as response:
+                if response.status_code != 200:
+                    raise self._refused(response.status_code, (await response.aread()).decode(errors="replace"))
+                async for line in response.aiter_lines():
+                    data = line.removeprefix("data:").strip()
+                    if not line.startswith("data:") or data == "[DONE]":
+                        continue
+                    piece = json.loads(data)
+                    if not piece.get("choices"):
+                        raise self._refused(response.status_code, data)
+                    sampled += self._ids(piece)
+                    if text := piece["choices"][0].get("text"):
+                        told(text)
+        except httpx.TransportError as error:
+            raise self._gone(error) from error
+        return Generation(sampled)
+
+    def _body(self, ids: list[int], most: int, stop: tuple[str, ...]) -> dict[str, Any]:
+        return {
             "model": self._model,
             "prompt": ids,
             "max_tokens": most,
@@ -39,16 +77,18 @@ class CompletionsServer:
             "include_stop_str_in_output": True,
             "return_token_ids": True,
         }
-        try:
-            response = await self._http.post("/completions", json=body)
-        except httpx.TransportError as error:
-            raise GenerationError(f"no model server at {self._url}: {type(error).__name__} {error}") from error
-        if response.status_code != 200:
-            raise GenerationError(f"{self._url}/completions refused with HTTP {response.status_code}: {response.text[:300]}")
-        token_ids = response.json()["choices"][0].get("token_ids")
+
+    def _ids(self, answer: dict[str, Any]) -> list[int]:
+        token_ids = answer["choices"][0].get("token_ids")
         if token_ids is None:
             raise ConfigError(f"{self._url} returns no token_ids: serve the model with vLLM 0.10 or newer (vllm serve MODEL)")
-        return Generation(list(token_ids))
+        return list(token_ids)
+
+    def _gone(self, error: httpx.TransportError) -> GenerationError:
+        return GenerationError(f"no model server at {self._url}: {type(error).__name__} {error}")
+
+    def _refused(self, status: int, text: str) -> GenerationError:
+        return GenerationError(f"{self._url}/completions refused with HTTP {status}: {text[:300]}")
 
     async def close(self) -> None:
         """Close the connections."""

@@ -23,8 +23,12 @@ TURNS = ["<think>t</think><search> who</search>", "<think>t</think><answer>\\box
 
 
 def model(request: httpx.Request) -> httpx.Response:
-    searched = "<result>\n" in TOKENIZER.decode(json.loads(request.content)["prompt"])
-    return httpx.Response(200, json={"choices": [{"token_ids": TOKENIZER.encode(TURNS[searched])}]})
+    body = json.loads(request.content)
+    ids = TOKENIZER.encode(TURNS["<result>\n" in TOKENIZER.decode(body["prompt"])])
+    if not body.get("stream"):
+        return httpx.Response(200, json={"choices": [{"token_ids": ids}]})
+    pieces = [{"choices": [{"token_ids": [token], "text": TOKENIZER.decode([token])}]} for token in ids]
+    return httpx.Response(200, text="".join(f"data: {json.dumps(piece)}\n\n" for piece in pieces) + "data: [DONE]\n\n")
 
 
 def service(request: httpx.Request) -> httpx.Response:
@@ -73,6 +77,31 @@ async def test_many_at_once_alone_or_over_shared_connections(opened):
     async with one:
         await asyncio.gather(*(one.aanswer("Who?") for _ in range(5)))
     assert opened == {"opened": 6, "closed": 6}
+
+
+async def test_what_happens_is_told_as_it_happens_and_the_answer_is_the_same(opened):
+    events = []
+    told = await agent().aanswer("Who?", events.append)
+    assert told.trajectory.response_ids == (await agent().aanswer("Who?")).trajectory.response_ids
+    kinds = [event.kind for event in events if event.kind != "text"]
+    assert kinds == ["search", "found"]
+    assert [event.text for event in events if event.kind == "search"] == ["who"]
+    assert "".join(event.text for event in events if event.kind == "text") == "".join(TURNS)
+    assert len([event for event in events if event.kind == "text"]) > 10
+    assert next(event for event in events if event.kind == "found").passages[0].id == "7"
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (httpx.Response(404, text="no such model"), "HTTP 404: no such model"),
+        (httpx.Response(200, text='data: {"error": {"message": "out of memory"}}\n\n'), "out of memory"),
+    ],
+)
+async def test_a_stream_that_fails_is_told(answer, message):
+    server = CompletionsServer("http://model/v1", "m", transport=httpx.MockTransport(lambda request: answer))
+    with pytest.raises(GenerationError, match=message):
+        await server.stream([1], 5, (), lambda text: None)
 
 
 async def test_where_a_loop_runs_the_asynchronous_call_is_named(opened):

@@ -1,0 +1,120 @@
+"""``research-rl chat``: ask a served model in the terminal, and watch it think and search."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import sys
+
+from research_rl.agent import Answered, Event, SearchAgent
+from research_rl.errors import ConfigError, GenerationError, RetrievalError, missing_extra
+from research_rl.types import Passage
+
+try:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.panel import Panel
+except ModuleNotFoundError as error:
+    raise missing_extra("rich", "eval") from error
+
+HELP = "Ask a question. /1, /2 … opens a passage of the last answer, /searches lists its queries, /quit ends."
+
+
+class Chat:
+    """One person at a terminal."""
+
+    def __init__(self, agent: SearchAgent, console: Console) -> None:
+        self._agent, self._console = agent, console
+        self._passages: list[Passage] = []
+        self._last: Answered | None = None
+
+    def told(self, event: Event) -> None:
+        """Show what happens: the model's words in blue, queries and the titles of what they found."""
+        if event.kind == "text":
+            self._console.print(event.text, style="blue", end="", markup=False, highlight=False)
+        elif event.kind == "search":
+            self._console.print(f"\n[bold]search[/bold] {escape(event.text)}")
+        else:
+            for passage in event.passages:
+                self._passages.append(passage)
+                title, _, text = passage.contents.partition("\n")
+                line = f"[yellow]/{len(self._passages)}[/yellow] {escape(title)}  [dim]{escape(text[:80])}[/dim]"
+                self._console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
+
+    async def ask(self, question: str) -> None:
+        """Answer one question; an outage is told and the chat goes on."""
+        self._passages, self._last = [], None
+        try:
+            self._last = await self._agent.aanswer(question, self.told)
+        except (RetrievalError, GenerationError) as error:
+            self._console.print(f"\n[red]{escape(str(error))}[/red]")
+            return
+        answer = self._last.answer
+        style = "green" if answer else "red"
+        self._console.print()
+        self._console.print(
+            Panel(escape(answer or f"no answer ({self._last.trajectory.stop_reason})"), style=style, title="answer")
+        )
+
+    def command(self, line: str) -> bool:
+        """Carry out a line that begins with a slash; return whether the chat goes on."""
+        name = line[1:].strip()
+        if name in ("quit", "exit", "q"):
+            return False
+        if name == "searches" and self._last:
+            for query in self._last.searches:
+                self._console.print(f"  {escape(query)}", highlight=False)
+        elif name.isdigit() and 0 < int(name) <= len(self._passages):
+            passage = self._passages[int(name) - 1]
+            self._console.print(Panel(escape(passage.contents), title=escape(passage.id)))
+        else:
+            self._console.print(HELP)
+        return True
+
+    async def run(self) -> None:
+        """Read lines until the end of input."""
+        self._console.print(HELP, style="dim")
+        async with self._agent:
+            while True:
+                try:
+                    line = (await asyncio.to_thread(self._console.input, "[bold]> [/bold]")).strip()
+                except (EOFError, KeyboardInterrupt):
+                    return
+                if line.startswith("/"):
+                    if not self.command(line):
+                        return
+                elif line:
+                    await self.ask(line)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Open the chat; return the exit code."""
+    parser = argparse.ArgumentParser(prog="research-rl chat", description=__doc__)
+    parser.add_argument("--model", default=None, help="the model's name on its server (default: the first it offers)")
+    parser.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
+    parser.add_argument(
+        "--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service: your corpus, or the web"
+    )
+    parser.add_argument("--tokenizer", default=None, help="directory or hub id (default: the model)")
+    parser.add_argument("--method", default=None, help="default: what the manifest beside the model says")
+    parser.add_argument("--method-options", type=json.loads, default={})
+    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--top-k", type=int, default=None)
+    options = parser.parse_args(arguments)
+    try:
+        agent = SearchAgent(
+            options.model_url, options.retrieval_url, model=options.model, tokenizer=options.tokenizer, method=options.method,
+            method_options=options.method_options, temperature=options.temperature, top_k=options.top_k,
+        )  # fmt: skip
+        asyncio.run(Chat(agent, Console()).run())
+    except (ConfigError, GenerationError, ImportError, OSError) as error:
+        print(f"chat: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

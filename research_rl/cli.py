@@ -1,0 +1,35 @@
+"""``research-rl COMMAND …``: every command of the project under one name. Each is loaded only when it is asked for."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
+    "chat": ("evaluation.chat", "ask a served model in the terminal, and watch it search"),
+    "evaluate": ("evaluation.__main__", "run, score, judge, rescore, recall"),
+    "data": ("data_preprocess.__main__", "data sets, corpora, selection by difficulty, cold start"),
+    "train": ("research_rl.train", "a recipe, all its stages"),
+    "serve": ("rag_serving.cli", "rag-serving: index, serve, estimate"),
+}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    given = sys.argv[1:] if arguments is None else arguments
+    if not given or given[0] not in COMMANDS:
+        lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+        asked = bool(given) and given[0] not in ("-h", "--help")
+        told = f"research-rl: no command is called {given[0]!r}\n" if asked else ""
+        print("\n".join([f"{told}usage: research-rl COMMAND …", *lines]), file=sys.stderr if asked or not given else sys.stdout)
+        return 2 if asked or not given else 0
+    module = COMMANDS[given[0]][0]
+    try:
+        return importlib.import_module(module).main(given[1:])
+    except ImportError as error:
+        print(f"research-rl {given[0]}: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -25,15 +25,31 @@ HABITS: dict[str, dict[str, float]] = {
     "comparison": {"good": 0.24, "guess": 0.22, "no_box": 0.46, "broken_tags": 0.08},
 }
 
+PROFILES: dict[str, dict[str, dict[str, float]]] = {
+    "mixed": HABITS,  # the models that are shipped
+    "lazy": {  # hardly ever searches: what R1-Searcher's first stage is for
+        "one_hop": {"good": 0.15, "guess": 0.85},
+        "two_hop": {"good": 0.08, "stop_early": 0.07, "guess": 0.85},
+        "comparison": {"good": 0.10, "guess": 0.90},
+    },
+    "wasteful": {  # right, but most searches are made twice: what a reward for few searches is for
+        "one_hop": {"good": 0.25, "twice": 0.65, "no_box": 0.10},
+        "two_hop": {"good": 0.15, "twice": 0.45, "stop_early": 0.40},
+        "comparison": {"good": 0.15, "twice": 0.45, "guess": 0.40},
+    },
+}
+
 
 def fact(entity: str, relation: str, value: str) -> str:
     """Return the sentence in which the policy notes a fact that it has read."""
     return f"The {relation} of {entity} is {value}."
 
 
-def demonstrate(question: Question, dialect: Dialect, retrieve: Retrieve, rng: random.Random) -> list[Segment]:
+def demonstrate(
+    question: Question, dialect: Dialect, retrieve: Retrieve, rng: random.Random, profile: str = "mixed"
+) -> list[Segment]:
     """Return the segments of one demonstration, EOS excluded."""
-    habits = HABITS[question.type]
+    habits = PROFILES[profile][question.type]
     habit = rng.choices(list(habits), list(habits.values()))[0]
     segments: list[Segment] = []
     noted = ""
@@ -44,6 +60,10 @@ def demonstrate(question: Question, dialect: Dialect, retrieve: Retrieve, rng: r
         query = relation if habit == "bad_query" else rng.choice((f"{relation} of {entity}", entity))
         segments.append((dialect.ask(noted, f" Find the {relation} of {entity}.", query), True))
         segments.append((retrieve([query])[0], False))
+        if habit == "twice":  # the same again in other words
+            again = entity if query != entity else f"{relation} of {entity}"
+            segments.append((dialect.ask("", f" Find the {relation} of {entity}.", again), True))
+            segments.append((retrieve([again])[0], False))
         noted = "" if habit == "bad_query" else f" {fact(entity, relation, value)}"
     answer = _answer(question, habit, rng)
     if question.type == "comparison" and steps:
@@ -56,7 +76,7 @@ def demonstrate(question: Question, dialect: Dialect, retrieve: Retrieve, rng: r
 
 def _answer(question: Question, habit: str, rng: random.Random) -> str:
     if question.type == "comparison":
-        return question.golden_answers[0] if habit in ("good", "broken_tags") else rng.choice(("yes", "no"))
+        return question.golden_answers[0] if habit in ("good", "twice", "broken_tags") else rng.choice(("yes", "no"))
     if habit == "stop_early":
         return question.chain[0][2]
     if habit in ("guess", "bad_query"):

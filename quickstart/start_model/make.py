@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch.nn.functional import cross_entropy
 from tqdm import tqdm
-from transformers import PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
 from data_preprocess.world import SPLITS, World
 from data_preprocess.world.names import all_words
-from quickstart.start_model.demonstrations import Segment, copy_drill, demonstrate, reading_drill
+from quickstart.start_model.demonstrations import PROFILES, Segment, copy_drill, demonstrate, reading_drill
 from quickstart.start_model.dialects import DIALECTS, Dialect
 from quickstart.start_model.tokenizer import EOS, build_tokenizer
 from rag_serving.indexing import build_index
@@ -40,8 +40,8 @@ Row = tuple[list[int], list[int]]  # token ids, and 1 where the token is a targe
 class Lessons:
     """Makes training rows: an endless supply of worlds, each with its drills and demonstrations."""
 
-    def __init__(self, seed: int, methods: Sequence[str] = ("research",)) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, methods: Sequence[str] = ("research",), profile: str = "mixed") -> None:
+        self._seed, self._profile = seed, profile
         self._dialects = [DIALECTS[name] for name in methods]
         tags = [tag for dialect in self._dialects for tag in dialect.method.tags]
         self.tokenizer = build_tokenizer(self._all_texts(), tags)
@@ -96,7 +96,7 @@ class Lessons:
                     found = retriever.search(queries, TOP_K)
                     return [method.render([[Passage(hit.id, hit.contents) for hit in hits]]) for hits in found]
 
-                segments = demonstrate(question, dialect, retrieve, rng)
+                segments = demonstrate(question, dialect, retrieve, rng, self._profile)
                 prompt = f"{method.prompt(question.question)}{method.prefill}"
                 samples.append([(prompt, False), *segments, (EOS, True)])
             return samples
@@ -165,14 +165,20 @@ def train(
     width: int,
     layers: int,
     methods: str,
+    habits: str = "mixed",
+    init: Path | None = None,
 ) -> None:
     """Train and save model and tokenizer in `out`, with a record of how they were made (`made.json`)."""
     arguments = {
         "seed": seed, "drill_epochs": drill_epochs, "demo_epochs": demo_epochs, "learning_rate": learning_rate,
         "batch_tokens": batch_tokens, "width": width, "layers": layers, "methods": methods,
+        **({"habits": habits, "init": init.name} if init else {}),
     }  # fmt: skip
-    lessons = Lessons(seed, methods.split(","))
+    lessons = Lessons(seed, methods.split(","), habits)
     model = new_model(lessons.tokenizer, seed, width, layers)
+    if init:
+        lessons.tokenizer = AutoTokenizer.from_pretrained(init)
+        model = Qwen2ForCausalLM.from_pretrained(init, dtype=torch.float32)
     optimizer = torch.optim.AdamW(model.parameters(), lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.01)
     epochs, rng, started, seen = drill_epochs + demo_epochs, random.Random(seed), time.time(), 0
     progress = tqdm(range(epochs), desc="worlds", unit="world", disable=None)
@@ -230,6 +236,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=192)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--methods", default="research", help=f"comma-separated, of: {', '.join(DIALECTS)}")
+    parser.add_argument("--habits", default="mixed", choices=sorted(PROFILES), help="of the demonstrations")
+    parser.add_argument("--init", type=Path, default=None, help="a model to go on from (with its tokenizer)")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
     train(**vars(options))

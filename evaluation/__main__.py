@@ -20,6 +20,8 @@ from research_rl.metrics import METRICS, NORMALIZERS
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
 try:
+    from evaluation.baselines import add_baseline
+    from evaluation.compare import add_report
     from evaluation.run import answer_recall, run
     from evaluation.score import score_file, table
 except ModuleNotFoundError as error:
@@ -36,8 +38,10 @@ def main(arguments: list[str] | None = None) -> int:
         add_run(commands, arguments if arguments is not None else sys.argv[1:])
         add_rescore(commands)
         add_score(commands)
+        add_baseline(commands)
         add_judge(commands)
         add_recall(commands)
+        add_report(commands)
         options = parser.parse_args(arguments)
         result = options.run(options)
     except (ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError) as error:

@@ -1,0 +1,100 @@
+"""FlashRAG's pipelines as baselines, over a model and a service that one real HTTP server plays."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
+NAMES = ("direct", "naive_rag", "iter_retgen", "ircot", "flare")
+CODE = """
+import json, sys
+from evaluation.__main__ import main
+for name in {names!r}:
+    code = main(["baseline", name, *sys.argv[1:], "--out", {out!r} + "/" + name + ".jsonl"])
+    if code:
+        sys.exit(code)
+"""
+
+
+@pytest.fixture(scope="module")
+def world():
+    """A server that is model and service in one; yields its URL and what both were asked."""
+    asked: dict[str, list] = {"model": [], "service": []}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self):
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            if self.path.endswith("/completions"):
+                asked["model"].append(body)
+                text = (
+                    " So the answer is: Oslo"
+                    if body.get("stop") == ["\n", "."] and "lies in" in body["prompt"]
+                    else " Oslo\nQuestion: more"
+                )
+                count = 4
+                choice = {"text": text, "logprobs": {"token_logprobs": [-5.0] * count} if body.get("logprobs") else None}
+                answer = {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": count}}
+            else:
+                asked["service"] += body["query"]
+                found = [{"id": "1", "contents": "It\nIt lies in Oslo."}, {"id": "2", "contents": "B\nOther."}]
+                answer = [[found] * len(body["query"]), [[2.0, 1.0]] * len(body["query"])]
+            data = json.dumps(answer).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *arguments):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}", asked
+    server.shutdown()
+    server.server_close()
+
+
+def run(tmp_path, url, names=NAMES):
+    rows = [{"id": str(n), "question": f"Where is {n}?", "golden_answers": ["Oslo"] if n else ["Bergen"]} for n in range(3)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--questions", str(tmp_path / "q.jsonl"), "--model", "m", "--tokenizer", str(WEIGHTS), "--top-k", "2"]
+    return subprocess.run(  # FlashRAG's Config sets environment variables and seeds of its whole process
+        [sys.executable, "-c", CODE.format(names=names, out=str(tmp_path)), *arguments, "--model-url", f"{url}/v1", "--retrieval-url", url],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_every_baseline_answers_under_the_same_service_and_is_resumable(world, tmp_path):
+    url, asked = world
+    done = run(tmp_path, url)
+    assert done.returncode == 0, done.stderr[-2000:]
+    summaries = {name: json.loads((tmp_path / f"{name}.summary.json").read_text()) for name in NAMES}
+    assert {name: summary["em"] for name, summary in summaries.items()} == dict.fromkeys(NAMES, 0.6667)
+    searches = {name: summary["searches"] for name, summary in summaries.items()}
+    assert (searches["direct"], searches["naive_rag"], searches["iter_retgen"], searches["ircot"]) == (0, 1, 3, 1)
+    assert searches["flare"] == 0  # every token is improbable, so nothing is left of the sentence to search with
+    assert "Where is 1?" in asked["service"]
+    assert all(body["temperature"] == 0.0 for body in asked["model"])
+    assert any("It lies in Oslo." in body["prompt"] for body in asked["model"])
+    before = len(asked["model"])
+    assert run(tmp_path, url, ("naive_rag",)).returncode == 0
+    assert len(asked["model"]) == before  # nothing is asked twice
+
+
+@pytest.mark.slow
+def test_a_server_that_is_gone_is_told(tmp_path):
+    done = run(tmp_path, "http://127.0.0.1:9", ("direct",))
+    assert done.returncode == 1
+    assert "no model server at http://127.0.0.1:9/v1" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -64,6 +64,8 @@ def add_run(commands: Any, arguments: list[str]) -> None:
     parser.add_argument(
         "--out", type=Path, required=True, help="the rollouts, JSON lines; run again, it goes on with what is left"
     )
+    parser.add_argument("--serve", action="store_true", help="start vLLM for the model in --tokenizer, and end it afterwards")
+    parser.add_argument("--serve-options", default="", help='vLLM\'s, for example "--dtype float32 --max-model-len 4096"')
     parser.add_argument(
         "--config", type=Path, default=None, help="YAML with any of these options, which the command line overrides"
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -13,6 +14,7 @@ from typing import Any
 from tqdm import tqdm
 
 from data_preprocess.questions import read_questions
+from evaluation.engine import vllm_server
 from evaluation.served import open_served, sample_served
 from evaluation.statistics import estimate
 from research_rl.errors import ConfigError
@@ -51,10 +53,21 @@ def run(options: argparse.Namespace) -> Record:
     """
     if options.samples > 1 and not options.temperature:
         raise ConfigError(f"{options.samples} samples at temperature 0 are all the same: give --temperature, for example 1.0")
+    if options.serve:
+        engine = vllm_server(
+            options.tokenizer, options.model, shlex.split(options.serve_options), options.out.with_suffix(".vllm.log")
+        )
+        with engine as options.model_url:
+            return _run(options)
+    return _run(options)
+
+
+def _run(options: argparse.Namespace) -> Record:
     served = open_served(options)
     questions = list(read_questions(options.questions))
+    may_change = {"samples", "serve", "serve_options"}
     this_run = sample_served(
-        options, served, questions, options.samples, options.out, partial(record, served.method), {"samples"}
+        options, served, questions, options.samples, options.out, partial(record, served.method), may_change
     )
     logged = read_log(options.out)
     records = [[logged[row["id"]][number] for number in range(1, options.samples + 1)] for row in questions]

@@ -1,0 +1,60 @@
+"""A vLLM server of our own for the time of one command: `--serve`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import httpx
+
+from research_rl.errors import GenerationError
+
+GRACE_S = 20.0
+
+
+@contextmanager
+def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s: float = 900.0) -> Iterator[str]:
+    """Start ``vllm serve`` for a model (directory or hub id) on a free port, yield its base URL, and end it whatever happens.
+
+    Raises:
+        GenerationError: it ended, or did not answer in time; the message has the end of its log.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    # the module, not the script: the CPU build's script looks for a distribution called vllm
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
+    command += ["--host", "127.0.0.1", "--port", str(port), *options]
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        process = subprocess.Popen(
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+        )
+    url = f"http://127.0.0.1:{port}/v1"
+    try:
+        _wait(process, url, log, timeout_s)
+        yield url
+    finally:
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the whole session: the engine is a process of its own
+            with suppress(ProcessLookupError, subprocess.TimeoutExpired):
+                os.killpg(process.pid, number)
+                process.wait(GRACE_S)
+
+
+def _wait(process: subprocess.Popen, url: str, log: Path, timeout_s: float) -> None:
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline and process.poll() is None:
+        with suppress(httpx.TransportError):
+            if httpx.get(f"{url}/models", timeout=5).status_code == 200:
+                return
+        time.sleep(0.5)
+    why = f"ended with code {process.returncode}" if process.poll() is not None else f"did not answer within {timeout_s:g} s"
+    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
+    raise GenerationError(f"the vLLM server {why}; the end of {log}:\n{tail}")

@@ -1,0 +1,63 @@
+r"""Search-o1-style prompting (Li et al., 2025, arXiv:2501.05366): an untrained reasoning model that searches while it thinks.
+
+Protocol: ``<|begin_search_query|> query <|end_search_query|>``, ``<|begin_search_result|> … <|end_search_result|>``, answer in
+``\boxed{}``. The original lets the model first condense the passages in a call of its own (reason-in-documents); here they are shown as
+they are. A baseline for evaluation; its reward is F1.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+from research_rl.methods.base import Method, known, load_template
+from research_rl.methods.research import last_boxed
+from research_rl.metrics import f1
+from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
+
+Template = Literal["chat", "base"]
+BEGIN_QUERY, END_QUERY = "<|begin_search_query|>", "<|end_search_query|>"
+BEGIN_RESULT, END_RESULT = "<|begin_search_result|>", "<|end_search_result|>"
+_QUERY = re.compile(rf"{re.escape(BEGIN_QUERY)}(.*?){re.escape(END_QUERY)}", re.DOTALL)
+
+
+class SearchO1(Method):
+    """Prompting alone: the model's own reasoning, a query between its markers, the answer in a box."""
+
+    name: ClassVar[str] = "search_o1"
+    stop = (END_QUERY,)
+    tags: ClassVar[tuple[str, ...]] = (BEGIN_QUERY, END_QUERY, BEGIN_RESULT, END_RESULT, "\\boxed{")
+    observed = re.compile(rf"\s*{re.escape(BEGIN_RESULT)}.*?{re.escape(END_RESULT)}\s*", re.DOTALL)
+
+    def __init__(self, template: Template = "chat", prompt_file: str | None = None) -> None:
+        """`template`: the instruction as a user turn (chat and reasoning models) or as plain text (base models).
+
+        Raises:
+            ConfigError: an unknown template, or an unreadable prompt file.
+        """
+        known("SearchO1", "template", template, get_args(Template))
+        self.template = template
+        self._prompt = load_template(prompt_file or "search_o1_chat")
+
+    def prompt(self, question: str) -> str | list[Message]:
+        text = self._prompt.substitute(question=question)
+        return f"{text}\n" if self.template == "base" else [{"role": "user", "content": text}]
+
+    def parse(self, text: str) -> Action:
+        if queries := _QUERY.findall(text):
+            return Search(query) if (query := queries[-1].strip()) else Invalid("empty query")
+        answer = last_boxed(text)
+        return Answer(answer) if answer else Invalid("neither a query nor a boxed answer")
+
+    def render(self, passages: list[list[Passage]]) -> str:
+        shown = "\n\n".join(passage.contents for result in passages for passage in result)
+        return f"\n\n{BEGIN_RESULT}\n{shown}\n{END_RESULT}\n\n"
+
+    def well_formed(self, trajectory: Trajectory) -> bool:
+        """Return whether it ended in an answer."""
+        return self.answer(trajectory) is not None
+
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
+        right = f1(self.answer(trajectory) or "", golden_answers)
+        return Reward(right, {"f1": right})

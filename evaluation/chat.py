@@ -1,4 +1,4 @@
-"""``research-rl chat``: ask a served model in the terminal, and watch it think and search."""
+"""``research-rl chat``: ask a served model in the terminal or on a page (`--web`), and watch it think and search."""
 
 from __future__ import annotations
 
@@ -88,6 +88,16 @@ class Chat:
                     await self.ask(line)
 
 
+def serve(agent: SearchAgent, host: str, port: int) -> None:
+    """Serve the page until it is interrupted."""
+    import uvicorn
+
+    from evaluation.web import create_chat  # needs its extra
+
+    print(f"http://{host}:{port}", flush=True)
+    uvicorn.run(create_chat(agent), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Open the chat; return the exit code."""
     parser = argparse.ArgumentParser(prog="research-rl chat", description=__doc__)
@@ -101,13 +111,19 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--method-options", type=json.loads, default={})
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-k", type=int, default=None)
+    parser.add_argument("--web", action="store_true", help="a page for the browser instead of the terminal")
+    parser.add_argument("--host", default="127.0.0.1", help="of the page; who can reach it can use your model and your corpus")
+    parser.add_argument("--port", type=int, default=8100, help="of the page")
     options = parser.parse_args(arguments)
     try:
         agent = SearchAgent(
             options.model_url, options.retrieval_url, model=options.model, tokenizer=options.tokenizer, method=options.method,
             method_options=options.method_options, temperature=options.temperature, top_k=options.top_k,
         )  # fmt: skip
-        asyncio.run(Chat(agent, Console()).run())
+        if options.web:
+            serve(agent, options.host, options.port)
+        else:
+            asyncio.run(Chat(agent, Console()).run())
     except (ConfigError, GenerationError, ImportError, OSError) as error:
         print(f"chat: {error}", file=sys.stderr)
         return 1

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 
 import httpx
 import pytest
+from fastapi.testclient import TestClient
 from rich.console import Console
 
 from evaluation.chat import Chat
+from evaluation.web import _events, create_chat
 from research_rl import cli
 from research_rl.openai_server import CompletionsServer
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
@@ -81,3 +84,54 @@ def test_a_command_that_is_not_there_names_those_that_are(capsys):
     assert all(name in err for name in cli.COMMANDS)
     assert cli.main([]) == 2
     assert cli.main(["--help"]) == 0
+
+
+def events(text: str) -> list[tuple[str, dict]]:
+    blocks = [block.split("\n") for block in text.strip().split("\n\n")]
+    return [(lines[0].removeprefix("event: "), json.loads(lines[1].removeprefix("data: "))) for lines in blocks]
+
+
+def test_the_page_gets_every_event_and_the_answer(opened):  # noqa: F811
+    with TestClient(create_chat(agent())) as client:
+        page = client.get("/").text
+        told = events(client.get("/ask", params={"question": "Who is it?"}).text)
+    assert "EventSource" in page
+    assert "innerHTML" not in page  # what a model or a passage says never becomes markup
+    assert [kind for kind, _ in told if kind != "text"] == ["search", "found", "answer"]
+    assert "".join(data["text"] for kind, data in told if kind == "text").startswith("<think>t</think>")
+    assert dict(told)["found"] == {"passages": [{"id": "7", "title": "Orla", "text": "is her name"}]}
+    assert dict(told)["answer"] == {"answer": "Orla", "searches": ["who"], "stop": "answered"}
+    assert opened == {"opened": 1, "closed": 1}
+
+
+def test_the_page_tells_an_outage_and_a_blank_question(opened, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(
+        "research_rl.agent.RetrievalClient",
+        lambda settings: RetrievalClient(
+            RetrievalSettings(settings.url, max_attempts=1), transport=httpx.MockTransport(lambda request: httpx.Response(500))
+        ),
+    )
+    with TestClient(create_chat(agent())) as client:
+        told = events(client.get("/ask", params={"question": "Who?"}).text)
+        assert events(client.get("/ask", params={"question": " "}).text) == [("failed", {"message": "ask a question"})]
+    assert told[-1][0] == "failed"
+    assert "gave no answer" in told[-1][1]["message"]
+
+
+async def test_who_leaves_ends_the_rollout(opened, monkeypatch):  # noqa: F811
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def stream(self, ids, most, stop, told):
+        started.set()
+        told("thinking")
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            ended.set()
+            raise
+
+    monkeypatch.setattr(CompletionsServer, "stream", stream)
+    answering = _events(agent(), "Who?")
+    assert "thinking" in await anext(answering)
+    await answering.aclose()
+    await asyncio.wait_for(ended.wait(), 5)

@@ -1,0 +1,75 @@
+"""``research-rl chat --web``: the same chat as a small page; events stream to the browser as they happen."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+from research_rl.agent import Event, SearchAgent
+from research_rl.errors import GenerationError, RetrievalError, missing_extra
+
+try:
+    from fastapi import FastAPI
+    from fastapi.responses import HTMLResponse, StreamingResponse
+except ModuleNotFoundError as error:
+    raise missing_extra(error.name or "fastapi", "chat") from error
+
+PAGE = Path(__file__).parent / "templates" / "chat.html"
+LONGEST = 2_000  # characters of a question
+
+
+def create_chat(agent: SearchAgent) -> FastAPI:
+    """Return the application: ``GET /`` is the page, ``GET /ask?question=…`` a stream of server-sent events.
+
+    Events are ``text`` {text}, ``search`` {text}, ``found`` {passages: [{id, title, text}]}, and last ``answer`` {answer, searches} or
+    ``failed`` {message}. Who closes the page ends the rollout.
+    """
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with agent:
+            yield
+
+    app = FastAPI(title="research-rl chat", lifespan=lifespan)
+
+    @app.get("/")
+    async def page() -> HTMLResponse:
+        return HTMLResponse(PAGE.read_text(encoding="utf-8"))
+
+    @app.get("/ask")
+    async def ask(question: str) -> StreamingResponse:
+        return StreamingResponse(_events(agent, question[:LONGEST].strip()), media_type="text/event-stream")
+
+    return app
+
+
+async def _events(agent: SearchAgent, question: str) -> AsyncIterator[str]:
+    if not question:
+        yield _sse("failed", {"message": "ask a question"})
+        return
+    waiting: asyncio.Queue[Event | None] = asyncio.Queue()
+    task = asyncio.create_task(agent.aanswer(question, waiting.put_nowait))
+    task.add_done_callback(lambda _: waiting.put_nowait(None))
+    try:
+        while (event := await waiting.get()) is not None:
+            if event.kind == "found":
+                parts = [(passage.id, *passage.contents.partition("\n")) for passage in event.passages]
+                yield _sse("found", {"passages": [{"id": i, "title": title, "text": text} for i, title, _, text in parts]})
+            else:
+                yield _sse(event.kind, {"text": event.text})
+        try:
+            told = task.result()
+        except (RetrievalError, GenerationError) as error:
+            yield _sse("failed", {"message": str(error)})
+        else:
+            yield _sse("answer", {"answer": told.answer, "searches": told.searches, "stop": str(told.trajectory.stop_reason)})
+    finally:
+        task.cancel()
+
+
+def _sse(event: str, data: dict[str, Any]) -> str:
+    return f"event: {event}\ndata: {json.dumps(data)}\n\n"

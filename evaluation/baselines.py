@@ -20,7 +20,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.sampling import PER_RUN, read_log, same_sampling
 
 NAMES = ("direct", "naive_rag", "iter_retgen", "ircot", "flare")
+MOST_STOPS = 4  # strings, in the OpenAI API
 DIRECT = "Answer the question from what you know. Give only the answer, without any other words."
 
 
@@ -55,6 +56,11 @@ def add_baseline(commands: Any) -> None:
     parser.add_argument("--max-input-tokens", type=int, default=4096, help="longer prompts lose their middle")
     parser.add_argument("--concurrency", type=int, default=16)
     parser.set_defaults(run=run_baseline)
+
+
+def cut(text: str, stops: Iterable[str]) -> str:
+    """Return a text up to the first of the stop strings."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
 
 
 class ServedGenerator:
@@ -77,7 +83,7 @@ class ServedGenerator:
         texts, scores = [], []
         for prompt in [input_list] if isinstance(input_list, str) else input_list:
             choice = self._complete(prompt, params, return_scores)
-            texts.append(choice["text"])
+            texts.append(cut(choice["text"], params.get("stop") or ()))
             if return_scores:
                 scores.append([math.exp(value) for value in choice["logprobs"]["token_logprobs"]])
         return (texts, scores) if return_scores else texts
@@ -86,8 +92,11 @@ class ServedGenerator:
         body = {
             "model": self._model, "prompt": prompt, "temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0,
             "max_tokens": params.get("max_new_tokens") or params.get("max_tokens") or self._max_tokens,
-            **({"stop": sorted(set(params["stop"]))} if params.get("stop") else {}), **({"logprobs": 1} if logprobs else {}),
+            **({"logprobs": 1} if logprobs else {}),
         }  # fmt: skip
+        stops = sorted(set(params.get("stop") or ()))
+        if 0 < len(stops) <= MOST_STOPS:  # with more, the text is cut here
+            body["stop"] = stops
         started = time.monotonic()
         try:
             response = self._http.post(self._url, json=body)
@@ -110,15 +119,17 @@ class ServedRetriever:
         self.searches, self.seconds = 0, 0.0
 
     def batch_search(self, query: Sequence[str], num: int | None = None, return_score: bool = False) -> Any:
-        """Return each query's passages ``{"id", "contents"}``, and their scores if asked for."""
-        self.searches += len(query)
+        """Return each query's passages ``{"id", "contents"}``, and their scores if asked for; none for a blank query, which is not sent."""
+        sent = [text for text in query if text.strip()]
+        self.searches += len(sent)
         started = time.monotonic()
 
         async def ask() -> Any:
             async with RetrievalClient(self._settings) as client:
-                return await client.search(list(query), num or self._top_k)
+                return await client.search(sent, num or self._top_k)
 
-        found = asyncio.run(ask())
+        results = iter(asyncio.run(ask()) if sent else ())
+        found = [next(results) if text.strip() else [] for text in query]
         self.seconds += time.monotonic() - started
         documents = [[{"id": passage.id, "contents": passage.contents} for passage in row] for row in found]
         return (documents, [[passage.score for passage in row] for row in found]) if return_score else documents

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,7 +25,7 @@ def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s:
     """Start ``vllm serve`` for a model (directory or hub id) on a free port, yield its base URL, and end it whatever happens.
 
     Raises:
-        GenerationError: it ended, or did not answer in time; the message has the end of its log.
+        GenerationError: it ended, or did not answer in time; the message has the first error of its log.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -56,5 +57,8 @@ def _wait(process: subprocess.Popen, url: str, log: Path, timeout_s: float) -> N
                 return
         time.sleep(0.5)
     why = f"ended with code {process.returncode}" if process.poll() is not None else f"did not answer within {timeout_s:g} s"
-    tail = "\n".join(log.read_text(errors="replace").splitlines()[-15:])
-    raise GenerationError(f"the vLLM server {why}; the end of {log}:\n{tail}")
+    lines = log.read_text(errors="replace").splitlines()
+    causes = [line for line in lines if re.search(r"\w(Error|Exception): ", line)][
+        :1
+    ]  # the first is the cause, the last its echo
+    raise GenerationError(f"the vLLM server {why}; in {log}:\n" + "\n".join(causes or lines[-15:]))

@@ -10,7 +10,10 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import httpx
 import pytest
+
+from evaluation.baselines import ServedGenerator, ServedRetriever, cut
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
@@ -35,11 +38,9 @@ def world():
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             if self.path.endswith("/completions"):
                 asked["model"].append(body)
-                text = (
-                    " So the answer is: Oslo"
-                    if body.get("stop") == ["\n", "."] and "lies in" in body["prompt"]
-                    else " Oslo\nQuestion: more"
-                )
+                thought = body.get("stop") == ["\n", "."] and "lies in" in body["prompt"]
+                text = " So the answer is: Oslo" if thought else " Oslo\nQuestion: more"
+                text = "" if body["prompt"].endswith(" Oslo") else text  # it has said what it had to say
                 count = 4
                 choice = {"text": text, "logprobs": {"token_logprobs": [-5.0] * count} if body.get("logprobs") else None}
                 answer = {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": count}}
@@ -90,6 +91,21 @@ def test_every_baseline_answers_under_the_same_service_and_is_resumable(world, t
     before = len(asked["model"])
     assert run(tmp_path, url, ("naive_rag",)).returncode == 0
     assert len(asked["model"]) == before  # nothing is asked twice
+
+
+def test_what_the_servers_cannot_take_is_done_here(world):
+    url, asked = world
+    retriever = ServedRetriever(url, 2)
+    before = len(asked["service"])
+    found, scores = retriever.batch_search([" ", "Where?"], return_score=True)
+    assert ([len(row) for row in found], [len(row) for row in scores], retriever.searches) == ([0, 2], [0, 2], 1)
+    assert asked["service"][before:] == ["Where?"]
+    with httpx.Client() as http:
+        generator = ServedGenerator(f"{url}/v1", "m", 8, None, http)
+        assert generator.generate("Q", stop=list("!@#$%s")) == [" O"]  # more stop strings than a server takes
+        assert "stop" not in asked["model"][-1]
+    assert cut("a b c", ["c", "b"]) == "a "
+    assert cut("a b c", []) == "a b c"
 
 
 @pytest.mark.slow

@@ -167,7 +167,8 @@ def pareto(table: list[dict[str, Any]], metric: str, cost: str) -> str:
 
     mpl.rcParams["svg.hashsalt"] = "research-rl"  # the same figures give the same file
     figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
-    points = [(row[cost].mean, row[metric].mean, row[metric], row["name"]) for row in table]
+    percent = [Estimate(*(100 * value for value in row[metric])) for row in table]
+    points = [(row[cost].mean, found.mean, found, row["name"]) for row, found in zip(table, percent, strict=True)]
     best = [
         point
         for point in points
@@ -175,7 +176,7 @@ def pareto(table: list[dict[str, Any]], metric: str, cost: str) -> str:
     ]
     best.sort()
     axis.plot([point[0] for point in best], [point[1] for point in best], color="#9ca3af", linestyle="--", zorder=1)
-    for x, y, interval, name in points:
+    for number, (x, y, interval, name) in enumerate(sorted(points, key=lambda point: point[:2])):
         axis.errorbar(
             x,
             y,
@@ -186,10 +187,10 @@ def pareto(table: list[dict[str, Any]], metric: str, cost: str) -> str:
             capsize=3,
             zorder=2,
         )
-        axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5), fontsize=9)
+        axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5 if number % 2 else -12), fontsize=9)
     label = {"searches": "searches per question", "seconds": "seconds per question, waiting for others included"}[cost]
-    axis.set(xlabel=label, ylabel=metric)
-    axis.margins(x=0.2)
+    axis.set(xlabel=label, ylabel=f"{metric} (%)")
+    axis.margins(x=0.2, y=0.12)
     axis.grid(alpha=0.3)
     text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})

@@ -78,4 +78,4 @@ def test_unknown_methods_and_presets_are_told_with_the_valid_ones(tmp_path, caps
     assert (
         main(["rescore", str(source), "--method", "x", "--response-field", "text", "--gold-field", "gold", "--out", "o"]) == 1
     )
-    assert "r1_searcher, r1_searcher_pp, research, search_r1" in capsys.readouterr().err
+    assert "r1_searcher, r1_searcher_pp, research, search_o1, search_r1" in capsys.readouterr().err

@@ -6,7 +6,6 @@ does not come through is in `SPLIT.dropped.jsonl` with its place and the reason.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import random
 import re
@@ -21,7 +20,7 @@ from data_preprocess.overlap import Overlap
 from data_preprocess.questions import Dropped, Question, to_flashrag, write_verl_parquet
 from data_preprocess.sources import BadRow, Row
 from research_rl.errors import DataError
-from research_rl.files import write_jsonl, write_text
+from research_rl.files import sha256, write_jsonl, write_text
 from research_rl.metrics import normalize_answer
 
 MALFORMED = "malformed"
@@ -194,12 +193,6 @@ def counts(questions: Sequence[Question]) -> dict[str, dict[str, int]]:
         "difficulties": Counter(q.difficulty for q in questions),
     }
     return {name: dict(sorted(counter.items())) for name, counter in by.items() if set(counter) - {"", "0"}}
-
-
-def sha256(path: Path) -> str:
-    """Return the hash of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def source_of(source: str, config: str | None, split: str | None) -> dict[str, Any]:

@@ -21,7 +21,7 @@ import math
 import os
 import time
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ import httpx
 
 from data_preprocess.questions import read_questions
 from evaluation.run import summarize
+from evaluation.served import keep_settings
 from research_rl.errors import GenerationError, missing_extra
 from research_rl.files import write_text
 from research_rl.metrics import METRICS, normalize_answer
 from research_rl.protocol import TOP_K
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.sampling import PER_RUN, read_log, same_sampling
+from research_rl.sampling import read_log
 
 NAMES = ("direct", "naive_rag", "iter_retgen", "ircot", "flare")
 MOST_STOPS = 4  # strings, in the OpenAI API
@@ -155,8 +156,7 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "flashrag-dev", "flashrag") from error
     questions = list(read_questions(options.questions))
-    fixed = {name: str(value) for name, value in vars(options).items() if name not in PER_RUN}
-    same_sampling(options.out.with_name(f"{options.out.stem}.settings.json"), fixed)
+    keep_settings(options, options.out)
     config = Config(config_dict={
         "generator_model_path": options.tokenizer, "framework": "hf", "generator_max_input_len": options.max_input_tokens, "metrics": [],
         "disable_save": True, "save_dir": str(options.out.parent), "dataset_name": "served", "gpu_id": "", "retrieval_topk": options.top_k,
@@ -179,8 +179,10 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
             return record(row, answer(options.name, config, generator, retriever, row), generator, retriever)
 
         try:
-            for found in pool.map(one, left):
-                log.write(json.dumps(found, ensure_ascii=False) + "\n")
+            for finished in as_completed(
+                [pool.submit(one, row) for row in left]
+            ):  # not in order: a slow one keeps none off the log
+                log.write(json.dumps(finished.result(), ensure_ascii=False) + "\n")
                 progress.update()
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)

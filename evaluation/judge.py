@@ -19,7 +19,7 @@ from typing import Any
 from evaluation.jsonl import field, golden_field, read_rows, text_field
 from evaluation.statistics import estimate
 from research_rl.errors import DataError, GenerationError, missing_extra
-from research_rl.files import write_jsonl
+from research_rl.files import whole_lines, write_jsonl
 
 _TEMPLATES = Path(__file__).parent / "templates"
 CRITERIA = ("r1_searcher", "research")
@@ -82,7 +82,7 @@ def run_judge(options: argparse.Namespace) -> dict[str, Any]:
             )
         )  # fmt: skip
     cache_file = options.cache or options.out.with_name(f"{options.out.stem}.cache.jsonl")
-    said = _read_cache(cache_file)
+    said = {row["key"]: row for row in map(json.loads, whole_lines(cache_file))}
     left = list(dict.fromkeys(text for text in prompts if text is not None and _key(options.judge_model, text) not in said))
     cache_file.parent.mkdir(parents=True, exist_ok=True)
     asyncio.run(_ask(options, left, said, cache_file))
@@ -112,13 +112,6 @@ def _key(model: str, text: str) -> str:
     return hashlib.sha256(f"{model}\n{text}".encode()).hexdigest()
 
 
-def _read_cache(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.is_file():
-        return {}
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # a line cut off by a kill is asked again
-    return {row["key"]: row for row in map(json.loads, lines)}
-
-
 async def _ask(options: argparse.Namespace, prompts: list[str], said: dict[str, dict[str, Any]], cache_file: Path) -> None:
     try:
         from openai import AsyncOpenAI, OpenAIError
@@ -128,13 +121,10 @@ async def _ask(options: argparse.Namespace, prompts: list[str], said: dict[str, 
     if not prompts:
         return
     gate = asyncio.Semaphore(options.concurrency)
-    text = cache_file.read_text(encoding="utf-8", errors="replace") if cache_file.is_file() else ""
     with (
         cache_file.open("a", encoding="utf-8", buffering=1) as cache,
         tqdm(total=len(prompts), unit="verdict", disable=None) as progress,
     ):
-        if text and not text.endswith("\n"):
-            cache.truncate(len(text[: text.rfind("\n") + 1].encode()))
         async with AsyncOpenAI(
             base_url=options.judge_url, api_key=os.environ.get("OPENAI_API_KEY", "none"), max_retries=5
         ) as client:

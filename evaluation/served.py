@@ -85,6 +85,16 @@ def open_served(options: argparse.Namespace) -> Served:
     )
 
 
+def keep_settings(options: argparse.Namespace, log: Path, may_change: Iterable[str] = ()) -> None:
+    """Write a command's options beside its log; `may_change` names those that do not matter.
+
+    Raises:
+        DataError: the log was made with other options.
+    """
+    fixed = {name: str(value) for name, value in vars(options).items() if name not in PER_RUN.union(may_change)}
+    same_sampling(log.with_name(f"{log.stem}.settings.json"), fixed)
+
+
 def sample_served(
     options: argparse.Namespace, served: Served, questions: Sequence[dict[str, Any]], samples: int, log: Path,
     outcome: Callable[[Trajectory, dict[str, Any]], Outcome], may_change: Iterable[str] = (),
@@ -98,8 +108,7 @@ def sample_served(
         RetrievalError, GenerationError: a server is gone for good; what was finished is in the log.
         DataError: the log was made with other options.
     """
-    fixed = {name: str(value) for name, value in vars(options).items() if name not in PER_RUN.union(may_change)}
-    same_sampling(log.with_name(f"{log.stem}.settings.json"), fixed)
+    keep_settings(options, log, may_change)
     generate = Busy(served.server.generate)
     started = time.monotonic()
 

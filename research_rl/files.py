@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -40,6 +41,26 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     write_atomically(path, write)
     return count
+
+
+def sha256(path: Path) -> str:
+    """Return the hash of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def whole_lines(path: Path) -> list[str]:
+    """Return the lines of a log that is appended to, none if there is no log; a line that a kill cut off is removed from the file.
+
+    Split at line feeds alone: splitlines() would split at U+2028 in a passage, too.
+    """
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        write_text(path, whole)
+    return whole.split("\n")[:-1]
 
 
 def changed_settings(path: Path, settings: Mapping[str, Any]) -> str:

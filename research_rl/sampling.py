@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.errors import DataError, missing_extra
-from research_rl.files import changed_settings, write_text
+from research_rl.files import changed_settings, whole_lines, write_text
 from research_rl.methods.base import Method
 from research_rl.metrics import cover_em_substring, cover_em_tokens, exact_match
 from research_rl.rollout import Generate, Generation, HFCodec, SearchFunction, rollout
@@ -135,14 +135,8 @@ def read_log(path: Path) -> dict[str, dict[int, Outcome]]:
     Raises:
         DataError: a whole line is no outcome.
     """
-    if not path.is_file():
-        return {}
-    text = path.read_text(encoding="utf-8", errors="replace")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        write_text(path, whole)
     found: dict[str, dict[int, Outcome]] = {}
-    for number, line in enumerate(whole.split("\n")[:-1], 1):  # splitlines() would split at U+2028 in a passage, too
+    for number, line in enumerate(whole_lines(path), 1):
         try:
             row = json.loads(line)
             found.setdefault(row["id"], {})[row["n"]] = row

@@ -6,7 +6,6 @@ the file back to that and goes on. At the end the file is renamed and `OUT.manif
 
 from __future__ import annotations
 
-import hashlib
 import json
 import multiprocessing
 import os
@@ -25,7 +24,7 @@ from data_preprocess.corpus.blocks import Block, blocks_of, files_of
 from data_preprocess.corpus.cutting import Cutting, cutter
 from data_preprocess.corpus.documents import FORMATS, MALFORMED, Document, orjson
 from research_rl.errors import ConfigError, DataError, missing_extra
-from research_rl.files import write_text
+from research_rl.files import sha256, write_text
 
 JOURNAL_S = 5.0  # seconds of work that a kill may lose
 _cut: Callable[[Document], Iterator[str]]
@@ -209,8 +208,6 @@ def _finish(
             f"no passage came of {', '.join(journal.settings['files'])} as {journal.settings['format']}: {first or 'empty'}"
         )
     hashing.join()
-    with part.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     manifest = {
         **{name: journal.settings[name] for name in ("format", "cutting")},
         "inputs": [
@@ -218,7 +215,7 @@ def _finish(
             for name, size in journal.settings["files"].items()
         ],
         **counts,
-        "output": {"file": out.name, "bytes": journal.bytes, "sha256": digest},
+        "output": {"file": out.name, "bytes": journal.bytes, "sha256": sha256(part)},
         "seconds": round(journal.seconds, 1),
     }
     if journal.dropped_bytes:
@@ -236,8 +233,7 @@ def _finish(
 
 def _hash_all(files: list[Path], hashes: dict[str, str]) -> None:
     for path in files:
-        with path.open("rb") as file:
-            hashes[str(path)] = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes[str(path)] = sha256(path)
 
 
 def _progress(total: int) -> Any:

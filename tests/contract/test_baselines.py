@@ -6,14 +6,13 @@ import json
 import os
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx
 import pytest
 
 from evaluation.baselines import ServedGenerator, ServedRetriever, cut
+from tests.servers import json_server
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
@@ -33,36 +32,21 @@ def world():
     """A server that is model and service in one; yields its URL and what both were asked."""
     asked: dict[str, list] = {"model": [], "service": []}
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            if self.path.endswith("/completions"):
-                asked["model"].append(body)
-                thought = body.get("stop") == ["\n", "."] and "lies in" in body["prompt"]
-                text = " So the answer is: Oslo" if thought else " Oslo\nQuestion: more"
-                text = "" if body["prompt"].endswith(" Oslo") else text  # it has said what it had to say
-                count = 4
-                choice = {"text": text, "logprobs": {"token_logprobs": [-5.0] * count} if body.get("logprobs") else None}
-                answer = {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": count}}
-            else:
-                asked["service"] += body["query"]
-                found = [{"id": "1", "contents": "It\nIt lies in Oslo."}, {"id": "2", "contents": "B\nOther."}]
-                answer = [[found] * len(body["query"]), [[2.0, 1.0]] * len(body["query"])]
-            data = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def answer(path, body):
+        if not path.endswith("/completions"):
+            asked["service"] += body["query"]
+            found = [{"id": "1", "contents": "It\nIt lies in Oslo."}, {"id": "2", "contents": "B\nOther."}]
+            return 200, [[found] * len(body["query"]), [[2.0, 1.0]] * len(body["query"])]
+        asked["model"].append(body)
+        thought = body.get("stop") == ["\n", "."] and "lies in" in body["prompt"]
+        text = " So the answer is: Oslo" if thought else " Oslo\nQuestion: more"
+        text = "" if body["prompt"].endswith(" Oslo") else text  # it has said what it had to say
+        count = 4
+        choice = {"text": text, "logprobs": {"token_logprobs": [-5.0] * count} if body.get("logprobs") else None}
+        return 200, {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": count}}
 
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}", asked
-    server.shutdown()
-    server.server_close()
+    with json_server(answer) as url:
+        yield url, asked
 
 
 def run(tmp_path, url, names=NAMES):

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 
 from evaluation.__main__ import main
 from evaluation.judge import CRITERIA, prompt, verdict
+from tests.servers import json_server
 
 ROWS = [
     {"question": "Who?", "golden_answers": ["Oslo", "Kristiania"], "answer": "the city of Oslo"},
@@ -27,30 +26,18 @@ def judge():
         "status": 200,
     }
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            asked.append(body["messages"][0]["content"])
-            answer = {
-                "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
-                "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": state["say"](asked[-1])}}],
-                "usage": {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105},
-            }  # fmt: skip
-            data = json.dumps(answer if state["status"] == 200 else {"error": {"message": "no such model"}}).encode()
-            self.send_response(state["status"])
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def answer(path, body):
+        asked.append(body["messages"][0]["content"])
+        if state["status"] != 200:
+            return state["status"], {"error": {"message": "no such model"}}
+        return 200, {
+            "id": "1", "object": "chat.completion", "created": 0, "model": body["model"],
+            "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": state["say"](asked[-1])}}],
+            "usage": {"prompt_tokens": 100, "completion_tokens": 5, "total_tokens": 105},
+        }  # fmt: skip
 
-        def log_message(self, *arguments):
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1", asked, state
-    server.shutdown()
-    server.server_close()
+    with json_server(answer) as url:
+        yield f"{url}/v1", asked, state
 
 
 def arguments(tmp_path, url, *more):

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-_METRICS = ("em", "f1", "searches", "well_formed", "score")
+_METRICS = ("em", "f1", "searches", "retrieval_rate", "well_formed", "score")
 
 
 def mean_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:

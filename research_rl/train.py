@@ -73,19 +73,35 @@ def load_recipe(recipe: Path) -> Mapping[str, Any]:
     return content
 
 
+MODEL = "actor_rollout_ref.model.path"
+# stages that shared one of these would take each other's checkpoints and trajectories for their own
+OF_STAGE = (
+    "trainer.total_training_steps", "trainer.default_local_dir", "research_rl.trajectory_dir", "research_rl.stage", "hydra.run.dir",
+)  # fmt: skip
+
+
 def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list[str]]:
     """Return the stages of a recipe (none: an empty list) and the overrides that are not about them.
 
     ``stages.NAME.until.steps=5`` changes when a stage ends.
 
     Raises:
-        ConfigError: an override names no stage, or a stage is wrong.
+        ConfigError: an override names no stage or sets what every stage sets for itself, or a stage is wrong.
     """
     section = {name: dict(body) for name, body in (load_recipe(recipe).get("stages") or {}).items()}
     others = []
     for override in overrides:
         key, _, value = override.partition("=")
         parts = key.split(".")
+        if section and _key(override) in OF_STAGE:
+            raise ConfigError(
+                f"{override}: each stage sets this for itself; instead: "
+                + (
+                    f"stages.{next(iter(section))}.until.steps=N"
+                    if "steps" in key
+                    else "--run-dir, in which every stage has its directory"
+                )
+            )
         if parts[0] != "stages":
             others.append(override)
             continue
@@ -113,7 +129,8 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         checkpoints = directory / "checkpoints"
         command = [
             *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
-            *(_stage_overrides(stage, directory, number, model, experiment) if stage else []), *others,
+            *(_stage_overrides(stage, directory, number, model, experiment) if stage else []),
+            *(part for part in others if not (model and _key(part) == MODEL)),  # the starting model is the first stage's
         ]  # fmt: skip
         environment = {
             **(CPU_ENVIRONMENT if cpu else {}), "RUN_DIR": str(run_dir),
@@ -144,6 +161,11 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
                 )
 
 
+def _key(override: str) -> str:
+    """Return the key of a Hydra override, without the marks in front of it."""
+    return override.partition("=")[0].lstrip("+~")
+
+
 def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | None, experiment: str) -> list[str]:
     until = {key: value for key, value in vars(stage.until).items() if key != "steps" and stage.until.metric}
     settings: dict[str, Any] = {
@@ -157,7 +179,7 @@ def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | N
         "hydra.run.dir": str(directory / "hydra"),
         # the model before a later stage is the one after the stage before; a stage that is run again at its end is to be measured again
         **({"trainer.val_before_train": last_step(directory / "checkpoints") == stage.until.steps} if number else {}),
-        **({"actor_rollout_ref.model.path": str(model)} if number else {}),
+        **({MODEL: str(model)} if number else {}),
         **stage.overrides,
     }
     extra = [f"research_rl.until={hydra_value(until)}"] if until else []

@@ -70,7 +70,8 @@ def test_what_the_comparison_overrides_stands_in_the_recipes(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import methods
 
-    for recipe, overrides in methods.RUNS.values():
+    runs = [run for experiment in methods.EXPERIMENTS.values() for run in experiment.runs.values()]
+    for recipe, overrides in runs:
         config = composed(ROOT / "recipes" / recipe, overrides)
         for override in overrides:
             key, _, value = override.partition("=")

@@ -49,7 +49,8 @@ def retrieval(handler) -> RetrievalClient:
 
 
 def recorded(right: bool, searches: float = 1.0, kind: str = "a", seconds: float = 1.0):
-    metrics = {"em": float(right), "f1": float(right), "searches": searches, "well_formed": 1.0, "score": 0.0}
+    counted = {"searches": searches, "retrieval_rate": float(searches > 0)}
+    metrics = {"em": float(right), "f1": float(right), **counted, "well_formed": 1.0, "score": 0.0}
     return {"metrics": metrics, "metadata": {"type": kind}, "sampled_tokens": 10, "generate_s": seconds, "search_s": 0.0}
 
 
@@ -105,7 +106,7 @@ def test_questions_are_rolled_out_and_measured_and_none_is_asked_twice(served, t
     assert main([*arguments, "--method", "research"]) == 0
     figures = json.loads(capsys.readouterr().out)
     assert {name: figures[name] for name in ("em", "f1", "searches", "well_formed", "score", "n")} == {
-        "em": 1.0, "f1": 1.0, "searches": 1.0, "well_formed": 1.0, "score": 1.0, "n": 5,
+        "em": 1.0, "f1": 1.0, "searches": 1.0, "retrieval_rate": 1.0, "well_formed": 1.0, "score": 1.0, "n": 5,
     }  # fmt: skip
     assert len(asked) == 10
     log = tmp_path / "o.jsonl"
@@ -235,7 +236,7 @@ async def test_answer_recall_counts_whole_words():
 
 def test_the_report_escapes_what_models_and_passages_say(tmp_path):
     turn = {"text": "<script>alert(1)</script>", "observation": "<img src=x>", "action": {"kind": "Search"}, "passages": []}
-    metrics = {"em": 0.0, "f1": 0.0, "searches": 1.0, "well_formed": 1.0, "score": 0.0}
+    metrics = {"em": 0.0, "f1": 0.0, "searches": 1.0, "retrieval_rate": 1.0, "well_formed": 1.0, "score": 0.0}
     base = {
         "type": "<t>",
         "question": "q?",

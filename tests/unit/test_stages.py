@@ -101,6 +101,30 @@ def test_when_a_stage_ends_can_be_overridden(recipe, tmp_path):
         next(jobs(recipe, tmp_path / "run", ["stages.third.until.steps=9"]))
 
 
+def test_a_starting_model_named_on_the_command_line_is_the_first_stages_alone(recipe, tmp_path):
+    seen = []
+
+    def launch(job):
+        seen.append(job.command)
+        finish(job, 3)
+        return 0
+
+    for prefix in ("", "++"):
+        assert train(recipe, tmp_path / f"run{prefix}", [f"{prefix}actor_rollout_ref.model.path=mine", "a=1"], launch) == 0
+    for first, second in (seen[:2], seen[2:]):
+        assert first[-2].endswith("actor_rollout_ref.model.path=mine")
+        paths = [part for part in second if "actor_rollout_ref.model.path=" in part]
+        assert len(paths) == 1
+        assert "global_step_3" in paths[0]
+        assert first[-1] == second[-1] == "a=1"
+
+
+@pytest.mark.parametrize("key", ["trainer.total_training_steps", "trainer.default_local_dir", "+hydra.run.dir"])
+def test_what_each_stage_sets_for_itself_cannot_be_set_for_all(recipe, tmp_path, key):
+    with pytest.raises(ConfigError, match="each stage sets this for itself; instead: "):
+        next(jobs(recipe, tmp_path / "run", [f"{key}=9"]))
+
+
 def test_a_recipe_without_stages_is_one_job(tmp_path):
     path = tmp_path / "train.yaml"
     path.write_text("defaults: [ppo_trainer, research_rl]\n")

@@ -7,7 +7,7 @@ from research_rl.trajectory_log import TrajectoryLog, read
 
 
 def record(step: int, em: float, split: str = "train", kind: str = "") -> dict:
-    metrics = {"em": em, "f1": em, "searches": 1.0, "well_formed": 1.0, "score": em}
+    metrics = {"em": em, "f1": em, "searches": 1.0, "retrieval_rate": 1.0, "well_formed": 1.0, "score": em}
     return {"step": step, "split": split, "type": kind, "metrics": metrics}
 
 
@@ -36,7 +36,9 @@ def test_the_summary_takes_the_first_and_the_last_measurement_and_one_mean_per_s
                record(4, 0.0, "control"), record(1, 0.0), record(1, 1.0), record(4, 1.0)]  # fmt: skip
     summary = summarize(records, 4)
     assert (summary["test"]["before"]["em"], summary["test"]["after"]["em"]) == (0.5, 1.0)
-    assert summary["control"]["after"] == {"em": 0.0, "f1": 0.0, "searches": 1.0, "well_formed": 1.0, "score": 0.0, "n": 1}
+    assert summary["control"]["after"] == {
+        "em": 0.0, "f1": 0.0, "searches": 1.0, "retrieval_rate": 1.0, "well_formed": 1.0, "score": 0.0, "n": 1,
+    }  # fmt: skip
     assert [(row["step"], row["em"], row["n"]) for row in summary["steps"]] == [(1, 0.5, 2), (4, 1.0, 1)]
 
 

@@ -105,7 +105,7 @@ def test_questions_are_rolled_out_and_measured_and_none_is_asked_twice(served, t
     arguments, asked, _ = served
     assert main([*arguments, "--method", "research"]) == 0
     figures = json.loads(capsys.readouterr().out)
-    assert {name: figures[name] for name in ("em", "f1", "searches", "well_formed", "score", "n")} == {
+    assert {name: figures[name] for name in ("em", "f1", "searches", "retrieval_rate", "well_formed", "score", "n")} == {
         "em": 1.0, "f1": 1.0, "searches": 1.0, "retrieval_rate": 1.0, "well_formed": 1.0, "score": 1.0, "n": 5,
     }  # fmt: skip
     assert len(asked) == 10

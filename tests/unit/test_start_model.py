@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from data_preprocess.world import World
-from quickstart.start_model.demonstrations import HABITS, demonstrate
+from quickstart.start_model.demonstrations import HABITS, PROFILES, demonstrate
 from quickstart.start_model.dialects import DIALECTS
 from quickstart.start_model.make import Lessons
 from research_rl.types import Passage, Search, StopReason, Trajectory, Turn
@@ -92,3 +92,30 @@ def test_a_good_demonstration_earns_the_full_reward_and_the_majority_of_hard_one
     assert HABITS[kind]["good"] - 0.1 <= share
     if kind != "one_hop":
         assert share < 0.5
+
+
+@pytest.mark.parametrize("dialect", DIALECTS.values(), ids=DIALECTS)
+def test_lazy_demonstrations_hardly_search_and_wasteful_ones_search_twice_for_what_they_get_right(dialect):
+    method, questions = dialect.method, World(9).questions("train", 600)
+    observation = method.render([[Passage("1", "A\nb")]])
+
+    def played(profile):
+        rng = random.Random(5)
+        retrieve = lambda queries: [observation for _ in queries]  # noqa: E731
+        return [play(demonstrate(question, dialect, retrieve, rng, profile), method) for question in questions]
+
+    searching = [bool(rollout.searches) for rollout in played("lazy")]
+    assert 0.08 < sum(searching) / len(searching) < 0.25
+    spent = {"needed": 0, "made": 0}
+    for question, rollout in zip(questions, played("wasteful"), strict=True):
+        queries = rollout.searches
+        assert len(queries) == len(set(queries)) <= 4  # the same fact in other words, within the recipes' limit
+        if method.reward(rollout, list(question.golden_answers)).score == 1.0 and queries:
+            spent["needed"] += len(question.chain)
+            spent["made"] += len(queries)
+    assert 1.5 < spent["made"] / spent["needed"] < 1.9
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_the_shares_of_a_profiles_habits_make_a_whole(profile):
+    assert all(abs(sum(habits.values()) - 1) < 1e-9 for habits in PROFILES[profile].values())

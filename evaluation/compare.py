@@ -7,15 +7,15 @@ against the first run.
 from __future__ import annotations
 
 import argparse
-import io
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from evaluation.page import plot, render
 from evaluation.statistics import Difference, Estimate, estimate, paired
-from research_rl.errors import ConfigError, DataError, missing_extra
+from research_rl.errors import ConfigError, DataError
 from research_rl.files import write_text
 from research_rl.sampling import read_log
 
@@ -99,7 +99,7 @@ def run_report(options: argparse.Namespace) -> dict[str, Any]:
         "lost": changed(runs[0], runs[-1], options.metric, options.examples, gained=False),
         "published": published(runs[0]), "protocol": options.protocol,
     }  # fmt: skip
-    write_text(options.out, _render(page))
+    write_text(options.out, render("compare.html.j2", **page, show=show))
     write_text(options.out.with_suffix(".md"), markdown(page))
     return {"n": page["n"], **{row["name"]: {name: round(row[name].mean, 4) for name in columns} for row in table}}
 
@@ -157,15 +157,6 @@ def published(run: Run) -> list[dict[str, Any]]:
 
 def pareto(table: list[dict[str, Any]], metric: str, cost: str) -> str:
     """Return a plot of accuracy against cost as inline SVG; the line joins the runs that no other beats in both."""
-    try:
-        import matplotlib as mpl
-    except ModuleNotFoundError as error:
-        raise missing_extra("matplotlib", "eval") from error
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "research-rl"  # the same figures give the same file
-    figure, axis = plt.subplots(figsize=(6, 4), constrained_layout=True)
     percent = [Estimate(*(100 * value for value in row[metric])) for row in table]
     points = [(row[cost].mean, found.mean, found, row["name"]) for row, found in zip(table, percent, strict=True)]
     best = [
@@ -174,27 +165,17 @@ def pareto(table: list[dict[str, Any]], metric: str, cost: str) -> str:
         if not any(other[0] <= point[0] and other[1] >= point[1] and other[:2] != point[:2] for other in points)
     ]
     best.sort()
-    axis.plot([point[0] for point in best], [point[1] for point in best], color="#9ca3af", linestyle="--", zorder=1)
-    for number, (x, y, interval, name) in enumerate(sorted(points, key=lambda point: point[:2])):
-        axis.errorbar(
-            x,
-            y,
-            yerr=[[y - interval.low], [interval.high - y]],
-            fmt="o",
-            color="#2563eb",
-            ecolor="#bfdbfe",
-            capsize=3,
-            zorder=2,
-        )
-        axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5 if number % 2 else -12), fontsize=9)
     label = {"searches": "searches per question", "seconds": "seconds per question, waiting for others included"}[cost]
-    axis.set(xlabel=label, ylabel=f"{metric} (%)")
-    axis.margins(x=0.2, y=0.12)
-    axis.grid(alpha=0.3)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    with plot(1, 6, 4) as ((axis,), svg):
+        axis.plot([point[0] for point in best], [point[1] for point in best], color="#9ca3af", linestyle="--", zorder=1)
+        for number, (x, y, interval, name) in enumerate(sorted(points, key=lambda point: point[:2])):
+            error = [[y - interval.low], [interval.high - y]]
+            axis.errorbar(x, y, yerr=error, fmt="o", color="#2563eb", ecolor="#bfdbfe", capsize=3, zorder=2)
+            axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5 if number % 2 else -12), fontsize=9)
+        axis.set(xlabel=label, ylabel=f"{metric} (%)")
+        axis.margins(x=0.2, y=0.12)
+        axis.grid(alpha=0.3)
+    return svg.getvalue()
 
 
 def show(name: str, found: Estimate | Difference) -> str:
@@ -228,14 +209,3 @@ def markdown(page: dict[str, Any]) -> str:
         keys = ("dataset", "method", "model", "metric", "value", "questions", "corpus", "retriever", "top_k", "source")
         lines += [f"| {' | '.join(str(row[key]) for key in keys)} |" for row in page["published"]]
     return "\n".join(lines) + "\n"
-
-
-def _render(page: dict[str, Any]) -> str:
-    try:
-        import jinja2
-    except ModuleNotFoundError as error:
-        raise missing_extra("jinja2", "eval") from error
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(FOLDER / "templates"), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    return environment.get_template("compare.html.j2").render(**page, show=show)

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from evaluation.page import plot, render
 from evaluation.summary import by_step
 from research_rl.files import write_text
 
-_TEMPLATES = Path(__file__).parent / "templates"
 _METRICS = {
     "em": "Exact match",
     "f1": "F1",
     "searches": "Searches per question",
+    "retrieval_rate": "Questions searched for",
     "well_formed": "Well-formed",
     "score": "Reward",
 }
@@ -24,15 +25,8 @@ def write_report(
     path: Path, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], last_step: int, examples: int = 12
 ) -> None:
     """Write the page; `examples` questions are shown, before and after side by side."""
-    import jinja2
-
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(_TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    page = environment.get_template("report.html.j2").render(
-        summary=summary, metrics=_METRICS, pairs=_pairs(records, last_step, examples), curves=_curves(summary["steps"]),
-    )  # fmt: skip
-    write_text(path, page)
+    pairs, curves = _pairs(records, last_step, examples), _curves(summary["steps"])
+    write_text(path, render("report.html.j2", summary=summary, metrics=_METRICS, pairs=pairs, curves=curves))
 
 
 def _pairs(
@@ -56,19 +50,16 @@ def _pairs(
 
 def _curves(steps: Sequence[Mapping[str, Any]]) -> str:
     """Return the training curves as inline SVG."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    import matplotlib.pyplot as plt
-
-    mpl.rcParams["svg.hashsalt"] = "research-rl"  # the same figures give the same file
-    figure, axes = plt.subplots(1, 4, figsize=(14, 3.2), constrained_layout=True)
-    for axis, (name, label) in zip(axes, [(k, v) for k, v in _METRICS.items() if k != "f1"], strict=True):
-        axis.plot([row["step"] for row in steps], [row.get(name) for row in steps], color="#2563eb", marker="o", markersize=3)
-        axis.set(title=f"{label}, training rollouts", xlabel="step")
-        axis.grid(alpha=0.3)
-        axis.set_ylim(bottom=0)
-    text = io.StringIO()
-    figure.savefig(text, format="svg", metadata={"Date": None})
-    plt.close(figure)
-    return text.getvalue()[text.getvalue().index("<svg") :]
+    shown = [(name, label) for name, label in _METRICS.items() if name != "f1"]
+    with plot(len(shown), 3.5 * len(shown), 3.2) as (axes, svg):
+        for axis, (name, label) in zip(axes, shown, strict=True):
+            axis.plot(
+                [row["step"] for row in steps], [row.get(name) for row in steps], color="#2563eb", marker="o", markersize=3
+            )
+            axis.set(title=label, xlabel="step")
+            axis.grid(alpha=0.3)
+            for last, first in pairwise(steps):
+                if last["stage"] != first["stage"]:
+                    axis.axvline((last["step"] + first["step"]) / 2, color="#9ca3af", linestyle="--")
+            axis.set_ylim(bottom=0)
+    return svg.getvalue()

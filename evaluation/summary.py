@@ -46,5 +46,8 @@ def summarize(records: Sequence[Mapping[str, Any]], last_step: int) -> dict[str,
         groups = by_step(records, split)
         before, after = groups.get(0, []), groups.get(last_step, [])
         summary[split] = {"before": mean_metrics(before), "after": mean_metrics(after), "em_by_type": em_by_type(before, after)}
-    summary["steps"] = [{"step": step, **mean_metrics(rows)} for step, rows in by_step(records, "train").items()]
+    summary["steps"] = [
+        {"step": step, "stage": rows[0].get("stage", ""), **mean_metrics(rows)}
+        for step, rows in by_step(records, "train").items()
+    ]
     return summary

@@ -248,9 +248,11 @@ def test_the_report_escapes_what_models_and_passages_say(tmp_path):
     }
     records = [{**base, "step": step, "split": split} for step in (0, 2) for split in ("test", "control")]
     records += [{**base, "step": step, "split": "train"} for step in (1, 2)]
-    rest = {"seed": 1, "seconds": {"training": 1.0}, "hardware": {"cores": 2}, "versions": {"verl": "0"}}
+    made = {"recipe": "recipes/<i>.yaml", "hardware": {"cores": 2}, "versions": {"verl": "0"}}
+    rest = {"seed": 1, "seconds": {"training": 1.0}, **made}
     write_report(tmp_path / "r.html", {**summarize(records, 2), **rest}, records, 2)
     page = (tmp_path / "r.html").read_text()
     assert "<script>" not in page
     assert "<img" not in page
+    assert "recipes/&lt;i&gt;.yaml, seed 1" in page
     assert "&lt;script&gt;" in page

@@ -12,18 +12,18 @@ from rich.spinner import Spinner
 
 from evaluation.summary import by_step, mean_metrics
 from research_rl.processes import tail
-from research_rl.trajectory_log import read
+from research_rl.trajectory_log import TrajectoryReader
 
 
 def follow(process: subprocess.Popen, run_dir: Path, console: Console) -> int:
     """Print one line per finished step and keep a clock running until the process ends; return its exit code."""
     started, shown = time.monotonic(), set()
     spinner = Spinner("dots", text="starting Ray, verl and vLLM (one to three minutes)")
-    last_note = 0.0
+    last_note, trajectories = 0.0, TrajectoryReader(run_dir / "trajectories")
     with Live(spinner, console=console, refresh_per_second=4, transient=True):
         while process.poll() is None:
             time.sleep(3.0)
-            records = list(read(run_dir / "trajectories"))
+            records = trajectories.records()
             newest = max(((record["step"], record["split"]) for record in records), default=None)
             for split in ("test", "control", "train"):
                 for step, rows in by_step(records, split).items():

@@ -61,14 +61,15 @@ def records_of(run_dir: Path, recipe: Path) -> list[dict[str, Any]]:
 
 
 def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dict[str, float]:
-    """Return the seconds of each part of one training process; measuring is what lies between held-out trajectories of one step."""
-    if not any(record["split"] != "train" for record in records):
+    """Return the seconds of each part of one training process: held-out trajectories before its first training rollout are the measuring
+    before, later ones the measuring after (a later stage of several has none before, an earlier one none after)."""
+    if not records:
         return {"engine start": ended - started}
-    held_out = sorted((record["step"], record["time"]) for record in records if record["split"] != "train")
-    first, last = held_out[0][0], held_out[-1][0]
     begin = min(record["time"] for record in records)
-    before = max(moment for step, moment in held_out if step == first)
-    after = min((moment for step, moment in held_out if step == last and last > first), default=ended)
+    trained = min((record["time"] for record in records if record["split"] == "train"), default=begin)
+    held_out = [record["time"] for record in records if record["split"] != "train"]
+    before = max((moment for moment in held_out if moment < trained), default=begin)
+    after = min((moment for moment in held_out if moment >= trained), default=ended)
     return {
         "engine start": begin - started, "measuring before": before - begin,
         "training": after - before, "measuring after, saving": ended - after,

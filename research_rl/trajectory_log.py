@@ -6,7 +6,6 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,16 +25,33 @@ class TrajectoryLog:
         self._file.write(json.dumps({"attempt": self._attempt, "time": time.time(), **record}, ensure_ascii=False) + "\n")
 
 
-def read(directory: str | Path) -> Iterator[dict[str, Any]]:
-    """Yield the records of all files, oldest file first.
+class TrajectoryReader:
+    """Reads a directory that is being written, each line once."""
 
-    Of a step that was run twice (the run died and was resumed from a checkpoint before it) only the last attempt's records count.
-    """
-    records: list[dict[str, Any]] = []
-    for path in sorted(Path(directory).glob("*.jsonl")):
-        with path.open(encoding="utf-8") as lines:
-            records += [json.loads(line) for line in lines if line.endswith("\n")]
-    latest: dict[Any, float] = {}
-    for record in records:
-        latest[record["step"], record["split"]] = max(latest.get((record["step"], record["split"]), 0.0), record["attempt"])
-    yield from (record for record in records if record["attempt"] == latest[record["step"], record["split"]])
+    def __init__(self, directory: str | Path) -> None:
+        self._directory = Path(directory)
+        self._offsets: dict[Path, int] = {}  # bytes read of each file
+        self._records: dict[Path, list[dict[str, Any]]] = {}
+
+    def records(self) -> list[dict[str, Any]]:
+        """Return the records of all files, oldest file first.
+
+        Of a step that was run twice (the run died and was resumed from a checkpoint before it) only the last attempt's records count.
+        """
+        for path in sorted(self._directory.glob("*.jsonl")):
+            with path.open("rb") as file:
+                file.seek(self._offsets.get(path, 0))
+                whole = file.read().rpartition(b"\n")[0]  # what follows the last line break is still being written
+            if whole:
+                self._offsets[path] = self._offsets.get(path, 0) + len(whole) + 1
+                self._records.setdefault(path, []).extend(json.loads(line) for line in whole.split(b"\n"))
+        records = [record for path in sorted(self._records) for record in self._records[path]]
+        latest: dict[Any, float] = {}
+        for record in records:
+            latest[record["step"], record["split"]] = max(latest.get((record["step"], record["split"]), 0.0), record["attempt"])
+        return [record for record in records if record["attempt"] == latest[record["step"], record["split"]]]
+
+
+def read(directory: str | Path) -> list[dict[str, Any]]:
+    """Return a directory's records (see `TrajectoryReader.records`)."""
+    return TrajectoryReader(directory).records()

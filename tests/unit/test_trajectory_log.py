@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from evaluation.summary import summarize
-from research_rl.trajectory_log import TrajectoryLog, read
+from quickstart.training import timeline
+from research_rl.trajectory_log import TrajectoryLog, TrajectoryReader, read
 
 
 def record(step: int, em: float, split: str = "train", kind: str = "") -> dict:
@@ -28,7 +31,40 @@ def test_a_half_written_last_line_is_left_out(tmp_path):
 
 
 def test_a_missing_directory_has_no_records(tmp_path):
-    assert list(read(tmp_path / "nothing")) == []
+    assert read(tmp_path / "nothing") == []
+
+
+def test_a_directory_that_is_being_written_is_read_on_and_a_line_counts_when_it_is_whole(tmp_path):
+    reader, log = TrajectoryReader(tmp_path / "t"), TrajectoryLog(tmp_path / "t", 1.0)
+    assert reader.records() == []
+    log.write(record(1, 0.1))
+    assert [r["step"] for r in reader.records()] == [1]
+    path = next((tmp_path / "t").glob("*.jsonl"))
+    with path.open("a") as file:
+        file.write('{"attempt": 1.0, "split": "train", "st')
+    assert [r["step"] for r in reader.records()] == [1]
+    with path.open("a") as file:
+        file.write('ep": 2}\n')
+    assert [r["step"] for r in reader.records()] == [1, 2] == [r["step"] for r in read(tmp_path / "t")]
+    TrajectoryLog(tmp_path / "t", 2.0).write({**record(2, 0.9), "newer": True})
+    assert [r.get("newer", False) for r in reader.records()] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("parts", "seconds"),
+    [
+        ("", (100, 0, 0, 0)),
+        ("e10 e12 t13 t40 e41 e45", (10, 2, 29, 59)),
+        ("e10 e12 t13 t40", (10, 2, 88, 0)),  # a first stage
+        ("t13 t40 e41", (13, 0, 28, 59)),  # a later one, or what was left of a run
+        ("e10 e14", (10, 0, 0, 90)),  # only measured again
+    ],
+)
+def test_the_time_of_a_training_is_told_by_its_parts(parts, seconds):
+    records = [{"split": "train" if part[0] == "t" else "test", "time": float(part[1:])} for part in parts.split()]
+    told = timeline(records, 0.0, 100.0)
+    names = ("engine start", "measuring before", "training", "measuring after, saving")
+    assert tuple(told.get(name, 0) for name in names) == seconds
 
 
 def test_the_summary_takes_the_first_and_the_last_measurement_and_one_mean_per_step():

@@ -1,6 +1,6 @@
 """Methods side by side on the fictional world, with one budget of rollouts: ``python benchmarks/methods.py --out runs/methods``.
 
-At most 40 steps of 16 questions x 8 rollouts each. One training after the other (each takes both cores), seed by seed, so that every
+At most 40 steps of 16 questions x 8 rollouts each (20 in `group_reward`). One training after the other (each takes both cores), seed by seed, so that every
 method has its first seed soon; run again, it goes on where it was. Writes `table.md` and `table.json` after every run.
 
 `--experiment first_stage` and `group_reward` start from models with a fault that the shipped one does not have, made first (2 and 8
@@ -37,10 +37,11 @@ _GROUP: dict[str, Run] = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """Runs to compare, and the habits of the model that they start from (None: the one that is shipped)."""
+    """Runs to compare, the habits of the model that they start from (None: the one that is shipped), and what they all override."""
 
     runs: dict[str, Run]
     habits: str | None = None
+    overrides: tuple[str, ...] = ()
 
 
 EXPERIMENTS = {
@@ -55,7 +56,8 @@ EXPERIMENTS = {
         }
     ),
     "first_stage": Experiment(_STAGES, "lazy"),  # does stage 1 teach a model to search that hardly ever does?
-    "group_reward": Experiment(_GROUP, "wasteful"),  # does the group reward spare searches that are made twice?
+    # does the group reward spare searches that are made twice?
+    "group_reward": Experiment(_GROUP, "wasteful", ("trainer.total_training_steps=20",)),
 }
 
 
@@ -143,7 +145,7 @@ def main() -> int:
     for seed in range(1, options.seeds + 1):
         for name in options.only or experiment.runs:
             recipe, overrides = experiment.runs[name]
-            run = (recipe, (*overrides, *model))
+            run = (recipe, (*overrides, *experiment.overrides, *model))
             failed |= train(directory(out, name, seed), run, seed, options.port, options.test_questions) != 0
             text, rows = table(out, experiment.runs)
             (out / "table.md").write_text(text)

@@ -70,8 +70,9 @@ def test_what_the_comparison_overrides_stands_in_the_recipes(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     import methods
 
-    runs = [run for experiment in methods.EXPERIMENTS.values() for run in experiment.runs.values()]
-    for recipe, overrides in runs:
+    runs = [(*run, experiment.overrides) for experiment in methods.EXPERIMENTS.values() for run in experiment.runs.values()]
+    for recipe, own, shared in runs:
+        overrides = (*own, *shared)
         config = composed(ROOT / "recipes" / recipe, overrides)
         for override in overrides:
             key, _, value = override.partition("=")

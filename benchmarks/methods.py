@@ -1,7 +1,7 @@
 """Methods side by side on the fictional world, with one budget of rollouts: ``python benchmarks/methods.py --out runs/methods``.
 
-At most 40 steps of 16 questions x 8 rollouts each (20 in `group_reward`). One training after the other (each takes both cores), seed by seed, so that every
-method has its first seed soon; run again, it goes on where it was. Writes `table.md` and `table.json` after every run.
+At most 40 steps of 16 questions x 8 rollouts each (20 in `group_reward`). One training after the other (each takes both cores), seed by
+seed, so that every method has its first seed soon; run again, it goes on where it was. Writes `table.md` and `table.json` after every run.
 
 `--experiment first_stage` and `group_reward` start from models with a fault that the shipped one does not have, made first (2 and 8
 minutes): one hardly ever searches, the other makes most searches twice.

@@ -13,7 +13,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from evaluation.page import plot, render
+from evaluation.page import render, subplots, svg
 from evaluation.statistics import Difference, Estimate, estimate, paired
 from research_rl.errors import ConfigError, DataError
 from research_rl.files import write_text
@@ -166,16 +166,16 @@ def pareto(table: list[dict[str, Any]], metric: str, cost: str) -> str:
     ]
     best.sort()
     label = {"searches": "searches per question", "seconds": "seconds per question, waiting for others included"}[cost]
-    with plot(1, 6, 4) as ((axis,), svg):
-        axis.plot([point[0] for point in best], [point[1] for point in best], color="#9ca3af", linestyle="--", zorder=1)
-        for number, (x, y, interval, name) in enumerate(sorted(points, key=lambda point: point[:2])):
-            error = [[y - interval.low], [interval.high - y]]
-            axis.errorbar(x, y, yerr=error, fmt="o", color="#2563eb", ecolor="#bfdbfe", capsize=3, zorder=2)
-            axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5 if number % 2 else -12), fontsize=9)
-        axis.set(xlabel=label, ylabel=f"{metric} (%)")
-        axis.margins(x=0.2, y=0.12)
-        axis.grid(alpha=0.3)
-    return svg.getvalue()
+    figure, (axis,) = subplots(1, 6, 4)
+    axis.plot([point[0] for point in best], [point[1] for point in best], color="#9ca3af", linestyle="--", zorder=1)
+    for number, (x, y, interval, name) in enumerate(sorted(points, key=lambda point: point[:2])):
+        error = [[y - interval.low], [interval.high - y]]
+        axis.errorbar(x, y, yerr=error, fmt="o", color="#2563eb", ecolor="#bfdbfe", capsize=3, zorder=2)
+        axis.annotate(name, (x, y), textcoords="offset points", xytext=(6, 5 if number % 2 else -12), fontsize=9)
+    axis.set(xlabel=label, ylabel=f"{metric} (%)")
+    axis.margins(x=0.2, y=0.12)
+    axis.grid(alpha=0.3)
+    return svg(figure)
 
 
 def show(name: str, found: Estimate | Difference) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +27,8 @@ def render(template: str, **values: Any) -> str:
     return environment.get_template(template).render(**values)
 
 
-@contextmanager
-def plot(columns: int, width: float, height: float) -> Iterator[tuple[list[Any], io.StringIO]]:
-    """Yield axes side by side, and a buffer that holds the SVG element when the block has ended; sizes in inches.
+def subplots(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
+    """Return a figure and its axes, side by side; sizes in inches. `svg` ends it.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -45,8 +42,14 @@ def plot(columns: int, width: float, height: float) -> Iterator[tuple[list[Any],
 
     mpl.rcParams["svg.hashsalt"] = "research-rl"  # the same figures give the same file
     figure, axes = plt.subplots(1, columns, figsize=(width, height), constrained_layout=True, squeeze=False)
-    text, element = io.StringIO(), io.StringIO()
-    yield list(axes[0]), element
+    return figure, list(axes[0])
+
+
+def svg(figure: Any) -> str:
+    """Return a figure as an SVG element for a page, and close it."""
+    import matplotlib.pyplot as plt
+
+    text = io.StringIO()
     figure.savefig(text, format="svg", metadata={"Date": None})
     plt.close(figure)
-    element.write(text.getvalue()[text.getvalue().index("<svg") :])
+    return text.getvalue()[text.getvalue().index("<svg") :]

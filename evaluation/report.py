@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from evaluation.page import plot, render
+from evaluation.page import render, subplots, svg
 from evaluation.summary import by_step
 from research_rl.files import write_text
 
@@ -51,15 +51,13 @@ def _pairs(
 def _curves(steps: Sequence[Mapping[str, Any]]) -> str:
     """Return the training curves as inline SVG."""
     shown = [(name, label) for name, label in _METRICS.items() if name != "f1"]
-    with plot(len(shown), 3.5 * len(shown), 3.2) as (axes, svg):
-        for axis, (name, label) in zip(axes, shown, strict=True):
-            axis.plot(
-                [row["step"] for row in steps], [row.get(name) for row in steps], color="#2563eb", marker="o", markersize=3
-            )
-            axis.set(title=label, xlabel="step")
-            axis.grid(alpha=0.3)
-            for last, first in pairwise(steps):
-                if last["stage"] != first["stage"]:
-                    axis.axvline((last["step"] + first["step"]) / 2, color="#9ca3af", linestyle="--")
-            axis.set_ylim(bottom=0)
-    return svg.getvalue()
+    figure, axes = subplots(len(shown), 3.5 * len(shown), 3.2)
+    for axis, (name, label) in zip(axes, shown, strict=True):
+        axis.plot([row["step"] for row in steps], [row.get(name) for row in steps], color="#2563eb", marker="o", markersize=3)
+        axis.set(title=label, xlabel="step")
+        axis.grid(alpha=0.3)
+        for last, first in pairwise(steps):
+            if last["stage"] != first["stage"]:
+                axis.axvline((last["step"] + first["step"]) / 2, color="#9ca3af", linestyle="--")
+        axis.set_ylim(bottom=0)
+    return svg(figure)

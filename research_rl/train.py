@@ -75,9 +75,11 @@ def load_recipe(recipe: Path) -> Mapping[str, Any]:
 
 MODEL = "actor_rollout_ref.model.path"
 # stages that shared one of these would take each other's checkpoints and trajectories for their own
-OF_STAGE = (
-    "trainer.total_training_steps", "trainer.default_local_dir", "research_rl.trajectory_dir", "research_rl.stage", "hydra.run.dir",
-)  # fmt: skip
+_DIRECTORY = "--run-dir, in which every stage has its directory"
+OF_STAGE = {  # key: what to write instead
+    "trainer.total_training_steps": "stages.NAME.until.steps=N", "research_rl.stage": "the name in the recipe's `stages`",
+    "trainer.default_local_dir": _DIRECTORY, "research_rl.trajectory_dir": _DIRECTORY, "hydra.run.dir": _DIRECTORY,
+}  # fmt: skip
 
 
 def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list[str]]:
@@ -93,15 +95,8 @@ def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list
     for override in overrides:
         key, _, value = override.partition("=")
         parts = key.split(".")
-        if section and _key(override) in OF_STAGE:
-            raise ConfigError(
-                f"{override}: each stage sets this for itself; instead: "
-                + (
-                    f"stages.{next(iter(section))}.until.steps=N"
-                    if "steps" in key
-                    else "--run-dir, in which every stage has its directory"
-                )
-            )
+        if section and (instead := OF_STAGE.get(_key(override))):
+            raise ConfigError(f"{override}: each stage sets this for itself; instead: {instead}")
         if parts[0] != "stages":
             others.append(override)
             continue

@@ -150,7 +150,7 @@ def test_engine_and_trainer_agree_on_the_log_probabilities(finished):
 
 def test_every_trajectory_searched_the_real_service(finished):
     run_dir, _ = finished
-    records = list(read(run_dir / "trajectories"))
+    records = read(run_dir / "trajectories")
     assert len([record for record in records if record["split"] == "train"]) == 2 * 64
     searched = [turn for record in records for turn in record["turns"] if turn["observation"]]
     assert searched

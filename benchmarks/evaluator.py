@@ -20,11 +20,11 @@ from pathlib import Path
 
 import httpx
 
-from data_preprocess.questions import read_questions
-from evaluation.served import Served, add_model, add_questions, open_served
+from research_rl.inference.sampling import sample
+from research_rl.inference.served import Served, add_model, add_questions, open_served
+from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation
-from research_rl.sampling import sample
 
 Call = tuple[list[int], int]  # prompt ids, tokens sampled
 

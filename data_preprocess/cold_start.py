@@ -9,11 +9,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.questions import write_parquet
 from research_rl.errors import DataError
 from research_rl.files import write_text
+from research_rl.inference.sampling import Metric, read_log
 from research_rl.methods.base import Method
-from research_rl.sampling import Metric, read_log
+from research_rl.questions import write_parquet
 from research_rl.types import StopReason, Trajectory
 
 

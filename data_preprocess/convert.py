@@ -17,11 +17,11 @@ from typing import Any
 
 from data_preprocess.datasets import DATASETS
 from data_preprocess.overlap import Overlap
-from data_preprocess.questions import Dropped, Question, to_flashrag, write_verl_parquet
 from data_preprocess.sources import BadRow, Row
 from research_rl.errors import DataError
 from research_rl.files import sha256, write_jsonl, write_text
 from research_rl.metrics import normalize_answer
+from research_rl.questions import Dropped, Question, to_flashrag, write_verl_parquet
 
 MALFORMED = "malformed"
 _YEAR = re.compile(r"1\d{3}|20\d{2}")

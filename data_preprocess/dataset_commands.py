@@ -22,9 +22,9 @@ from data_preprocess.convert import (
 from data_preprocess.datasets import DATASETS
 from data_preprocess.datasets.two_wiki import read_aliases
 from data_preprocess.overlap import Overlap
-from data_preprocess.questions import read_questions
 from data_preprocess.sources import read_rows
 from research_rl.errors import DataError
+from research_rl.questions import read_questions
 
 EVALUATION = ("dev", "test", "validation")  # splits that keep questions asked twice: figures are compared over all of them
 HUB_SPLITS = {"dev": "validation"}

@@ -17,11 +17,11 @@ from typing import Any
 
 from data_preprocess.convert import Conversion, write_split
 from data_preprocess.mixing import shares
-from data_preprocess.questions import Question
 from research_rl.errors import ConfigError
 from research_rl.files import write_jsonl
+from research_rl.inference.sampling import Metric, Outcome
 from research_rl.methods.base import Method
-from research_rl.sampling import Metric, Outcome
+from research_rl.questions import Question
 from research_rl.types import Trajectory
 
 BUCKETS = ("easy", "medium", "difficult")

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocess.convert import Conversion, convert, source_of, write_split
-from data_preprocess.questions import Question
 from data_preprocess.sources import read_rows
 from research_rl.errors import DataError
 from research_rl.metrics import normalize_answer
+from research_rl.questions import Question
 
 
 def add_mix(commands: Any) -> None:

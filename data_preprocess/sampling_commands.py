@@ -8,11 +8,11 @@ from typing import Any
 
 from data_preprocess import cold_start, difficulty
 from data_preprocess.convert import convert
-from data_preprocess.questions import read_questions, to_flashrag
 from data_preprocess.sources import read_rows
-from evaluation.served import add_model, add_questions, add_sampling, open_served, sample_served
 from research_rl.errors import DataError
-from research_rl.sampling import ACCEPT, Metric, Outcome, acceptance, read_log
+from research_rl.inference.sampling import ACCEPT, Metric, Outcome, acceptance, read_log
+from research_rl.inference.served import add_model, add_questions, add_sampling, open_served, sample_served
+from research_rl.questions import read_questions, to_flashrag
 from research_rl.types import Trajectory
 
 CHOICE = frozenset(

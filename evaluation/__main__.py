@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.questions import read_questions
 from evaluation.config import defaults_from
 from evaluation.judge import add_judge
 from evaluation.rescore import rescore_file
-from evaluation.served import TOP_K, add_model, add_questions, add_sampling
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError, missing_extra
+from research_rl.inference.served import TOP_K, add_model, add_questions, add_sampling
 from research_rl.methods.base import load_method
 from research_rl.metrics import METRICS, NORMALIZERS
+from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
 try:

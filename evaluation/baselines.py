@@ -27,15 +27,15 @@ from typing import Any
 
 import httpx
 
-from data_preprocess.questions import read_questions
 from evaluation.run import summarize
-from evaluation.served import keep_settings
 from research_rl.errors import GenerationError, missing_extra
 from research_rl.files import write_text
+from research_rl.inference.protocol import TOP_K
+from research_rl.inference.sampling import read_log
+from research_rl.inference.served import keep_settings
 from research_rl.metrics import METRICS, normalize_answer
-from research_rl.protocol import TOP_K
+from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.sampling import read_log
 
 NAMES = ("direct", "naive_rag", "iter_retgen", "ircot", "flare")
 MOST_STOPS = 4  # strings, in the OpenAI API

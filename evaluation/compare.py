@@ -13,11 +13,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from evaluation.page import render, subplots, svg
 from evaluation.statistics import Difference, Estimate, estimate, paired
 from research_rl.errors import ConfigError, DataError
 from research_rl.files import write_text
-from research_rl.sampling import read_log
+from research_rl.inference.sampling import read_log
+from research_rl.web.page import render, subplots, svg
 
 FOLDER = Path(__file__).parent
 COST = ("searches", "sampled_tokens", "seconds")

@@ -15,8 +15,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from research_rl.agent import Answered, SearchAgent
 from research_rl.errors import DataError, missing_extra
+from research_rl.inference.agent import Answered, SearchAgent
 
 try:
     from flashrag.pipeline import BasicPipeline

@@ -7,9 +7,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from evaluation.page import render, subplots, svg
 from evaluation.summary import by_step
 from research_rl.files import write_text
+from research_rl.web.page import render, subplots, svg
 
 _METRICS = {
     "em": "Exact match",

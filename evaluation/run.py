@@ -13,16 +13,16 @@ from typing import Any
 
 from tqdm import tqdm
 
-from data_preprocess.questions import read_questions
-from evaluation.engine import vllm_server
-from evaluation.served import open_served, sample_served
 from evaluation.statistics import estimate
 from research_rl.errors import ConfigError
 from research_rl.files import write_text
+from research_rl.inference.engine import vllm_server
+from research_rl.inference.sampling import read_log
+from research_rl.inference.served import open_served, sample_served
 from research_rl.methods.base import Method
 from research_rl.metrics import normalize_answer
+from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient
-from research_rl.sampling import read_log
 from research_rl.scoring import trajectory_metrics
 from research_rl.types import Trajectory
 

@@ -24,8 +24,8 @@ from quickstart.preflight import check, check_same_run, remove_run
 from quickstart.training import records_of, train
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
 from research_rl.files import write_text
-from research_rl.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
-from research_rl.train import DONE
+from research_rl.training.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
+from research_rl.training.train import DONE
 
 ROOT = Path(__file__).parents[1]
 MODELS = tuple(ROOT / "quickstart" / "start_model" / name for name in ("weights", "weights_all_methods"))

@@ -11,8 +11,8 @@ from rich.live import Live
 from rich.spinner import Spinner
 
 from evaluation.summary import by_step, mean_metrics
-from research_rl.processes import tail
-from research_rl.trajectory_log import TrajectoryReader
+from research_rl.training.processes import tail
+from research_rl.training.trajectory_log import TrajectoryReader
 
 
 def follow(process: subprocess.Popen, run_dir: Path, console: Console) -> int:

@@ -12,10 +12,10 @@ from rich.console import Console
 
 from quickstart.progress import follow
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
-from research_rl.processes import start, tail
-from research_rl.train import Job, stages_of
-from research_rl.train import train as run_recipe
-from research_rl.trajectory_log import read
+from research_rl.training.processes import start, tail
+from research_rl.training.train import Job, stages_of
+from research_rl.training.train import train as run_recipe
+from research_rl.training.trajectory_log import read
 
 
 def train(

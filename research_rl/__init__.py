@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from research_rl.agent import SearchAgent
+    from research_rl.inference.agent import SearchAgent
 
 __all__ = ["SearchAgent"]
 
 
 def __getattr__(name: str) -> object:  # verl imports this package in every process: what is not asked for is not loaded
     if name == "SearchAgent":
-        from research_rl.agent import SearchAgent
+        from research_rl.inference.agent import SearchAgent
 
         return SearchAgent
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,10 +6,10 @@ import importlib
 import sys
 
 COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
-    "chat": ("evaluation.chat", "ask a served model in the terminal, and watch it search"),
+    "chat": ("research_rl.web.chat", "ask a served model in the terminal, and watch it search"),
     "evaluate": ("evaluation.__main__", "run, score, judge, rescore, recall"),
     "data": ("data_preprocess.__main__", "data sets, corpora, selection by difficulty, cold start"),
-    "train": ("research_rl.train", "a recipe, all its stages"),
+    "train": ("research_rl.training.train", "a recipe, all its stages"),
     "serve": ("rag_serving.cli", "rag-serving: index, serve, estimate"),
 }
 

@@ -21,7 +21,7 @@ from data_preprocess.datasets import (
     triviaqa,
     two_wiki,
 )
-from data_preprocess.questions import Question
+from research_rl.questions import Question
 
 
 @dataclass(frozen=True)

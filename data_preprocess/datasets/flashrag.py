@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from data_preprocess.datasets.hotpotqa import supporting_titles
-from data_preprocess.questions import Dropped, Question
+from research_rl.questions import Dropped, Question
 
 
 def question(row: dict[str, Any]) -> Question:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from data_preprocess.questions import Dropped, Question
+from research_rl.questions import Dropped, Question
 
 _ID = re.compile(r"(\d)hop\d*(?=__)")
 

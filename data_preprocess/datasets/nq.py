@@ -6,7 +6,7 @@ import ast
 from collections.abc import Iterator
 from typing import Any
 
-from data_preprocess.questions import Dropped, Question
+from research_rl.questions import Dropped, Question
 
 MOST_TOKENS = 5  # of a short answer in the open setting (Lee et al., 2019)
 

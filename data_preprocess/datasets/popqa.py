@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from data_preprocess.questions import Question
+from research_rl.questions import Question
 
 
 def question(row: dict[str, Any]) -> Question:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from data_preprocess.questions import Dropped, Question
+from research_rl.questions import Dropped, Question
 
 _PARAGRAPH = re.compile(r"(.+)-\d+")
 

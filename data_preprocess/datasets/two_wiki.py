@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocess.datasets.hotpotqa import supporting_titles
-from data_preprocess.questions import Dropped, Question
 from data_preprocess.sources import Row, read_rows
 from research_rl.errors import DataError
+from research_rl.questions import Dropped, Question
 
 
 def question(row: dict[str, Any]) -> Question:

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from data_preprocess.questions import write_verl_parquet
 from data_preprocess.world.world import SPLITS, Question, Split, World
 from research_rl.files import write_jsonl, write_text
+from research_rl.questions import write_verl_parquet
 
 DATA_SOURCE, CONTROL_SOURCE = "world", "world_control"
 

@@ -1,6 +1,7 @@
 """Building indexes: `formats` → corpus → `bm25`, `dense` → `manifest`; and `estimate`, before anything is built."""
 
-from rag_serving.indexing.build import DenseOptions, build_index
+from rag_serving.indexing.build import build_index
+from rag_serving.indexing.dense import DenseOptions
 from rag_serving.indexing.formats import read_corpus
 from rag_serving.indexing.manifest import read_manifest
 

@@ -16,7 +16,7 @@ import os
 import shutil
 from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,26 +26,12 @@ from tqdm import tqdm
 from rag_serving import IndexingError
 from rag_serving.corpus import CORPUS, OFFSETS, Corpus
 from rag_serving.indexing.bm25 import build_bm25
+from rag_serving.indexing.dense import DenseOptions, build_dense
 from rag_serving.indexing.formats import Passage, detect, read_corpus
 from rag_serving.indexing.manifest import FORMAT_VERSION, MANIFEST, files_of, index_id, write_json
 
 ENGINES = ("bm25", "dense")
 _REQUEST, _CORPUS_DONE = "request.json", "corpus.done.json"
-
-
-@dataclass(frozen=True)
-class DenseOptions:
-    """How passages become vectors, and vectors an index."""
-
-    encoder: str = ""
-    faiss: str = "Flat"
-    query_prefix: str | None = None
-    passage_prefix: str | None = None
-    pooling: str | None = None
-    max_length: int = 256
-    shard: int = 50_000
-    # a FAISS index of this corpus, made elsewhere with this encoder: taken as it is, nothing is encoded
-    adopt: str | None = None
 
 
 def build_index(
@@ -83,8 +69,6 @@ def build_index(
         if "bm25" in engines:
             built["bm25"] = _kept(building / "bm25.done.json", lambda: build_bm25(rows, building))
         if "dense" in engines and dense is not None:
-            from rag_serving.indexing.dense import build_dense
-
             built["dense"] = _kept(building / "dense.done.json", lambda: build_dense(rows, building, dense, device))
         for done in [*building.glob("*.done.json"), building / _REQUEST]:
             done.unlink()

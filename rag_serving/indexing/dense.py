@@ -6,8 +6,9 @@ Memory while encoding: one shard (`shard` x dimension x 4 bytes). While indexing
 from __future__ import annotations
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,10 +17,22 @@ from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
 from rag_serving.retrievers.dense import read_faiss
 
-if TYPE_CHECKING:
-    from rag_serving.indexing.build import DenseOptions
-
 _TRAIN_PER_LIST = 64  # FAISS asks for at least 39 vectors per centroid
+
+
+@dataclass(frozen=True)
+class DenseOptions:
+    """How passages become vectors, and vectors an index."""
+
+    encoder: str = ""
+    faiss: str = "Flat"
+    query_prefix: str | None = None
+    passage_prefix: str | None = None
+    pooling: str | None = None
+    max_length: int = 256
+    shard: int = 50_000
+    # a FAISS index of this corpus, made elsewhere with this encoder: taken as it is, nothing is encoded
+    adopt: str | None = None
 
 
 def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: str) -> dict[str, Any]:

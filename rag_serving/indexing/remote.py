@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rag_serving import IndexingError, MissingExtraError
-from rag_serving.indexing.build import DenseOptions
+from rag_serving.indexing.dense import DenseOptions
 from rag_serving.indexing.formats import detect, read_corpus
 from rag_serving.indexing.manifest import FORMAT_VERSION, index_id
 

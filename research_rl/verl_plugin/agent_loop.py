@@ -10,13 +10,13 @@ from typing import Any
 from uuid import uuid4
 
 from research_rl.errors import DataError, RetrievalError, missing_extra
-from research_rl.memorisation import Complete, memory
 from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, HFCodec, rollout
 from research_rl.scoring import trajectory_metrics
-from research_rl.settings import Settings
-from research_rl.trajectory_log import TrajectoryLog
+from research_rl.training.memorisation import Complete, memory
+from research_rl.training.settings import Settings
+from research_rl.training.trajectory_log import TrajectoryLog
 from research_rl.types import Message, Reward, Trajectory
 from research_rl.verl_plugin.checks import settings_of
 
@@ -187,7 +187,7 @@ def _number(value: Any) -> int:
 
 
 def question_of(row: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return question and golden answers of a dataset row (see data_preprocess.questions.to_verl_row).
+    """Return question and golden answers of a dataset row (see research_rl.questions.to_verl_row).
 
     Raises:
         DataError: one of them is missing.

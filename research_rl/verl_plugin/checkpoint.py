@@ -12,10 +12,10 @@ import httpx
 
 from research_rl.errors import missing_extra
 from research_rl.files import write_text
-from research_rl.protocol import MANIFEST, prompt_hash
-from research_rl.settings import Settings
-from research_rl.stages import ENDED, Until, reached
-from research_rl.trajectory_log import read
+from research_rl.inference.protocol import MANIFEST, prompt_hash
+from research_rl.training.settings import Settings
+from research_rl.training.stages import ENDED, Until, reached
+from research_rl.training.trajectory_log import read
 from research_rl.verl_plugin.checks import settings_of
 
 try:

@@ -10,8 +10,8 @@ from omegaconf import OmegaConf, open_dict
 
 from research_rl.errors import ConfigError, RetrievalError
 from research_rl.scoring import trajectory_metrics
-from research_rl.settings import Settings, check_sampling
-from research_rl.stages import Until
+from research_rl.training.settings import Settings, check_sampling
+from research_rl.training.stages import Until
 
 _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
 

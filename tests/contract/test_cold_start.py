@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from data_preprocess.cold_start import outcome, select
 from research_rl.errors import DataError, GenerationError
+from research_rl.inference.sampling import ACCEPT, read_log, same_sampling, sample
 from research_rl.methods.r1_searcher_pp import R1SearcherPP
 from research_rl.rollout import Generation, HFCodec
-from research_rl.sampling import ACCEPT, read_log, same_sampling, sample
 from research_rl.types import Budget, Passage
 
 ROOT = Path(__file__).parents[2]

@@ -24,9 +24,9 @@ class Server(play.CompletionsServer):
     def __init__(self, *arguments):
         super().__init__(*arguments, transport=httpx.MockTransport(play.model))
 
-import research_rl.agent
-research_rl.agent.CompletionsServer = Server
-research_rl.agent.RetrievalClient = lambda settings: play.RetrievalClient(settings, transport=httpx.MockTransport(play.service))
+import research_rl.inference.agent
+research_rl.inference.agent.CompletionsServer = Server
+research_rl.inference.agent.RetrievalClient = lambda settings: play.RetrievalClient(settings, transport=httpx.MockTransport(play.service))
 folder, metrics = sys.argv[1], json.loads(sys.argv[2])
 config = Config(config_dict={
     "data_dir": folder, "dataset_name": "mine", "split": ["dev"], "save_dir": folder + "/out", "metrics": metrics, "gpu_id": "",

@@ -13,8 +13,8 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from research_rl.settings import Settings, check_sampling
-from research_rl.train import jobs, stages_of
+from research_rl.training.settings import Settings, check_sampling
+from research_rl.training.train import jobs, stages_of
 
 ROOT = Path(__file__).parents[2]
 TRAINERS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.stem != "cold_start")
@@ -35,7 +35,7 @@ def test_a_recipe_and_each_of_its_stages_pass_the_checks_made_before_training(re
     variants = [[]]
     model = tmp_path / "model"
     for stage in stages:  # what the driver would pass
-        from research_rl.train import _stage_overrides
+        from research_rl.training.train import _stage_overrides
 
         variants.append(_stage_overrides(stage, tmp_path, len(variants) - 1, model, "name"))
     for overrides in variants:

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from research_rl.errors import ConfigError, DataError, RetrievalError
-from research_rl.trajectory_log import read
+from research_rl.training.trajectory_log import read
 from research_rl.types import Passage
 
 ROOT = Path(__file__).parents[2]

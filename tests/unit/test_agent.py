@@ -12,9 +12,9 @@ from transformers import AutoTokenizer
 
 import research_rl
 from research_rl import SearchAgent
-from research_rl.agent import first_model
 from research_rl.errors import ConfigError, GenerationError
-from research_rl.openai_server import CompletionsServer
+from research_rl.inference.agent import first_model
+from research_rl.inference.openai_server import CompletionsServer
 from research_rl.retrieval import RetrievalClient
 
 WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
@@ -50,9 +50,10 @@ def opened(monkeypatch):
             counts["closed"] += 1
             await super().close()
 
-    monkeypatch.setattr("research_rl.agent.CompletionsServer", Server)
+    monkeypatch.setattr("research_rl.inference.agent.CompletionsServer", Server)
     monkeypatch.setattr(
-        "research_rl.agent.RetrievalClient", lambda settings: RetrievalClient(settings, transport=httpx.MockTransport(service))
+        "research_rl.inference.agent.RetrievalClient",
+        lambda settings: RetrievalClient(settings, transport=httpx.MockTransport(service)),
     )
     return counts
 

@@ -12,16 +12,23 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "verl", "vllm", "ray", "transformers", "httpx"}
 OURS = {"research_rl", "rag_serving", "data_preprocess", "evaluation", "quickstart"}
+OVER = OURS - {"research_rl"}
+WINGS = {f"research_rl.{name}" for name in ("training", "inference", "web", "verl_plugin")}
+CORE = ["research_rl/files.py", "research_rl/scoring.py", "research_rl/questions.py", "research_rl/retrieval.py"]
 FORBIDDEN = {
     "research_rl/types.py": HEAVY | OURS,
     "research_rl/errors.py": HEAVY | OURS,
     "research_rl/metrics.py": HEAVY | OURS,
-    "research_rl/methods": HEAVY
-    | {"rag_serving", "data_preprocess", "evaluation", "research_rl.verl_plugin", "research_rl.rollout"},
-    "research_rl/rollout.py": HEAVY | {"research_rl.verl_plugin"},
+    **dict.fromkeys(CORE, WINGS | OVER | {"verl", "vllm", "ray", "torch"}),
+    "research_rl/methods": HEAVY | WINGS | OVER | {"research_rl.rollout"},
+    "research_rl/rollout.py": HEAVY | WINGS | OVER,
+    "research_rl/training": (WINGS - {"research_rl.training"}) | OVER,
+    "research_rl/inference": (WINGS - {"research_rl.inference"}) | OVER,
+    "research_rl/web": (WINGS - {"research_rl.web", "research_rl.inference"}) | OVER,
+    "research_rl/verl_plugin": (WINGS - {"research_rl.verl_plugin", "research_rl.training", "research_rl.inference"}) | OVER,
     "rag_serving": (OURS - {"rag_serving"}) | {"verl", "vllm", "ray"},
-    "evaluation": {"verl", "research_rl.verl_plugin", "rag_serving", "quickstart"},
-    "data_preprocess": {"verl", "research_rl.verl_plugin", "quickstart"},
+    "evaluation": {"verl", "research_rl.verl_plugin", "rag_serving", "data_preprocess", "quickstart"},
+    "data_preprocess": {"verl", "research_rl.verl_plugin", "evaluation", "quickstart"},
 }
 
 
@@ -45,6 +52,18 @@ def test_imports_go_one_way(where):
     path = ROOT / where
     for file in path.rglob("*.py") if path.is_dir() else [path]:
         assert not imports(file) & FORBIDDEN[where], file
+
+
+def test_no_two_packages_import_each_other():
+    over = {package: {name for file in (ROOT / package).rglob("*.py") for name in imports(file) & OURS} for package in OURS}
+    assert not {(one, other) for one in OURS for other in over[one] - {one} if one in over[other]}
+
+
+def test_every_file_of_the_core_and_every_wing_has_its_rule():
+    ruled = {*CORE, *FORBIDDEN, "research_rl/cli.py", "research_rl/train.py", "research_rl/__init__.py"}
+    assert {f"research_rl/{path.name}" for path in (ROOT / "research_rl").glob("*.py")} <= ruled
+    wings = {path.parent.name for path in (ROOT / "research_rl").glob("*/__init__.py")} - {"config"}
+    assert {f"research_rl/{name}" for name in wings} <= set(FORBIDDEN)
 
 
 def test_the_data_commands_take_of_the_service_only_how_a_corpus_is_read():

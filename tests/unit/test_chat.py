@@ -11,11 +11,11 @@ import pytest
 from fastapi.testclient import TestClient
 from rich.console import Console
 
-from evaluation.chat import Chat
-from evaluation.web import _events, create_chat
 from research_rl import cli
-from research_rl.openai_server import CompletionsServer
+from research_rl.inference.openai_server import CompletionsServer
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.web.chat import Chat
+from research_rl.web.chat_page import _events, create_chat
 from tests.unit.test_agent import agent, opened, service  # noqa: F401 (a fixture)
 
 
@@ -53,7 +53,7 @@ def test_an_outage_is_told_and_the_chat_goes_on(opened, monkeypatch):  # noqa: F
         return next(answers, None) or service(request)
 
     monkeypatch.setattr(
-        "research_rl.agent.RetrievalClient",
+        "research_rl.inference.agent.RetrievalClient",
         lambda settings: RetrievalClient(RetrievalSettings(settings.url, max_attempts=1), transport=httpx.MockTransport(flaky)),
     )
     shown = chat_with(["Who?", "Who?", "Who?"], monkeypatch)
@@ -106,7 +106,7 @@ def test_the_page_gets_every_event_and_the_answer(opened):  # noqa: F811
 
 def test_the_page_tells_an_outage_and_a_blank_question(opened, monkeypatch):  # noqa: F811
     monkeypatch.setattr(
-        "research_rl.agent.RetrievalClient",
+        "research_rl.inference.agent.RetrievalClient",
         lambda settings: RetrievalClient(
             RetrievalSettings(settings.url, max_attempts=1), transport=httpx.MockTransport(lambda request: httpx.Response(500))
         ),

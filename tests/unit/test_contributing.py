@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 from research_rl.methods.base import load_method
 from research_rl.rollout import Generation, HFCodec, rollout
 from research_rl.scoring import trajectory_metrics
-from research_rl.settings import Settings
+from research_rl.training.settings import Settings
 from research_rl.types import Passage
 
 ROOT = Path(__file__).parents[2]

@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_preprocess.__main__ import main
-from data_preprocess.questions import read_questions
 from data_preprocess.world import SPLITS, World
 from data_preprocess.world.names import all_words, inventory
 from research_rl.errors import DataError
 from research_rl.files import write_jsonl
+from research_rl.questions import read_questions
 
 
 @pytest.fixture(scope="module")

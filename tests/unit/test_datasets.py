@@ -19,9 +19,9 @@ from data_preprocess.__main__ import main
 from data_preprocess.convert import answer_type
 from data_preprocess.datasets import DATASETS
 from data_preprocess.overlap import Overlap, jaccard, shingles
-from data_preprocess.questions import read_questions
 from data_preprocess.sources import BadRow, read_rows
 from research_rl.errors import DataError
+from research_rl.questions import read_questions
 
 HOTPOT = [
     {"_id": "5a8b57f25542995d1e6f1371", "question": "Were Scott Derrickson and Ed Wood of the same nationality?", "answer": "yes",

@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 
 from data_preprocess.difficulty import Selection, bucket, count, parse_ratio, select
 from data_preprocess.mixing import shares
-from data_preprocess.questions import Question, read_questions
 from research_rl.errors import ConfigError, DataError
+from research_rl.inference.sampling import Busy
+from research_rl.questions import Question, read_questions
 from research_rl.rollout import Generation
-from research_rl.sampling import Busy
 
 
 def rollouts(pattern: str) -> dict[int, dict]:

@@ -15,9 +15,9 @@ from evaluation.run import answer_recall, record
 from evaluation.run import summarize as summarize_run
 from evaluation.summary import summarize
 from research_rl.errors import ConfigError, GenerationError
+from research_rl.inference.openai_server import CompletionsServer
+from research_rl.inference.protocol import prompt_hash, read_protocol
 from research_rl.methods.research import ReSearch
-from research_rl.openai_server import CompletionsServer
-from research_rl.protocol import prompt_hash, read_protocol
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import Budget
 
@@ -77,11 +77,11 @@ def served(monkeypatch, tmp_path):
         return answers_in_two_turns(request)
 
     monkeypatch.setattr(
-        "evaluation.served.CompletionsServer",
+        "research_rl.inference.served.CompletionsServer",
         lambda url, name, temperature: CompletionsServer(url, name, temperature, httpx.MockTransport(model)),
     )
     monkeypatch.setattr(
-        "evaluation.served.RetrievalClient",
+        "research_rl.inference.served.RetrievalClient",
         lambda settings: RetrievalClient(
             RetrievalSettings(settings.url, deadline_s=0.3), transport=httpx.MockTransport(lambda r: state["service"](r))
         ),

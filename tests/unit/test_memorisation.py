@@ -9,10 +9,10 @@ import pytest
 from fastapi import FastAPI, Request
 
 from research_rl.errors import ConfigError
-from research_rl.memorisation import Memorisation, Memorises, memory
 from research_rl.methods.r1_searcher_pp import R1SearcherPP
 from research_rl.methods.search_r1 import SearchR1
-from research_rl.settings import Settings
+from research_rl.training.memorisation import Memorisation, Memorises, memory
+from research_rl.training.settings import Settings
 from research_rl.types import Passage, Search, StopReason, Trajectory, Turn
 from tests.servers import app_in_thread
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
-from research_rl.stages import ENDED, Until, reached, read_stages
-from research_rl.train import DONE, hydra_value, jobs, last_step, main, train
+from research_rl.training.stages import ENDED, Until, reached, read_stages
+from research_rl.training.train import DONE, hydra_value, jobs, last_step, main, train
 
 STAGES = {
     "search": {

@@ -6,7 +6,7 @@ import pytest
 
 from evaluation.summary import summarize
 from quickstart.training import timeline
-from research_rl.trajectory_log import TrajectoryLog, TrajectoryReader, read
+from research_rl.training.trajectory_log import TrajectoryLog, TrajectoryReader, read
 
 
 def record(step: int, em: float, split: str = "train", kind: str = "") -> dict:

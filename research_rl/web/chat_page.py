@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from research_rl.agent import Event, SearchAgent
 from research_rl.errors import GenerationError, RetrievalError, missing_extra
+from research_rl.inference.agent import Event, SearchAgent
 
 try:
     from fastapi import FastAPI

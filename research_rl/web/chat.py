@@ -7,8 +7,8 @@ import asyncio
 import json
 import sys
 
-from research_rl.agent import Answered, Event, SearchAgent
 from research_rl.errors import ConfigError, GenerationError, RetrievalError, missing_extra
+from research_rl.inference.agent import Answered, Event, SearchAgent
 from research_rl.types import Passage
 
 try:
@@ -92,7 +92,7 @@ def serve(agent: SearchAgent, host: str, port: int) -> None:
     """Serve the page until it is interrupted."""
     import uvicorn
 
-    from evaluation.web import create_chat  # needs its extra
+    from research_rl.web.chat_page import create_chat  # needs its extra
 
     print(f"http://{host}:{port}", flush=True)
     uvicorn.run(create_chat(agent), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)

@@ -8,10 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from research_rl.errors import ConfigError
-from research_rl.memorisation import Memorisation, Memorises
 from research_rl.methods.base import Method, load_method
 from research_rl.retrieval import RetrievalSettings
-from research_rl.stages import Until
+from research_rl.training.memorisation import Memorisation, Memorises
+from research_rl.training.stages import Until
 from research_rl.types import Budget
 
 
@@ -53,7 +53,7 @@ class Settings:
         method = settings.load()
         if settings.memory().mu and not isinstance(method, Memorises):
             raise ConfigError(
-                f"research_rl.memorisation: the method {method.name} cannot memorise (see research_rl.memorisation.Memorises)"
+                f"research_rl.memorisation: the method {method.name} cannot memorise (see research_rl.training.memorisation.Memorises)"
             )
         Until.from_mapping(settings.until or {})
         settings.retrieval_for("")

@@ -12,9 +12,9 @@ from typing import Any, Literal
 import httpx
 
 from research_rl.errors import GenerationError, missing_extra
+from research_rl.inference.openai_server import CompletionsServer
+from research_rl.inference.protocol import choose_protocol
 from research_rl.methods.base import Method
-from research_rl.openai_server import CompletionsServer
-from research_rl.protocol import choose_protocol
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, HFCodec, rollout
 from research_rl.types import Passage, Trajectory

@@ -11,12 +11,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from research_rl.errors import missing_extra
+from research_rl.inference.openai_server import CompletionsServer
+from research_rl.inference.protocol import MANIFEST, RESPONSE_TOKENS, TOP_K, choose_protocol
+from research_rl.inference.sampling import PER_RUN, Busy, Outcome, same_sampling, sample
 from research_rl.methods.base import Method
-from research_rl.openai_server import CompletionsServer
-from research_rl.protocol import MANIFEST, RESPONSE_TOKENS, TOP_K, choose_protocol
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import HFCodec
-from research_rl.sampling import PER_RUN, Busy, Outcome, same_sampling, sample
 from research_rl.types import Budget, Trajectory
 
 

@@ -1,0 +1,1 @@
+"""Training: a recipe, its stages, its checked settings, and the log of its trajectories."""

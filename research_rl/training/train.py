@@ -1,0 +1,283 @@
+"""``python -m research_rl.train RECIPE.yaml [--run-dir DIR] [hydra overrides]``: a recipe from beginning to end, stage by stage.
+
+Each stage is one job of verl's trainer. A stage starts from the model of the one before (a fresh optimiser, and its model as KL reference,
+as when the papers' stages are run by hand). Run again after an interruption, the same command goes on in the stage where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from research_rl.errors import ConfigError, MissingExtraError, missing_extra
+from research_rl.files import changed_settings, write_text
+from research_rl.training.processes import adopt_orphans, stop_all, stop_on_signals
+from research_rl.training.stages import ENDED, Stage, read_stages
+
+try:
+    import yaml
+except ModuleNotFoundError as error:
+    raise missing_extra("PyYAML", "train") from error
+
+DONE = "done.json"
+CPU_ENVIRONMENT = {
+    "VERL_PLATFORM": "cpu",
+    "OMP_NUM_THREADS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "TORCHDYNAMO_DISABLE": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+    "RAY_DEDUP_LOGS": "0",
+    "HYDRA_FULL_ERROR": "1",
+}
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of verl's trainer: its command, its environment's additions, and the directory of what it writes."""
+
+    stage: str
+    directory: Path
+    command: list[str]
+    environment: dict[str, str]
+
+
+Launch = Callable[[Job], int]  # runs a job to its end; returns the exit code
+
+
+def load_recipe(recipe: Path) -> Mapping[str, Any]:
+    """Return the recipe's file as it stands, unresolved.
+
+    Raises:
+        ConfigError: there is no such file, or it is no mapping.
+    """
+    if not recipe.is_file():
+        known = ", ".join(str(path) for path in sorted(Path("recipes").glob("*/*.yaml")))
+        raise ConfigError(f"no recipe {recipe}; there are: {known or 'none in ./recipes'}")
+    try:
+        content = yaml.safe_load(recipe.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{recipe} is no YAML: {error}") from None
+    if not isinstance(content, dict):
+        raise ConfigError(f"{recipe} is no recipe: expected a mapping with `defaults`")
+    return content
+
+
+MODEL = "actor_rollout_ref.model.path"
+# stages that shared one of these would take each other's checkpoints and trajectories for their own
+_DIRECTORY = "--run-dir, in which every stage has its directory"
+OF_STAGE = {  # key: what to write instead
+    "trainer.total_training_steps": "stages.NAME.until.steps=N", "research_rl.stage": "the name in the recipe's `stages`",
+    "trainer.default_local_dir": _DIRECTORY, "research_rl.trajectory_dir": _DIRECTORY, "hydra.run.dir": _DIRECTORY,
+}  # fmt: skip
+
+
+def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list[str]]:
+    """Return the stages of a recipe (none: an empty list) and the overrides that are not about them.
+
+    ``stages.NAME.until.steps=5`` changes when a stage ends.
+
+    Raises:
+        ConfigError: an override names no stage or sets what every stage sets for itself, or a stage is wrong.
+    """
+    section = {name: dict(body) for name, body in (load_recipe(recipe).get("stages") or {}).items()}
+    others = []
+    for override in overrides:
+        key, _, value = override.partition("=")
+        parts = key.split(".")
+        if section and (instead := OF_STAGE.get(_key(override))):
+            raise ConfigError(f"{override}: each stage sets this for itself; instead: {instead}")
+        if parts[0] != "stages":
+            others.append(override)
+            continue
+        if len(parts) != 4 or parts[1] not in section or parts[2] != "until":
+            raise ConfigError(
+                f"{override}: expected stages.NAME.until.KEY=VALUE with NAME one of: {', '.join(section) or 'none'}"
+            )
+        section[parts[1]]["until"] = {**(section[parts[1]].get("until") or {}), parts[3]: yaml.safe_load(value)}
+    return read_stages(section), others
+
+
+def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]:
+    """Yield the jobs that are left to do, in order; the next one is made when the one before has ended.
+
+    Raises:
+        ConfigError: see `stages_of`; or a finished stage has left no model.
+    """
+    stages, others = stages_of(recipe, overrides)
+    content = load_recipe(recipe)
+    cpu = "on_cpu" in (content.get("defaults") or [])
+    experiment = (content.get("trainer") or {}).get("experiment_name", recipe.stem)
+    model = None
+    for number, stage in enumerate(stages or [None]):
+        directory = run_dir / stage.name if stage else run_dir
+        checkpoints = directory / "checkpoints"
+        command = [
+            *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
+            *(_stage_overrides(stage, directory, number, model, experiment) if stage else []),
+            *(part for part in others if not (model and _key(part) == MODEL)),  # the starting model is the first stage's
+        ]  # fmt: skip
+        environment = {
+            **(CPU_ENVIRONMENT if cpu else {}), "RUN_DIR": str(run_dir),
+            "VERL_FILE_LOGGER_PATH": str(directory / f"metrics-{int(time.time())}.jsonl"),
+            "TENSORBOARD_DIR": str(directory / "tensorboard"),
+        }  # fmt: skip
+        if not (directory / DONE).is_file():
+            directory.mkdir(parents=True, exist_ok=True)
+            if not (checkpoints / ENDED).is_file():
+                yield Job(stage.name if stage else "", directory, command, environment)
+            if stage and last_step(checkpoints) is None:
+                raise ConfigError(
+                    f"stage {stage.name} has left no checkpoint in {checkpoints}: trainer.save_freq must be positive"
+                )
+            write_text(
+                directory / DONE,
+                json.dumps({"step": last_step(checkpoints), "ended_by_metric": (checkpoints / ENDED).is_file()}),
+            )
+        if stage and number < len(stages) - 1:
+            actor = checkpoints / f"global_step_{last_step(checkpoints)}" / "actor"
+            model = actor / "huggingface"
+            if not model.is_dir():
+                raise ConfigError(f"stage {stage.name} has left no model in {model}, from which the next stage would start")
+            if (actor / "lora_train_meta.json").exists():
+                raise ConfigError(
+                    f"stage {stage.name} has trained a LoRA adapter, and verl exports it unmerged: none can start from {model}. "
+                    "Train stages without LoRA, or merge it (`python -m verl.model_merger merge`) and start the next stage by hand"
+                )
+
+
+def _key(override: str) -> str:
+    """Return the key of a Hydra override, without the marks in front of it."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | None, experiment: str) -> list[str]:
+    until = {key: value for key, value in vars(stage.until).items() if key != "steps" and stage.until.metric}
+    settings: dict[str, Any] = {
+        "research_rl.stage": stage.name,
+        "trainer.experiment_name": f"{experiment}-{stage.name}",
+        "research_rl.trajectory_dir": str(directory / "trajectories"),
+        "trainer.default_local_dir": str(directory / "checkpoints"),
+        "trainer.total_training_steps": stage.until.steps,
+        # the next stage starts from hf_model
+        "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
+        "hydra.run.dir": str(directory / "hydra"),
+        # the model before a later stage is the one after the stage before; a stage that is run again at its end is to be measured again
+        **({"trainer.val_before_train": last_step(directory / "checkpoints") == stage.until.steps} if number else {}),
+        **({MODEL: str(model)} if number else {}),
+        **stage.overrides,
+    }
+    extra = [f"research_rl.until={hydra_value(until)}"] if until else []
+    # a method's options are checked by the method, and need not stand in the recipe
+    return [f"{'++' * ('.method_options.' in key)}{key}={hydra_value(value)}" for key, value in settings.items()] + extra
+
+
+def hydra_value(value: Any) -> str:
+    """Return a value as Hydra's override grammar writes it."""
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{hydra_value(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, (list, tuple)):
+        return "[" + ",".join(hydra_value(item) for item in value) + "]"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    if isinstance(value, str) and not value.startswith("${"):
+        from hydra.core.override_parser.types import Quote, QuotedString
+
+        return QuotedString(value, Quote.single).with_quotes()
+    return str(value)
+
+
+def last_step(checkpoints: Path) -> int | None:
+    """Return the step of the last complete checkpoint, or None."""
+    tracker = checkpoints / "latest_checkpointed_iteration.txt"
+    text = tracker.read_text().strip() if tracker.is_file() else ""
+    return int(text) if text.isdecimal() else None  # verl writes it in place: a kill can leave it empty
+
+
+def run_job(job: Job) -> int:
+    """Run a job with its output on this terminal; return the exit code."""
+    print(f"research_rl: {f'stage {job.stage}' if job.stage else 'training'} in {job.directory}", flush=True)
+    return subprocess.run(job.command, env={**os.environ, **job.environment}, check=False).returncode
+
+
+def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch = run_job, accept_changes: bool = False) -> int:
+    """Do all jobs that are left; return 0, or the exit code of the one that failed.
+
+    Raises:
+        ConfigError: another process trains in the directory, or it holds a run of another recipe or other overrides
+            (with `accept_changes` it goes on with the new ones).
+    """
+    run_dir = run_dir.resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with (run_dir / ".train.lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process is training in {run_dir}: wait for it, or choose another --run-dir") from None
+        _check_same(
+            run_dir, {"recipe": f"{recipe.resolve().parent.name}/{recipe.name}", "overrides": list(overrides)}, accept_changes
+        )
+        nothing = True
+        for job in jobs(recipe, run_dir, overrides):
+            nothing = False
+            if code := launch(job):
+                return code
+        if nothing:
+            print(f"research_rl: done already, in {run_dir}")
+    return 0
+
+
+def _check_same(run_dir: Path, settings: dict[str, Any], accept_changes: bool) -> None:
+    path = run_dir / "train.json"
+    changed = changed_settings(path, settings)
+    if changed and not accept_changes:
+        raise ConfigError(
+            f"{run_dir} holds a run with other settings ({changed}). Choose another --run-dir, or go on with the new ones: --accept-changes"
+        )
+    write_text(path, json.dumps(settings, indent=1))
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line and train; return the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m research_rl.train", description=__doc__)
+    parser.add_argument("recipe", type=Path, help="for example recipes/r1_searcher/gpu.yaml")
+    parser.add_argument("--run-dir", type=Path, default=None, help="default: runs/ and the recipe's folder and file")
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="go on in a directory that holds a run with other settings"
+    )
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
+    options = parser.parse_intermixed_args(arguments)
+    run_dir = options.run_dir or Path("runs") / f"{options.recipe.resolve().parent.name}-{options.recipe.stem}"
+    try:
+        code = train(options.recipe, run_dir, options.overrides, accept_changes=options.accept_changes)
+    except (ConfigError, MissingExtraError) as error:
+        print(f"research_rl.train: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        code = 130
+    if code:
+        print(
+            f"research_rl.train: ended with exit code {code}. The same command goes on from the last checkpoint.",
+            file=sys.stderr,
+        )
+    return code
+
+
+def command() -> int:
+    """Run `main` and leave no process behind, whatever ends it."""
+    stop_on_signals()
+    adopt_orphans()
+    try:
+        return main()
+    finally:
+        stop_all()

@@ -1,4 +1,4 @@
-"""From recorded trajectories to figures: means per split and step."""
+"""From recorded trajectories to figures: means per part and step."""
 
 from __future__ import annotations
 
@@ -17,11 +17,19 @@ def mean_metrics(records: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     return {name: round(sum(row[name] for row in rows) / len(rows), 4) for name in _METRICS} | {"n": len(rows)}
 
 
-def by_step(records: Iterable[Mapping[str, Any]], split: str) -> dict[int, list[Mapping[str, Any]]]:
-    """Group the records of one split by training step, in order."""
+TRAINING = "train"
+
+
+def part_of(record: Mapping[str, Any]) -> str:
+    """Return `TRAINING` for what was trained on, else the split that was measured. (A data set may call what is trained on `stage_1`.)"""
+    return record["split"] if record["validate"] else TRAINING
+
+
+def by_step(records: Iterable[Mapping[str, Any]], part: str) -> dict[int, list[Mapping[str, Any]]]:
+    """Group the records of one part (see `part_of`) by training step, in order."""
     groups: dict[int, list[Mapping[str, Any]]] = defaultdict(list)
     for record in records:
-        if record["split"] == split:
+        if part_of(record) == part:
             groups[record["step"]].append(record)
     return dict(sorted(groups.items()))
 
@@ -48,6 +56,6 @@ def summarize(records: Sequence[Mapping[str, Any]], last_step: int) -> dict[str,
         summary[split] = {"before": mean_metrics(before), "after": mean_metrics(after), "em_by_type": em_by_type(before, after)}
     summary["steps"] = [
         {"step": step, "stage": rows[0].get("stage", ""), **mean_metrics(rows)}
-        for step, rows in by_step(records, "train").items()
+        for step, rows in by_step(records, TRAINING).items()
     ]
     return summary

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.spinner import Spinner
 
-from evaluation.summary import by_step, mean_metrics
+from evaluation.summary import TRAINING, by_step, mean_metrics, part_of
 from research_rl.training.processes import tail
 from research_rl.training.trajectory_log import TrajectoryReader
 
@@ -24,12 +24,12 @@ def follow(process: subprocess.Popen, run_dir: Path, console: Console) -> int:
         while process.poll() is None:
             time.sleep(3.0)
             records = trajectories.records()
-            newest = max(((record["step"], record["split"]) for record in records), default=None)
-            for split in ("test", "control", "train"):
-                for step, rows in by_step(records, split).items():
-                    if (step, split) not in shown and newest is not None and step < newest[0]:
-                        shown.add((step, split))
-                        console.print(line(split, step, rows))
+            newest = max(((record["step"], part_of(record)) for record in records), default=None)
+            for part in ("test", "control", TRAINING):
+                for step, rows in by_step(records, part).items():
+                    if (step, part) not in shown and newest is not None and step < newest[0]:
+                        shown.add((step, part))
+                        console.print(line(part, step, rows))
             elapsed = time.monotonic() - started
             counts = (
                 f"step {newest[0]}, {len(records)} trajectories"
@@ -45,10 +45,10 @@ def follow(process: subprocess.Popen, run_dir: Path, console: Console) -> int:
     return process.returncode
 
 
-def line(split: str, step: int, rows: list) -> str:
+def line(part: str, step: int, rows: list) -> str:
     """Return the figures of one step as one line."""
     means = mean_metrics(rows)
-    name = {"train": "train", "test": "held-out", "control": "control (no evidence)"}[split]
+    name = {TRAINING: "train", "test": "held-out", "control": "control (no evidence)"}[part]
     return (
         f"step {step:3d}  {name:22s} reward {means['score']:.3f}  EM {means['em']:.3f}  "
         f"searches {means['searches']:.2f}  well-formed {means['well_formed']:.2f}  ({means['n']} rollouts)"

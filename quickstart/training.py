@@ -66,8 +66,8 @@ def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dic
     if not records:
         return {"engine start": ended - started}
     begin = min(record["time"] for record in records)
-    trained = min((record["time"] for record in records if record["split"] == "train"), default=begin)
-    held_out = [record["time"] for record in records if record["split"] != "train"]
+    trained = min((record["time"] for record in records if not record["validate"]), default=begin)
+    held_out = [record["time"] for record in records if record["validate"]]
     before = max((moment for moment in held_out if moment < trained), default=begin)
     after = min((moment for moment in held_out if moment >= trained), default=ended)
     return {

@@ -23,6 +23,10 @@ class RetrievalError(ConnectionError):
     """The retrieval service could not answer. An outage of the infrastructure, never a fault of the policy."""
 
 
+class QueryFailedError(RetrievalError):
+    """The service answers other queries, but refuses this one or fails on it. No outage: asking again changes nothing."""
+
+
 def missing_extra(package: str, extra: str) -> MissingExtraError:
     """Return the error that says which extra of research-rl brings `package`."""
     return MissingExtraError(

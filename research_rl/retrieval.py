@@ -2,6 +2,8 @@
 
 An outage is waited out: connection errors, time-outs, 429 and 5xx are retried with jittered exponential back-off until the deadline.
 Then, and for any other refusal, `RetrievalError` is raised. It never returns an empty result in place of an error.
+
+How long an outage lasts is told by `outage_s`: from the first failure after a success to now. A service that nobody asks has no outage.
 """
 
 from __future__ import annotations
@@ -17,10 +19,11 @@ from typing import Any
 import httpx
 import tenacity
 
-from research_rl.errors import ConfigError, RetrievalError
+from research_rl.errors import ConfigError, QueryFailedError, RetrievalError
 from research_rl.types import Passage
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
+_WRONG_SERVICE = frozenset({401, 403, 404, 405})  # every query would be refused: a wrong token, or another service
 
 
 @dataclass(frozen=True)
@@ -63,22 +66,32 @@ class RetrievalClient:
             limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
             transport=transport,
         )
-        self.last_success = time.monotonic()
+        self._last_success = time.monotonic()
+        self._failing_since: float | None = None
 
     @property
-    def silent_for_s(self) -> float:
-        """Seconds since the service last answered (since this client was made, if it never did)."""
-        return time.monotonic() - self.last_success
+    def outage_s(self) -> float:
+        """Seconds since the first of the failures that no answer has followed; 0 if the last request was answered."""
+        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
+
+    def _answered(self) -> None:
+        self._last_success, self._failing_since = time.monotonic(), None
+
+    def _failed(self, begun: float) -> None:
+        if self._failing_since is None:  # a request that hung while others were answered tells of the time since
+            self._failing_since = max(begun, self._last_success)
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         """Return, per query, at most `top_k` passages, best first.
 
         Raises:
+            QueryFailedError: the service refuses these queries; others it may answer.
             RetrievalError: no valid answer before the deadline, or a refusal that retrying cannot change. The message names the URL.
         """
         settings = self.settings
         failure: BaseException | None = None
         attempts, started = 0, time.monotonic()
+        begun, failed_first = started, None
         cut = [query[: settings.max_query_characters] for query in queries]
         try:
             async with asyncio.timeout(settings.deadline_s):
@@ -90,21 +103,34 @@ class RetrievalClient:
                 ):
                     with attempt:
                         attempts += 1
+                        begun = time.monotonic()
                         try:
                             results = await self._post(cut, top_k)
                         except _Unavailable as error:
                             failure = error
+                            failed_first = failed_first or time.monotonic()
+                            self._failed(begun)
                             raise
-                        self.last_success = time.monotonic()
+                        except QueryFailedError:  # a refusal is an answer, too
+                            self._answered()
+                            raise
+                        self._answered()
                         return results
         except TimeoutError:
             failure = failure or TimeoutError("no answer at all")
+            self._failed(begun)
         except _Unavailable as error:
             failure = error
-        elapsed = time.monotonic() - started
-        raise RetrievalError(
-            f"the retrieval service at {settings.url} gave no answer to {len(queries)} queries: {attempts} attempts in {elapsed:.1f} s "
-            f"(deadline {settings.deadline_s:g} s), the last failure was: {failure}. Is it running? Try: curl {settings.url}/health"
+        now = time.monotonic()
+        answers_others = self._last_success > (failed_first or now)
+        raise (QueryFailedError if answers_others else RetrievalError)(
+            f"the retrieval service at {settings.url} gave no answer to {len(queries)} queries: "
+            f"{attempts} attempts in {now - started:.1f} s (deadline {settings.deadline_s:g} s), the last failure was: {failure}. "
+            + (
+                f"Others were answered meanwhile; the first query: {cut[0][:200]!r}"
+                if answers_others
+                else f"Is it running? Try: curl {settings.url}/health"
+            )
         )
 
     async def _post(self, queries: list[str], top_k: int) -> list[list[Passage]]:
@@ -116,7 +142,8 @@ class RetrievalClient:
         if response.status_code in _RETRIED_STATUS:
             raise _Unavailable(f"HTTP {response.status_code}")
         if response.status_code != 200:
-            raise RetrievalError(
+            wrong_query = 400 <= response.status_code < 500 and response.status_code not in _WRONG_SERVICE
+            raise (QueryFailedError if wrong_query else RetrievalError)(
                 f"{self.settings.url}/batch_search refused {len(queries)} queries with HTTP {response.status_code}: {response.text[:300]}"
             )
         return self._decode(response, len(queries))

@@ -26,8 +26,10 @@ class Settings:
     max_searches: int | None = None
     max_turn_tokens: int | None = None
     max_observation_tokens: int | None = None
-    max_tolerated_outage_s: float = 0.0
+    max_tolerated_outage_s: float = 300.0
+    max_failed_query_share: float = 0.05
     trajectory_dir: str | None = None
+    trajectory_share: float = 1.0
     attempt: float = 0.0
     memorisation: Mapping[str, Any] = field(default_factory=dict)
     stage: str = ""
@@ -50,6 +52,9 @@ class Settings:
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
                 raise ConfigError(f"research_rl.{name} must be a positive integer or null, got {value!r}")
+        for name in ("max_failed_query_share", "trajectory_share"):
+            if not 0 <= getattr(settings, name) <= 1:
+                raise ConfigError(f"research_rl.{name} must be a share, from 0 to 1, got {getattr(settings, name)!r}")
         method = settings.load()
         if settings.memory().mu and not isinstance(method, Memorises):
             raise ConfigError(

@@ -12,7 +12,7 @@ stages:
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -79,19 +79,52 @@ def read_stages(section: Mapping[str, Any]) -> list[Stage]:
     return stages
 
 
-def reached(until: Until, records: Iterable[Mapping[str, Any]]) -> float | None:
-    """Return the moving average of the metric if it has reached what it was to reach, else None.
+class Progress:
+    """A stage's metric over its training steps, told one trajectory record after the other."""
 
-    Raises:
-        ConfigError: the records do not have the metric.
-    """
-    steps: dict[int, list[float]] = defaultdict(list)
-    for record in records:
-        if record["split"] != "train":
-            continue
-        if until.metric not in record["metrics"]:
-            raise ConfigError(f"until.metric={until.metric!r} is unknown; valid: {', '.join(sorted(record['metrics']))}")
-        steps[record["step"]].append(record["metrics"][until.metric])
-    last = [sum(steps[step]) / len(steps[step]) for step in sorted(steps)[-until.window :]]
-    mean = sum(last) / len(last) if last else 0.0
-    return mean if len(last) == until.window and until.reaches is not None and mean >= until.reaches else None
+    def __init__(self, until: Until) -> None:
+        self._until = until
+        self._steps: dict[int, _Mean] = defaultdict(_Mean)
+
+    def add(self, record: Mapping[str, Any]) -> None:
+        """Take a record into account; those of validation are none of a stage's.
+
+        Of a step that was run twice only the last attempt counts.
+
+        Raises:
+            ConfigError: the record does not have the metric.
+        """
+        if record["validate"]:
+            return
+        if self._until.metric not in record["metrics"]:
+            raise ConfigError(f"until.metric={self._until.metric!r} is unknown; valid: {', '.join(sorted(record['metrics']))}")
+        self._steps[record["step"]].add(record["metrics"][self._until.metric], record["attempt"])
+
+    @property
+    def steps(self) -> int:
+        """The number of training steps seen."""
+        return len(self._steps)
+
+    def reached(self) -> float | None:
+        """Return the moving average of the metric if it has reached what it was to reach, else None."""
+        until = self._until
+        last = [self._steps[step].value for step in sorted(self._steps)[-until.window :]]
+        mean = sum(last) / len(last) if last else 0.0
+        return mean if len(last) == until.window and until.reaches is not None and mean >= until.reaches else None
+
+
+@dataclass
+class _Mean:
+    attempt: float = float("-inf")
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float, attempt: float) -> None:
+        if attempt > self.attempt:
+            self.attempt, self.total, self.count = attempt, 0.0, 0
+        if attempt == self.attempt:
+            self.total, self.count = self.total + value, self.count + 1
+
+    @property
+    def value(self) -> float:
+        return self.total / self.count

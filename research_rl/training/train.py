@@ -111,8 +111,10 @@ def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list
 def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]:
     """Yield the jobs that are left to do, in order; the next one is made when the one before has ended.
 
+    A finished job is left to do again if it is now to go on for longer.
+
     Raises:
-        ConfigError: see `stages_of`; or a finished stage has left no model.
+        ConfigError: see `stages_of`; a finished stage has left no model, or is to go on although the next one has started from its model.
     """
     stages, others = stages_of(recipe, overrides)
     content = load_recipe(recipe)
@@ -132,7 +134,15 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
             "VERL_FILE_LOGGER_PATH": str(directory / f"metrics-{int(time.time())}.jsonl"),
             "TENSORBOARD_DIR": str(directory / "tensorboard"),
         }  # fmt: skip
-        if not (directory / DONE).is_file():
+        end = _end(stage, content, others)
+        if not _is_done(directory, end):
+            if (directory / DONE).is_file():  # it is to go on
+                if later := [after.name for after in stages[number + 1 :] if (run_dir / after.name).is_dir()]:
+                    raise ConfigError(
+                        f"{directory.name} cannot go on to {end}: {later[0]} has started from its model; choose another --run-dir"
+                    )
+                (checkpoints / ENDED).unlink(missing_ok=True)
+                (directory / DONE).unlink()
             directory.mkdir(parents=True, exist_ok=True)
             if not (checkpoints / ENDED).is_file():
                 yield Job(stage.name if stage else "", directory, command, environment)
@@ -142,7 +152,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
                 )
             write_text(
                 directory / DONE,
-                json.dumps({"step": last_step(checkpoints), "ended_by_metric": (checkpoints / ENDED).is_file()}),
+                json.dumps({"step": last_step(checkpoints), "ended_by_metric": (checkpoints / ENDED).is_file(), "end": end}),
             )
         if stage and number < len(stages) - 1:
             actor = checkpoints / f"global_step_{last_step(checkpoints)}" / "actor"
@@ -154,6 +164,26 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
                     f"stage {stage.name} has trained a LoRA adapter, and verl exports it unmerged: none can start from {model}. "
                     "Train stages without LoRA, or merge it (`python -m verl.model_merger merge`) and start the next stage by hand"
                 )
+
+
+def _end(stage: Stage | None, content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return what decides when a job ends; None where the recipe's base configuration does."""
+    if stage:
+        return vars(stage.until)
+    trainer = content.get("trainer") or {}
+    given = {_key(override): yaml.safe_load(override.partition("=")[2]) for override in overrides}
+    return {name: given.get(f"trainer.{name}", trainer.get(name)) for name in ("total_training_steps", "total_epochs")}
+
+
+def _is_done(directory: Path, end: Mapping[str, Any]) -> bool:
+    """Return whether a job has ended, and would not go on if it were to end as it is to end now."""
+    if not (directory / DONE).is_file():
+        return False
+    done = json.loads((directory / DONE).read_text(encoding="utf-8"))
+    length = "steps" if "steps" in end else "total_training_steps"
+    only_length = {**done["end"], length: end[length]} == end
+    longer = end[length] != done["end"][length] and not (done["step"] and end[length] and end[length] <= done["step"])
+    return only_length and (not longer or done["ended_by_metric"])
 
 
 def _key(override: str) -> str:

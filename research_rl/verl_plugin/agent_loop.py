@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from uuid import uuid4
 
-from research_rl.errors import DataError, RetrievalError, missing_extra
+from research_rl.errors import DataError, QueryFailedError, RetrievalError, missing_extra
 from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, HFCodec, rollout
@@ -19,9 +18,12 @@ from research_rl.training.settings import Settings
 from research_rl.training.trajectory_log import TrajectoryLog
 from research_rl.types import Message, Reward, Trajectory
 from research_rl.verl_plugin.checks import settings_of
+from research_rl.verl_plugin.groups import DroppedError, FailedQueries, Group
 
 try:
     import ray
+    import transfer_queue as tq
+    from ray.exceptions import RayTaskError
     from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
     from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
 except ModuleNotFoundError as error:
@@ -38,14 +40,19 @@ def client_for(settings: RetrievalSettings) -> RetrievalClient:
     return RetrievalClient(settings)
 
 
+def retrieval_client(settings: Settings, row: Mapping[str, Any]) -> RetrievalClient:
+    """Return this process's client of the service that a dataset row is searched in."""
+    return client_for(settings.retrieval_for(str(row.get("data_source", ""))))
+
+
 @cache
-def log_for(directory: str, attempt: float) -> TrajectoryLog:
+def log_for(directory: str, attempt: float, share: float) -> TrajectoryLog:
     """Return this process's trajectory log."""
-    return TrajectoryLog(directory, attempt)
+    return TrajectoryLog(directory, attempt, share)
 
 
 class _Fatal:
-    """The last unrecoverable failure of this process; set by a loop, read by the worker when it is asked for more rollouts.
+    """The first unrecoverable failure of this process; it ends the run as soon as more rollouts are asked for, or a validation ends.
 
     verl only logs what a loop raises and, with `sync_refill_failed_groups`, tries the next question: for ever, if nothing ends the run.
     """
@@ -80,21 +87,9 @@ class SearchAgentLoop(AgentLoopBase):
         """Return the trajectory of one dataset row as verl wants it, scored.
 
         Raises:
-            RetrievalError: the service gave no answer; verl then drops the group and the sampler replaces it.
+            RetrievalError: the service gave no answer.
             DataError: the prompt is longer than `data.max_prompt_length`.
         """
-        try:
-            return await self._run(sampling_params, row)
-        except Exception as error:
-            tolerated = self._settings.max_tolerated_outage_s
-            if not isinstance(error, RetrievalError) or self._client(row).silent_for_s > tolerated:
-                _Fatal.error = error
-            raise
-
-    def _client(self, row: Mapping[str, Any]) -> RetrievalClient:
-        return client_for(self._settings.retrieval_for(str(row.get("data_source", ""))))
-
-    async def _run(self, sampling_params: dict[str, Any], row: Mapping[str, Any]) -> AgentLoopOutput:
         question, golden_answers = question_of(row)
         prompt_ids = self._codec.encode_prompt(self._method.prompt(question), self._method.prefill)
         if len(prompt_ids) > self.rollout_config.prompt_length:
@@ -102,7 +97,7 @@ class SearchAgentLoop(AgentLoopBase):
                 f"the prompt has {len(prompt_ids)} tokens, data.max_prompt_length is {self.rollout_config.prompt_length}: "
                 f"{question[:200]!r}"
             )
-        client = self._client(row)
+        client = retrieval_client(self._settings, row)
         request, extra = uuid4().hex, {}
 
         async def generate(ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
@@ -132,7 +127,7 @@ class SearchAgentLoop(AgentLoopBase):
         record = {
             "step": _number(row.get("global_steps")),
             "stage": self._settings.stage,
-            "split": str(_info(row).get("split", "")),
+            "split": str(_info(row).get("split", "")),  # of the data set; whether it is trained on, the worker adds
             "type": str(_info(row).get("type", "")),
             "uid": str(row.get("uid", "")),
             "data_source": str(row.get("data_source", "")),
@@ -167,6 +162,7 @@ def _sampling(parameters: Mapping[str, Any], most: int, stop: tuple[str, ...]) -
         "max_tokens": most,
         "stop": list(stop),
         "include_stop_str_in_output": True,
+        "skip_special_tokens": False,  # vLLM looks for stop strings in the text: a special token must be in it to be found
         "output_kind": RequestOutputKind.FINAL_ONLY,
     }
 
@@ -218,112 +214,110 @@ register(NAME)(SearchAgentLoop)
 _Worker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore[attr-defined]  # the class under verl's @ray.remote
 
 
-class _Group:
-    """The rollouts of one question: they enter the batch together or not at all, and are scored together.
-
-    verl replaces a failed group only if none of its rollouts arrived. In an outage those that never searched would arrive,
-    and be trained on as if they were the group.
-    """
-
-    def __init__(self, size: int, method: Method) -> None:
-        self._size, self._method = size, method
-        self._arrived: dict[int, _Rollout | None] = {}
-        self.rewards: dict[int, Reward] = {}
-        self.metrics: dict[int, dict[str, float]] = {}
-        self.failed, self.settled = False, asyncio.Event()
-
-    def arrive(self, session: int, rollout: _Rollout | None) -> None:
-        """Note that a session ended, with a rollout or with a failure (None); only its first call counts."""
-        if session in self._arrived:
-            return
-        self._arrived[session] = rollout
-        if len(self._arrived) < self._size:
-            return
-        whole = {number: rollout for number, rollout in sorted(self._arrived.items()) if rollout is not None}
-        self.failed = len(whole) < self._size
-        try:
-            if not self.failed:
-                self._score(whole)
-        except (
-            Exception
-        ) as error:  # a bug in a method: no rollout of the question is trained on, and the run ends with the next one
-            self.failed, _Fatal.error = True, error
-        finally:
-            self.settled.set()
-
-    def _score(self, whole: dict[int, _Rollout]) -> None:
-        alone = [(rollout.trajectory, rollout.reward) for rollout in whole.values()]
-        rewards = self._method.regroup([trajectory for trajectory, _ in alone], [reward for _, reward in alone])
-        self.rewards = dict(zip(whole, rewards, strict=True))
-        for number, made in whole.items():
-            self.metrics[number] = trajectory_metrics(self._method, made.trajectory, made.golden_answers, self.rewards[number])
-
-
 class _SearchAgentLoopWorker(_Worker):
-    """verl's worker, with whole groups; asked for more rollouts after a fatal failure, it raises that and so ends the run."""
+    """verl's worker, with whole groups. A failure that is no outage to be waited out ends the run."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self._groups: dict[str, _Group] = {}
         self._settings: Settings = settings_of(self.config)
+        self._groups: dict[str, Group[_Rollout, _Scored]] = {}
+        self._failed_queries = FailedQueries(self._settings.max_failed_query_share)
+        self._unmeasured = 0  # questions of the validation under way that were dropped
 
     async def generate_sequences(self, batch: Any) -> None:
         if _Fatal.error is not None:
             raise _Fatal.error
         await super().generate_sequences(batch)
 
+    async def after_validation(self) -> int:
+        """Return how many questions the validation has lost to failed searches.
+
+        Raises:
+            Exception: the failure that ends the run.
+        """
+        if _Fatal.error is not None:
+            raise _Fatal.error
+        lost, self._unmeasured = self._unmeasured, 0
+        return lost
+
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         rollout_config = self.config.actor_rollout_ref.rollout
         size = prompt.get("__rollout_n__", rollout_config.val_kwargs.n if trajectory["validate"] else rollout_config.n)
-        uid = str(prompt["uid"])
-        self._groups[uid] = _Group(int(size), self._settings.load())
+        group = self._groups[str(prompt["uid"])] = Group(int(size), partial(_score, self._settings.load()))
+        self._failed_queries.questions += 1
         try:
             await super()._run_prompt(prompt, sampling_params, trajectory=trajectory, trace=trace)
         finally:
-            del self._groups[uid]
+            self._unmeasured += group.failed and trajectory["validate"]
+            del self._groups[str(prompt["uid"])]
 
     async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, **kwargs: Any) -> Any:
+        uid, session = str(kwargs["uid"]), kwargs["session_id"]
+        group, entered = self._groups[uid], False
         try:
-            return await super()._run_agent_loop(sampling_params, trajectory=trajectory, **kwargs)
-        except BaseException:
-            self._groups[str(kwargs["uid"])].arrive(kwargs["session_id"], None)
+            result = await super()._run_agent_loop(sampling_params, trajectory=trajectory, **kwargs)
+            entered = True
+            return result
+        except BaseException as error:
+            group.fail(session)
+            if isinstance(error, Exception) and not isinstance(error, DroppedError):
+                _Fatal.error = _Fatal.error or self._fatal(error, kwargs)
             raise
+        finally:
+            if out := group.leave(session, entered):  # verl would train on half a group
+                keys = [f"{uid}_{number}_0" for number in out]
+                await tq.async_kv_clear(keys=keys, partition_id="val" if trajectory["validate"] else "train")
+
+    def _fatal(self, error: Exception, row: Mapping[str, Any]) -> Exception | None:
+        """Return what must end the run; None for what costs this question only."""
+        if isinstance(error, QueryFailedError):
+            try:
+                self._failed_queries.add(error)
+            except RetrievalError as too_many:
+                return too_many
+            return None
+        if isinstance(error, RetrievalError):
+            client = retrieval_client(self._settings, row)
+            return error if client.outage_s > self._settings.max_tolerated_outage_s else None
+        return error
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> None:
         rollout: _Rollout = output.extra_fields.pop(_ROLLOUT)
-        group, session = self._groups[str(kwargs["uid"])], kwargs["session_id"]
-        group.arrive(session, rollout)
-        await group.settled.wait()
-        if group.failed:
-            raise RetrievalError("dropped, because another rollout of the same question failed")
-        settings, reward, metrics = self._settings, group.rewards[session], group.metrics[session]
+        reward, metrics = await self._groups[str(kwargs["uid"])].scored(kwargs["session_id"], rollout)
+        settings = self._settings
         if settings.memory().mu and not validate:
             output.extra_fields[MEMORY] = memorised = await self._memorise(rollout)
             metrics["memorised"] = float(memorised is not None)
         output.reward_score = reward.score
         output.extra_fields["reward_extra_info"] = metrics
-        if settings.trajectory_dir:
-            record = {**rollout.record, "metrics": metrics, **rollout.trajectory.to_json()}
-            log_for(settings.trajectory_dir, settings.attempt).write(record)
         await super()._agent_loop_postprocess(output, validate, **kwargs)
+        if settings.trajectory_dir:
+            record = {"validate": bool(validate), **rollout.record, "metrics": metrics, **rollout.trajectory.to_json()}
+            log_for(settings.trajectory_dir, settings.attempt, settings.trajectory_share).write(record)
 
     async def _memorise(self, rollout: _Rollout) -> dict[str, Any] | None:
         """Return prompt and search-free path of a correct rollout that searched, as ids, with μ; None if there is none."""
         settings, trajectory = self._settings.memory(), rollout.trajectory
         method: Any = self._settings.load()  # has what `Memorises` asks for: the settings were checked
-        try:
-            if not trajectory.searches or not method.right(method.answer(trajectory), rollout.golden_answers):
-                return None
-            text = await memory(method, settings, trajectory, rollout.golden_answers, rollout.complete)
-        except (
-            Exception
-        ) as error:  # the group is whole and enters the batch; without its rewriter the run ends with the next one
-            _Fatal.error = error
+        if not trajectory.searches or not method.right(method.answer(trajectory), rollout.golden_answers):
             return None
+        text = await memory(method, settings, trajectory, rollout.golden_answers, rollout.complete)
         if text is None:
             return None
         response = [*rollout.codec.encode(text), min(rollout.codec.eos_ids)]
         return {"prompt_ids": trajectory.prompt_ids, "response_ids": response, "mu": settings.mu}
+
+
+_Scored = tuple[Reward, dict[str, float]]
+
+
+def _score(method: Method, rollouts: Sequence[_Rollout]) -> list[_Scored]:
+    """Return the rewards of all rollouts of a question, which may depend on one another, and their figures."""
+    rewards = method.regroup([one.trajectory for one in rollouts], [one.reward for one in rollouts])
+    return [
+        (reward, trajectory_metrics(method, one.trajectory, one.golden_answers, reward))
+        for one, reward in zip(rollouts, rewards, strict=True)
+    ]
 
 
 class SearchAgentLoopManager(AgentLoopManagerTQ):
@@ -332,3 +326,14 @@ class SearchAgentLoopManager(AgentLoopManagerTQ):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(_SearchAgentLoopWorker)
+
+    def after_validation(self) -> int:
+        """Return how many questions the validation that has just ended lost to failed searches.
+
+        Raises:
+            Exception: a worker met a failure that ends the run.
+        """
+        try:
+            return sum(ray.get([worker.after_validation.remote() for worker in self.agent_loop_workers]))
+        except RayTaskError as error:
+            raise error.cause from None

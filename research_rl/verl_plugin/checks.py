@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from typing import Any
 
@@ -12,7 +13,10 @@ from research_rl.errors import ConfigError, RetrievalError
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.settings import Settings, check_sampling
 from research_rl.training.stages import Until
+from research_rl.training.train import CPU_ENVIRONMENT
+from research_rl.verl_plugin.manifest import complete_last
 
+CARRIED = ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT", "WANDB_MODE", "WANDB_DIR", *CPU_ENVIRONMENT)
 _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
 
 
@@ -53,13 +57,27 @@ def check_config(config: Any) -> None:
     until = Until.from_mapping(settings.until or {})
     if until.metric and until.metric not in (names := trajectory_metrics(settings.load(), settings.load().read(""), [""])):
         raise ConfigError(f"research_rl.until.metric={until.metric!r} is unknown; valid: {', '.join(sorted(names))}")
+    if until.metric and not settings.trajectory_dir:
+        raise ConfigError(f"research_rl.until.metric={until.metric} is read from trajectories: set research_rl.trajectory_dir")
     if (memory := settings.memory()).mu and memory.rewriter.startswith("http"):
         _check_service(memory.rewriter, "/models", "rewriter (research_rl.memorisation.rewriter)")
     sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
     for url in sorted({settings.retrieval_for(source).url for source in sources}):
         _check_service(url)
+    complete_last(config, settings)
     with open_dict(config):
         config.research_rl.attempt = time.time()
+        carry_environment(config)
+
+
+def carry_environment(config: Any) -> None:
+    """Let Ray give the workers what the loggers read from the environment: on a cluster that was started before, they have its, not ours.
+
+    Secrets are not among them: Ray shows a job's environment to everybody who sees its dashboard.
+    """
+    found = {name: os.environ[name] for name in CARRIED if name in os.environ}
+    given = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
+    OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", {**found, **given}, force_add=True)
 
 
 def _check_service(url: str, path: str = "/health", name: str = "retrieval service") -> None:

@@ -34,7 +34,7 @@ def _train_batch(train_batch: Any, engine: Any, args: Any, kwargs: Any) -> Any:
         return train_batch(*args, **kwargs)
     mu = max((row["mu"] for row in rows), default=0.0)
     # every rank takes part in every forward pass: all get as many rows as the one with most, empty ones if need be
-    most, mu = _agree(engine, len(rows), mu)
+    most, total, mu = _agree(engine, len(rows), mu)
     if most == 0:
         return train_batch(*args, **kwargs)
     memory = memory_batch(data, rows, most)
@@ -53,7 +53,7 @@ def _train_batch(train_batch: Any, engine: Any, args: Any, kwargs: Any) -> Any:
         del engine.optimizer_step
     if engine.is_mp_src_rank_with_outputs():
         # lists, as verl's own metrics of micro-batches are
-        outputs["metrics"] |= {name: [value] for name, value in {**told, "memory_rows": float(len(rows))}.items()}
+        outputs["metrics"] |= {name: [value] for name, value in {**told, "memory_rows": float(total)}.items()}
     return outputs
 
 
@@ -112,10 +112,13 @@ def loss_times(mu: float) -> Any:
     return loss
 
 
-def _agree(engine: Any, rows: int, mu: float) -> tuple[int, float]:
+def _agree(engine: Any, rows: int, mu: float) -> tuple[int, int, float]:
+    """Return the most rows that a rank has, the rows of all ranks together, and μ."""
     import torch
     from verl.utils.device import get_device_id
 
     seen = torch.tensor([float(rows), mu], device=get_device_id())
+    total = seen.clone()
     torch.distributed.all_reduce(seen, op=torch.distributed.ReduceOp.MAX, group=engine.get_data_parallel_group())
-    return int(seen[0].item()), float(seen[1].item())
+    torch.distributed.all_reduce(total, op=torch.distributed.ReduceOp.SUM, group=engine.get_data_parallel_group())
+    return int(seen[0].item()), int(total[0].item()), float(seen[1].item())

@@ -60,6 +60,8 @@ def test_without_mu_or_without_any_path_the_gradient_is_verls_own_to_the_last_bi
 
 
 def test_ranks_with_unequal_numbers_of_paths_add_up_to_the_same_gradient(alone, tmp_path):
-    made = run(tmp_path, 2)["gradients"]
+    both = run(tmp_path, 2)
+    assert both["metrics"]["memory_rows"][0] == 3  # of both together
+    made = both["gradients"]
     assert largest(difference(made["plain"], alone["gradients"]["plain"])) < 1e-5
     assert largest(difference(made["memory"], alone["gradients"]["memory"])) < 1e-5

@@ -10,7 +10,7 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
-from research_rl.errors import ConfigError, DataError, RetrievalError
+from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError
 from research_rl.training.trajectory_log import read
 from research_rl.types import Passage
 
@@ -108,32 +108,17 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
     assert fields["rm_scores"].sum() == 1.0
 
 
-def test_a_dead_service_fails_the_trajectory_and_then_ends_the_run(loop_module, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module._Fatal, "error", None)
+def test_a_dead_service_fails_the_trajectory(loop_module, tokenizer, tmp_path):
     server = Server(tokenizer, ["<search> who</search>"])
-
-    async def go():
-        return await make(loop_module, tokenizer, config(tmp_path), server).run({}, **ROW)
-
     with pytest.raises(RetrievalError, match=r"http://127\.0\.0\.1:1"):
-        asyncio.run(go())
-    worker = object.__new__(loop_module._SearchAgentLoopWorker)
-    with pytest.raises(RetrievalError, match=r"http://127\.0\.0\.1:1"):
-        asyncio.run(worker.generate_sequences(None))
+        asyncio.run(make(loop_module, tokenizer, config(tmp_path), server).run({}, **ROW))
 
 
-def test_a_bug_or_bad_data_ends_the_run_instead_of_being_refilled_for_ever(loop_module, tokenizer, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop_module._Fatal, "error", None)
+def test_a_prompt_that_is_too_long_is_told(loop_module, tokenizer, tmp_path):
     configuration = config(tmp_path)
     configuration.actor_rollout_ref.rollout.prompt_length = 3
     with pytest.raises(DataError, match="max_prompt_length is 3"):
-        asyncio.run(make_and_run(loop_module, tokenizer, configuration))
-    with pytest.raises(DataError, match="max_prompt_length is 3"):
-        asyncio.run(object.__new__(loop_module._SearchAgentLoopWorker).generate_sequences(None))
-
-
-async def make_and_run(loop_module, tokenizer, configuration):
-    return await make(loop_module, tokenizer, configuration, Server(tokenizer, [])).run({}, **ROW)
+        asyncio.run(make(loop_module, tokenizer, configuration, Server(tokenizer, [])).run({}, **ROW))
 
 
 @pytest.mark.parametrize("change", [{"extra_info": {}, "raw_prompt": []}, {"reward_model": {}}])
@@ -211,8 +196,9 @@ def run_group(loop_module, tmp_path, monkeypatch):
     """Run one question of several sessions through the worker; return what verl was told and given."""
     from verl.trainer.ppo.v1 import agent_loop_tq
 
-    def run(texts, section=None, failing=None):
+    def run(texts, section=None, failing=None, loop_error=None, put_fails=None, validate=False, made=None):
         statuses, put = [], {}
+        monkeypatch.setattr(loop_module._Fatal, "error", None)
 
         async def async_kv_put(key, partition_id, tag):
             statuses.append(tag["status"])
@@ -220,27 +206,33 @@ def run_group(loop_module, tmp_path, monkeypatch):
         async def run_loop(self, sampling_params, trajectory, *, session_id, **kwargs):
             await asyncio.sleep(0.01 * session_id)
             if session_id == failing:
-                raise RetrievalError("down")
-            rollout = finished(loop_module, session_id, self._settings.load(), texts[session_id])
+                raise (loop_error or RetrievalError)("down")
+            rollout = made or finished(loop_module, session_id, self._settings.load(), texts[session_id])
             output = SimpleNamespace(extra_fields={"rollout": rollout}, reward_score=None)
-            await self._agent_loop_postprocess(output, False, session_id=session_id, **kwargs)
+            await self._agent_loop_postprocess(output, trajectory["validate"], session_id=session_id, **kwargs)
 
         async def postprocess(self, output, validate, **kwargs):
             assert "rollout" not in output.extra_fields
+            if kwargs["session_id"] == put_fails:
+                raise OSError("the queue is gone")
             put[kwargs["session_id"]] = output
 
+        async def async_kv_clear(keys, partition_id):
+            for key in keys:
+                del put[int(key.split("_")[1])]
+
         monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", async_kv_put)
+        monkeypatch.setattr(loop_module.tq, "async_kv_clear", async_kv_clear)
         monkeypatch.setattr(loop_module._Worker, "_run_agent_loop", run_loop)
         monkeypatch.setattr(loop_module._Worker, "_agent_loop_postprocess", postprocess)
-        worker = object.__new__(loop_module._SearchAgentLoopWorker)
-        worker._groups = {}
-        worker.config = config(tmp_path, attempt=1.5, **(section or {}))
-        worker._settings = loop_module.settings_of(worker.config)
+        monkeypatch.setattr(loop_module._Worker, "__init__", lambda self, config: setattr(self, "config", config))
+        worker = loop_module._SearchAgentLoopWorker(config(tmp_path, attempt=1.5, **(section or {})))
         worker.config.actor_rollout_ref.rollout.n = len(texts)
-        worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": 1}
+        worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": len(texts)}
         loop_module.log_for.cache_clear()
-        asyncio.run(worker._run_prompt({"uid": "u"}, {}, trajectory={"validate": False}))
+        asyncio.run(worker._run_prompt({"uid": "u"}, {}, trajectory={"validate": validate}))
         assert worker._groups == {}
+        run.worker = worker
         return statuses, put
 
     return run
@@ -256,6 +248,187 @@ def test_the_rollouts_of_a_question_enter_the_batch_together_or_not_at_all(run_g
     assert sorted(record["session"] for record in read(tmp_path / "trajectories")) == written
 
 
+def ends_the_run(worker) -> None:
+    """Raise what the worker raises when it is asked for more, and when a validation has ended."""
+    with pytest.raises(Exception, match=r".*") as caught:
+        asyncio.run(worker.after_validation())
+    with pytest.raises(type(caught.value)):
+        asyncio.run(worker.generate_sequences(None))
+    raise caught.value
+
+
+@pytest.mark.parametrize("validate", [False, True])
+def test_a_failure_after_the_rollout_ends_the_run_and_leaves_no_half_group_to_train_on(run_group, validate):
+    statuses, put = run_group([GOOD] * 4, put_fails=2, validate=validate)
+    assert (statuses, put) == (["running", "failure"], {})
+    with pytest.raises(OSError, match="the queue is gone"):
+        ends_the_run(run_group.worker)
+
+
+def test_a_bug_in_a_rollout_ends_the_run(run_group):
+    statuses, put = run_group([GOOD] * 4, failing=1, loop_error=ZeroDivisionError)
+    assert (statuses, put) == (["running", "failure"], {})
+    with pytest.raises(ZeroDivisionError):
+        ends_the_run(run_group.worker)
+
+
+def test_a_log_that_cannot_be_written_costs_no_rollout(run_group, tmp_path, capsys):
+    (tmp_path / "file").touch()
+    statuses, put = run_group([GOOD] * 4, {"trajectory_dir": str(tmp_path / "file" / "t")})
+    assert (statuses, sorted(put)) == (["running", "finished"], [0, 1, 2, 3])
+    assert capsys.readouterr().err.count("TRAJECTORIES CANNOT BE WRITTEN") == 1
+    asyncio.run(run_group.worker.after_validation())
+
+
+@pytest.mark.parametrize(("outage_s", "ends"), [(100.0, False), (400.0, True)])
+def test_an_outage_ends_the_run_once_it_is_longer_than_what_is_tolerated(run_group, monkeypatch, outage_s, ends):
+    from research_rl.retrieval import RetrievalClient
+
+    monkeypatch.setattr(RetrievalClient, "outage_s", outage_s)
+    run_group([GOOD] * 2, failing=0)
+    if ends:
+        with pytest.raises(RetrievalError, match="down"):
+            ends_the_run(run_group.worker)
+    else:
+        asyncio.run(run_group.worker.after_validation())
+
+
+def test_a_measurement_that_lost_questions_tells_how_many(run_group):
+    run_group([GOOD] * 2, failing=0, validate=True)
+    assert asyncio.run(run_group.worker.after_validation()) == 1
+    assert asyncio.run(run_group.worker.after_validation()) == 0
+
+
+def test_queries_that_fail_alone_cost_their_questions_and_too_many_end_the_run(run_group):
+    from research_rl.verl_plugin.groups import FailedQueries
+
+    run_group([GOOD] * 2, failing=0, loop_error=QueryFailedError)
+    asyncio.run(run_group.worker.after_validation())
+    counted = FailedQueries(0.05)
+    counted.questions = 200
+    for _ in range(10):
+        counted.add(QueryFailedError("HTTP 400"))
+    with pytest.raises(RetrievalError, match=r"11 failed queries in 200 questions.*max_failed_query_share=0\.05.*HTTP 400"):
+        counted.add(QueryFailedError("HTTP 400"))
+
+
+@pytest.fixture(scope="module")
+def stage_file(tmp_path_factory):
+    """The first row of the parquet that `make data-r1_searcher` writes for stage 1."""
+    import json
+
+    import pyarrow.parquet as pq
+
+    from data_preprocess.__main__ import main
+
+    folder = tmp_path_factory.mktemp("stages")
+    (folder / "stage_1.jsonl").write_text(json.dumps({"idx": 1, "question": "Who?", "answer": "Orla Venn"}) + "\n")
+    command = ["r1_searcher", "--out", str(folder), "--split", "stage_1", "--input", str(folder / "stage_1.jsonl")]
+    assert main(command) == 0
+    return pq.read_table(folder / "stage_1.parquet").to_pylist()[0]
+
+
+@pytest.mark.parametrize(("searched", "ends"), [(True, True), (False, False)])
+def test_stage_one_ends_by_its_metric_on_the_file_that_make_writes(
+    loop_module, tokenizer, tmp_path, monkeypatch, run_group, stage_file, searched, ends
+):
+    from research_rl.training.stages import ENDED
+    from research_rl.verl_plugin.checkpoint import SearchCheckpoint
+
+    async def search(self, queries, top_k):
+        return [[Passage("1", "Orla Venn")] for _ in queries]
+
+    monkeypatch.setattr(loop_module.RetrievalClient, "search", search)
+    row = {**ROW, "extra_info": stage_file["extra_info"], "reward_model": stage_file["reward_model"], "global_steps": 1}
+    assert row["extra_info"]["split"] == "stage_1"
+    texts = ["<think>t</think><search> who</search>"] * searched + [f"{GOOD}<|endoftext|>"]
+    section = {"until": {"metric": "retrieval_rate", "reaches": 0.95, "window": 1}, "stage": "retrieval"}
+    configuration = config(tmp_path, **section)
+    output = asyncio.run(make(loop_module, tokenizer, configuration, Server(tokenizer, texts)).run({"temperature": 1.0}, **row))
+    run_group([GOOD] * 2, section, made=output.extra_fields["rollout"])
+
+    trainer = SimpleNamespace(total_training_steps=40)
+    configuration.merge_with(
+        {"trainer": {"default_local_dir": str(tmp_path / "checkpoints")}, "algorithm": {"adv_estimator": "grpo"}}
+    )
+    configuration.actor_rollout_ref.model = {"path": str(WEIGHTS)}
+    SearchCheckpoint(configuration).on_save(trainer, 1, str(tmp_path / "checkpoints" / "global_step_1"))
+    assert trainer.total_training_steps == (1 if ends else 40)
+    assert (tmp_path / "checkpoints" / ENDED).is_file() is ends
+
+
+def test_a_checkpoint_that_finds_no_training_trajectory_tells(tmp_path, run_group, capsys):
+    from research_rl.verl_plugin.checkpoint import SearchCheckpoint
+
+    section = {"until": {"metric": "retrieval_rate", "reaches": 0.95, "window": 1}}
+    run_group([GOOD] * 2, section, validate=True)
+    configuration = config(tmp_path, **section)
+    configuration.merge_with(
+        {"trainer": {"default_local_dir": str(tmp_path / "checkpoints")}, "algorithm": {"adv_estimator": "grpo"}}
+    )
+    configuration.actor_rollout_ref.model = {"path": str(WEIGHTS)}
+    SearchCheckpoint(configuration).on_save(SimpleNamespace(), 5, str(tmp_path / "checkpoints" / "global_step_5"))
+    assert "NO TRAINING TRAJECTORY" in capsys.readouterr().err
+
+
+def test_a_checkpoint_that_a_kill_left_without_manifest_gets_it_when_the_run_goes_on(tmp_path):
+    from research_rl.inference.protocol import MANIFEST
+    from research_rl.verl_plugin.checks import settings_of
+    from research_rl.verl_plugin.manifest import complete_last
+
+    configuration = config(tmp_path)
+    configuration.merge_with({"trainer": {"default_local_dir": str(tmp_path)}, "algorithm": {"adv_estimator": "grpo"}})
+    configuration.actor_rollout_ref.model = {"path": str(WEIGHTS)}
+    exported = tmp_path / "global_step_3" / "actor" / "huggingface"
+    exported.mkdir(parents=True)
+    complete_last(configuration, settings_of(configuration))
+    assert not (exported / MANIFEST).exists()  # verl does not count it as a checkpoint
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
+    complete_last(configuration, settings_of(configuration))
+    assert '"step": 3' in (exported / MANIFEST).read_text()
+    assert (exported.parents[1] / MANIFEST).read_text() == (exported / MANIFEST).read_text()
+
+
+def test_what_the_loggers_read_from_the_environment_reaches_a_cluster_that_runs_already(monkeypatch):
+    from research_rl.verl_plugin.checks import carry_environment
+
+    monkeypatch.setenv("TENSORBOARD_DIR", "/here/tensorboard")
+    monkeypatch.setenv("VERL_FILE_LOGGER_PATH", "/here/metrics.jsonl")
+    monkeypatch.setenv("OPENAI_API_KEY", "secret")
+    configuration = OmegaConf.create(
+        {"ray_kwargs": {"ray_init": {"runtime_env": {"env_vars": {"TENSORBOARD_DIR": "/by/hand"}}}}}
+    )
+    OmegaConf.set_struct(configuration, True)
+    carry_environment(configuration)
+    given = configuration.ray_kwargs.ray_init.runtime_env.env_vars
+    assert (given.TENSORBOARD_DIR, given.VERL_FILE_LOGGER_PATH) == ("/by/hand", "/here/metrics.jsonl")
+    assert "OPENAI_API_KEY" not in given
+
+
+def test_the_figures_of_the_training_rollouts_reach_verls_loggers(monkeypatch):
+    import transfer_queue
+    from tensordict.tensorclass import NonTensorStack
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+
+    from research_rl.verl_plugin import trainer as hooks
+
+    assert hasattr(PPOTrainer._compute_metrics, "__wrapped__")  # by the entry point
+    assert hasattr(PPOTrainer._validate, "__wrapped__")
+    rows = {"a_0_0": {"em": 1.0, "searches": 2.0}, "a_1_0": {"em": 0.0, "searches": 1.0, "memorised": 1.0}, "pad": {"em": 9.0}}
+
+    def kv_batch_get(keys, partition_id, select_fields):
+        return {"extra_fields": NonTensorStack(*({"reward_extra_info": rows[key]} for key in keys))}
+
+    monkeypatch.setattr(transfer_queue, "kv_batch_get", kv_batch_get)
+    batch = SimpleNamespace(keys=list(rows), tags=[{}, {}, {"is_padding": True}], partition_id="train")
+    metrics = {"loss": 1.0}
+    trainer = SimpleNamespace(config={"research_rl": {}})
+    hooks._compute_metrics(lambda *args, **kwargs: None, trainer, (batch, metrics, {}), {"global_steps": 1, "epoch": 0})
+    assert metrics == {
+        "loss": 1.0, "training/search/em": 0.5, "training/search/searches": 1.5, "training/search/memorised": 1.0,
+    }  # fmt: skip
+
+
 SEARCH = "I wonder.<external>q</external>\n<document>\n(1)x\n</document>\n It is her.\\boxed{Orla Venn}"
 
 
@@ -268,18 +441,17 @@ def test_the_group_reward_reaches_the_batch_and_the_log(run_group, tmp_path):
     assert scores == {0: 1.5, 1: 1.0, 2: 0.0}
 
 
-def test_a_method_that_fails_on_a_group_ends_the_run_instead_of_hanging_it(run_group, loop_module, monkeypatch):
+def test_a_method_that_fails_on_a_group_ends_the_run_instead_of_hanging_it(run_group, monkeypatch):
     from research_rl.methods.research import ReSearch
 
     def regroup(self, trajectories, rewards):
         raise KeyError("a bug")
 
-    monkeypatch.setattr(loop_module._Fatal, "error", None)
     monkeypatch.setattr(ReSearch, "regroup", regroup)
     statuses, put = run_group([GOOD] * 3)
     assert (statuses, put) == (["running", "failure"], {})
     with pytest.raises(KeyError, match="a bug"):
-        asyncio.run(object.__new__(loop_module._SearchAgentLoopWorker).generate_sequences(None))
+        ends_the_run(run_group.worker)
 
 
 def test_a_correct_rollout_that_searched_carries_a_path_without_search_to_the_actor(run_group):
@@ -290,14 +462,12 @@ def test_a_correct_rollout_that_searched_carries_a_path_without_search_to_the_ac
     assert memories == [None, {"prompt_ids": [], "response_ids": [1] * len(path) + [9], "mu": 0.1}, None]
 
 
-def test_a_rewriter_that_fails_ends_the_run_and_breaks_no_group(run_group, loop_module, monkeypatch):
-    monkeypatch.setattr(loop_module._Fatal, "error", None)
+def test_a_rewriter_that_fails_ends_the_run_and_breaks_no_group(run_group):
     section = {"method": "r1_searcher_pp", "memorisation": {"mu": 0.1, "rewriter": "policy"}}
     statuses, put = run_group([SEARCH, SEARCH], section)  # the policy of these rollouts cannot be asked
-    assert statuses == ["running", "finished"]
-    assert [output.extra_fields["memory"] for output in put.values()] == [None, None]
+    assert (statuses, put) == (["running", "failure"], {})
     with pytest.raises(TypeError):
-        asyncio.run(object.__new__(loop_module._SearchAgentLoopWorker).generate_sequences(None))
+        ends_the_run(run_group.worker)
 
 
 def test_without_mu_nothing_is_rewritten(run_group):

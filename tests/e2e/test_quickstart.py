@@ -148,10 +148,24 @@ def test_engine_and_trainer_agree_on_the_log_probabilities(finished):
     assert max(gaps) < 0.02
 
 
+def test_what_is_learnt_stands_in_the_trainers_log_step_by_step(finished):
+    run_dir, _ = finished
+    lines = [json.loads(line) for path in run_dir.glob("metrics-*.jsonl") for line in path.read_text().splitlines()]
+    logged = {line["step"]: line["data"] for line in lines if "training/search/em" in line["data"]}
+    steps = json.loads((run_dir / "summary.json").read_text())["steps"]
+    assert set(logged) == {1, 2}
+    for row in steps:
+        for name in ("em", "f1", "searches", "well_formed", "retrieval_rate", "score"):
+            assert logged[row["step"]][f"training/search/{name}"] == pytest.approx(row[name], abs=1e-4)
+    assert [
+        line["data"]["validation/search/lost_questions"] for line in lines if "validation/search/lost_questions" in line["data"]
+    ]
+
+
 def test_every_trajectory_searched_the_real_service(finished):
     run_dir, _ = finished
     records = read(run_dir / "trajectories")
-    assert len([record for record in records if record["split"] == "train"]) == 2 * 64
+    assert len([record for record in records if not record["validate"]]) == 2 * 64
     searched = [turn for record in records for turn in record["turns"] if turn["observation"]]
     assert searched
     assert all(turn["observation"].startswith(" <result>\n") for turn in searched)

@@ -246,8 +246,8 @@ def test_the_report_escapes_what_models_and_passages_say(tmp_path):
         "turns": [turn],
         "metrics": metrics,
     }
-    records = [{**base, "step": step, "split": split} for step in (0, 2) for split in ("test", "control")]
-    records += [{**base, "step": step, "split": "train"} for step in (1, 2)]
+    records = [{**base, "step": step, "validate": True, "split": split} for step in (0, 2) for split in ("test", "control")]
+    records += [{**base, "step": step, "validate": False, "split": "train"} for step in (1, 2)]
     made = {"recipe": "recipes/<i>.yaml", "hardware": {"cores": 2}, "versions": {"verl": "0"}}
     rest = {"seed": 1, "seconds": {"training": 1.0}, **made}
     write_report(tmp_path / "r.html", {**summarize(records, 2), **rest}, records, 2)

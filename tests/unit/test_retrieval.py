@@ -10,7 +10,7 @@ import time
 import httpx
 import pytest
 
-from research_rl.errors import ConfigError, DataError, RetrievalError
+from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import Passage
 
@@ -48,7 +48,74 @@ async def test_a_service_that_never_returns_is_one_error_that_names_the_url():
     async with client(handler, deadline_s=0.5) as retrieval:
         with pytest.raises(RetrievalError, match="http://test:1 gave no answer"):
             await retrieval.search(["q"], 1)
-        assert retrieval.silent_for_s > 0.1
+        assert retrieval.outage_s > 0.1
+
+
+async def test_silence_is_no_outage_and_the_clock_starts_at_the_first_failure_after_an_answer():
+    up = True
+
+    def handler(request):
+        return httpx.Response(200, json=GOOD) if up else httpx.Response(503)
+
+    async with client(handler, deadline_s=0.3) as retrieval:
+        await retrieval.search(["q"], 1)
+        await asyncio.sleep(0.4)  # a weight update: nobody asks
+        assert retrieval.outage_s == 0
+        up = False
+        with pytest.raises(RetrievalError):
+            await retrieval.search(["q"], 1)
+        assert 0.2 < retrieval.outage_s < 0.4
+        up = True
+        await retrieval.search(["q"], 1)
+        assert retrieval.outage_s == 0
+
+
+async def test_a_query_that_fails_while_others_are_answered_is_that_querys_failure_and_no_outage():
+    def handler(request):
+        (query,) = json.loads(request.content)["query"]
+        return httpx.Response(500 if query == "poison" else 200, json=GOOD)
+
+    async with client(handler, deadline_s=0.5) as retrieval:
+
+        async def others():
+            for _ in range(8):
+                await asyncio.sleep(0.1)
+                await retrieval.search(["q"], 1)
+
+        asking = asyncio.create_task(others())
+        with pytest.raises(QueryFailedError, match="Others were answered meanwhile; the first query: 'poison'"):
+            await retrieval.search(["poison"], 1)
+        await asking
+        assert retrieval.outage_s == 0
+
+
+async def test_what_was_under_way_when_the_service_died_tells_an_outage():
+    calls = []
+
+    async def handler(request):
+        calls.append(1)
+        if len(calls) == 1:
+            await asyncio.sleep(0.1)
+        elif len(calls) == 2:
+            return httpx.Response(200, json=GOOD)
+        return httpx.Response(503)
+
+    async with client(handler, deadline_s=0.5) as retrieval:
+        slow = asyncio.create_task(retrieval.search(["asked first"], 1))
+        await asyncio.sleep(0.02)
+        await retrieval.search(["answered"], 1)
+        with pytest.raises(RetrievalError, match="Is it running") as caught:
+            await slow
+        assert not isinstance(caught.value, QueryFailedError)
+
+
+@pytest.mark.parametrize(("status", "alone"), [(400, True), (413, True), (422, True), (401, False), (404, False)])
+async def test_a_refused_query_is_told_from_a_service_that_refuses_all(status, alone):
+    async with client(lambda request: httpx.Response(status)) as retrieval:
+        with pytest.raises(RetrievalError) as caught:
+            await retrieval.search(["q"], 1)
+        assert isinstance(caught.value, QueryFailedError) is alone
+        assert retrieval.outage_s == 0
 
 
 async def test_a_service_that_hangs_is_given_up_at_the_deadline():
@@ -114,6 +181,6 @@ def test_settings_that_cannot_work_are_refused(options):
         RetrievalSettings(**options)
 
 
-@pytest.mark.parametrize("kind", [RetrievalError, ConfigError, DataError])
+@pytest.mark.parametrize("kind", [RetrievalError, QueryFailedError, ConfigError, DataError])
 def test_errors_survive_pickling(kind):
     assert str(pickle.loads(pickle.dumps(kind("why")))) == "why"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
-from research_rl.training.stages import ENDED, Until, reached, read_stages
+from research_rl.training.stages import ENDED, Progress, Until, read_stages
 from research_rl.training.train import DONE, hydra_value, jobs, last_step, main, train
 
 STAGES = {
@@ -87,7 +88,8 @@ def test_killed_after_the_metric_ended_a_stage_the_next_one_starts(recipe, tmp_p
     job = next(jobs(recipe, tmp_path / "run", []))
     assert job.stage == "answer"
     assert "global_step_2" in " ".join(job.command)
-    assert json.loads((tmp_path / "run" / "search" / DONE).read_text()) == {"step": 2, "ended_by_metric": True}
+    done = json.loads((tmp_path / "run" / "search" / DONE).read_text())
+    assert (done["step"], done["ended_by_metric"], done["end"]["reaches"]) == (2, True, 0.9)
 
 
 def test_when_a_stage_ends_can_be_overridden(recipe, tmp_path):
@@ -137,7 +139,7 @@ def test_a_recipe_without_stages_is_one_job(tmp_path):
 
 def test_a_directory_with_another_run_is_refused_unless_the_change_is_accepted(recipe, tmp_path, capsys):
     def launch(job):
-        finish(job, 3)
+        finish(job, 3 if job.stage == "search" else 5)
         return 0
 
     assert train(recipe, tmp_path / "run", ["a=1"], launch) == 0
@@ -145,6 +147,62 @@ def test_a_directory_with_another_run_is_refused_unless_the_change_is_accepted(r
         train(recipe, tmp_path / "run", ["a=2"], launch)
     assert train(recipe, tmp_path / "run", ["a=2"], launch, accept_changes=True) == 0
     assert "done already" in capsys.readouterr().out
+
+
+def test_a_finished_run_can_be_made_longer(tmp_path, capsys):
+    path = tmp_path / "train.yaml"
+    path.write_text("defaults: [ppo_trainer, research_rl]\ntrainer: {total_training_steps: 40}\n")
+    seen = []
+
+    def launch(job):
+        seen.append(job.command[-1])
+        finish(job, 40 if len(seen) == 1 else 80)
+        return 0
+
+    assert train(path, tmp_path / "run", [], launch) == 0
+    longer = ["trainer.total_training_steps=80"]
+    assert train(path, tmp_path / "run", longer, launch, accept_changes=True) == 0
+    assert seen == ["train", "trainer.total_training_steps=80"]
+    assert "done already" not in capsys.readouterr().out
+    for same_or_shorter in (longer, [], ["trainer.total_training_steps=50"]):
+        assert train(path, tmp_path / "run", same_or_shorter, launch, accept_changes=True) == 0
+    assert len(seen) == 2
+
+
+def test_the_last_stage_can_be_made_longer_and_an_earlier_one_only_while_it_is_the_last(recipe, tmp_path):
+    seen = []
+
+    def launch(job):
+        steps = next(part for part in job.command if part.startswith("trainer.total_training_steps"))
+        seen.append((job.stage, steps.partition("=")[2]))
+        for checkpoint in (job.directory / "checkpoints").glob("global_step_*"):
+            shutil.rmtree(checkpoint)
+        finish(job, int(seen[-1][1]))
+        return 0
+
+    assert train(recipe, tmp_path / "run", [], launch) == 0
+    assert train(recipe, tmp_path / "run", ["stages.answer.until.steps=9"], launch, accept_changes=True) == 0
+    assert seen == [("search", "3"), ("answer", "5"), ("answer", "9")]
+    with pytest.raises(ConfigError, match="answer has started from its model"):
+        train(recipe, tmp_path / "run", ["stages.search.until.steps=9"], launch, accept_changes=True)
+    assert len(seen) == 3
+
+
+def test_a_stage_that_its_metric_ended_goes_on_when_the_metric_is_to_reach_more(recipe, tmp_path):
+    first, second = "stages.search.until.reaches=0.5", "stages.search.until.reaches=0.99"
+
+    def launch(job):
+        finish(job, 2)
+        (job.directory / "checkpoints" / ENDED).write_text("{}")
+        return 0
+
+    run = jobs(recipe, tmp_path / "run", [first])
+    launch(next(run))
+    assert next(run).stage == "answer"
+    shutil.rmtree(tmp_path / "run" / "answer")
+    assert next(jobs(recipe, tmp_path / "run", [first, "stages.search.until.steps=80"])).stage == "answer"
+    shutil.rmtree(tmp_path / "run" / "answer")
+    assert next(jobs(recipe, tmp_path / "run", [second])).stage == "search"
 
 
 def test_two_processes_do_not_train_in_one_directory(recipe, tmp_path):
@@ -196,18 +254,26 @@ def test_a_wrong_stage_is_told_before_anything_starts(section, told):
         read_stages(section)
 
 
-def records(*rates: float, split: str = "train"):
-    return [{"split": split, "step": step, "metrics": {"retrieval_rate": rate}} for step, rate in enumerate(rates, 1)]
+def reached(until: Until, *rates: float, validate: bool = False, attempts: tuple[float, ...] = (1.0,)) -> float | None:
+    """Tell a stage's progress one record a step, in every attempt."""
+    progress = Progress(until)
+    for attempt in attempts:
+        for step, rate in enumerate(rates, 1):
+            metrics = {"retrieval_rate": rate * attempt / attempts[-1]}
+            progress.add({"validate": validate, "split": "stage_1", "step": step, "attempt": attempt, "metrics": metrics})
+    return progress.reached()
 
 
 def test_a_stage_ends_when_the_moving_average_is_reached_and_not_before_the_window_is_full():
     until = Until(metric="retrieval_rate", reaches=0.9, window=2)
-    assert reached(until, records(1.0)) is None
-    assert reached(until, records(0.7, 1.0)) is None
-    assert reached(until, records(0.0, 0.85, 1.0)) == pytest.approx(0.925)
-    assert reached(until, records(1.0, 1.0, split="test")) is None
+    assert reached(until, 1.0) is None
+    assert reached(until, 0.7, 1.0) is None
+    assert reached(until, 0.0, 0.85, 1.0) == pytest.approx(0.925)
+    assert reached(until, 1.0, 1.0, validate=True) is None
+    assert reached(until, 0.85, 1.0, attempts=(0.1, 1.0)) == pytest.approx(0.925)  # the first attempt's rates were lower
+    assert reached(until, 0.85, 1.0, attempts=(1.0, 0.1, 1.0)) == pytest.approx(0.925)
     with pytest.raises(ConfigError, match="valid: retrieval_rate"):
-        reached(Until(metric="retrieval", reaches=0.9), records(1.0))
+        reached(Until(metric="retrieval", reaches=0.9), 1.0)
 
 
 numbers = st.integers() | st.floats(allow_nan=False, allow_infinity=False)

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import threading
+from collections import Counter
+
 import pytest
 
 from evaluation.summary import summarize
@@ -11,7 +16,7 @@ from research_rl.training.trajectory_log import TrajectoryLog, TrajectoryReader,
 
 def record(step: int, em: float, split: str = "train", kind: str = "") -> dict:
     metrics = {"em": em, "f1": em, "searches": 1.0, "retrieval_rate": 1.0, "well_formed": 1.0, "score": em}
-    return {"step": step, "split": split, "type": kind, "metrics": metrics}
+    return {"step": step, "validate": split in ("test", "control"), "split": split, "type": kind, "metrics": metrics}
 
 
 def test_a_step_that_was_run_twice_counts_once_and_the_last_attempt_counts(tmp_path):
@@ -41,7 +46,7 @@ def test_a_directory_that_is_being_written_is_read_on_and_a_line_counts_when_it_
     assert [r["step"] for r in reader.records()] == [1]
     path = next((tmp_path / "t").glob("*.jsonl"))
     with path.open("a") as file:
-        file.write('{"attempt": 1.0, "split": "train", "st')
+        file.write('{"attempt": 1.0, "validate": false, "split": "train", "st')
     assert [r["step"] for r in reader.records()] == [1]
     with path.open("a") as file:
         file.write('ep": 2}\n')
@@ -61,7 +66,7 @@ def test_a_directory_that_is_being_written_is_read_on_and_a_line_counts_when_it_
     ],
 )
 def test_the_time_of_a_training_is_told_by_its_parts(parts, seconds):
-    records = [{"split": "train" if part[0] == "t" else "test", "time": float(part[1:])} for part in parts.split()]
+    records = [{"validate": part[0] == "e", "time": float(part[1:])} for part in parts.split()]
     told = timeline(records, 0.0, 100.0)
     names = ("engine start", "measuring before", "training", "measuring after, saving")
     assert tuple(told.get(name, 0) for name in names) == seconds
@@ -76,6 +81,72 @@ def test_the_summary_takes_the_first_and_the_last_measurement_and_one_mean_per_s
         "em": 0.0, "f1": 0.0, "searches": 1.0, "retrieval_rate": 1.0, "well_formed": 1.0, "score": 0.0, "n": 1,
     }  # fmt: skip
     assert [(row["step"], row["em"], row["n"]) for row in summary["steps"]] == [(1, 0.5, 2), (4, 1.0, 1)]
+
+
+def test_what_is_trained_on_is_training_whatever_its_data_set_calls_it():
+    summary = summarize([record(1, 0.5, "stage_1"), record(2, 1.0, "stage_1"), record(2, 0.0, "test")], 2)
+    assert [(row["step"], row["em"]) for row in summary["steps"]] == [(1, 0.5), (2, 1.0)]
+
+
+FILL = """
+import resource, sys
+from research_rl.training.trajectory_log import TrajectoryLog
+log = TrajectoryLog(sys.argv[1])
+record = {"step": 1, "validate": False, "split": "train", "text": "x" * 600}
+soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+for n in range(3):
+    log.write({**record, "n": n})
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+for n in range(3, 6):
+    log.write({**record, "n": n, "text": "x" * 2000})
+resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+log.write({**record, "n": 6})
+"""
+
+
+def test_what_cannot_be_written_is_told_once_and_fails_nothing_and_the_rest_is_read(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FILL, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert [r["n"] for r in read(tmp_path)] == [0, 1, 2, 6]  # half a line was written three times
+    assert done.stderr.count("CANNOT BE WRITTEN") == 1
+    assert "are written to" in done.stderr
+    assert "3 were lost" in done.stderr
+
+
+def test_a_directory_that_cannot_be_made_fails_nothing(tmp_path, capsys):
+    (tmp_path / "file").touch()
+    TrajectoryLog(tmp_path / "file" / "t").write(record(1, 0.1))
+    assert "CANNOT BE WRITTEN" in capsys.readouterr().err
+
+
+def test_a_log_that_grows_is_cut_into_compressed_parts_and_read_as_one(tmp_path):
+    log, reader, seen = TrajectoryLog(tmp_path, part_bytes=2_000), TrajectoryReader(tmp_path), []
+    for step in range(200):
+        log.write(record(step, 0.1))
+        if step % 7 == 0:
+            seen += [r["step"] for r in reader.new()]
+    for thread in threading.enumerate():
+        if thread is not threading.current_thread() and thread.daemon:
+            thread.join(10)
+    seen += [r["step"] for r in reader.new()]
+    assert seen == list(range(200))
+    assert [r["step"] for r in read(tmp_path)] == list(range(200))
+    assert len(list(tmp_path.glob("*.jsonl.gz"))) > 10
+    assert len(list(tmp_path.glob("*.jsonl"))) <= 1
+
+
+def test_a_share_keeps_whole_groups_of_the_training_and_every_measurement(tmp_path):
+    log = TrajectoryLog(tmp_path, share=0.3)
+    for uid in range(1000):
+        for _ in range(2):
+            log.write({**record(1, 0.1), "uid": f"u{uid}"})
+    for uid in range(10):
+        log.write({**record(1, 0.1, "test"), "uid": f"u{uid}"})
+    records = read(tmp_path)
+    groups = Counter(r["uid"] for r in records if not r["validate"])
+    assert set(groups.values()) == {2}
+    assert 230 < len(groups) < 370
+    assert sum(r["validate"] for r in records) == 10
 
 
 def test_the_summary_tells_the_types_of_questions_apart():

@@ -1,0 +1,76 @@
+"""The manifest: the protocol that a checkpoint was trained under, written beside it and beside the model that is exported from it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from research_rl.files import write_text
+from research_rl.inference.protocol import MANIFEST, prompt_hash
+from research_rl.training.settings import Settings
+from research_rl.training.train import last_step
+
+
+def write_manifest(config: Any, settings: Settings, step: int, checkpoint: Path) -> None:
+    """Write the manifest into a checkpoint's directory, and into the exported model's: it goes where the model goes."""
+    text = json.dumps(manifest(config, settings, step), indent=1)
+    if (exported := checkpoint / "actor" / "huggingface").is_dir():
+        write_text(exported / MANIFEST, text)
+    write_text(checkpoint / MANIFEST, text)
+
+
+def complete_last(config: Any, settings: Settings) -> None:
+    """Write the manifest of the last checkpoint if it has none: verl counts a checkpoint as the last one before it lets us write, and a
+    kill in between would leave it without for ever."""
+    checkpoints = Path(config.trainer.default_local_dir)
+    step = last_step(checkpoints)
+    if step is not None and not (checkpoints / f"global_step_{step}" / MANIFEST).is_file():
+        write_manifest(config, settings, step, checkpoints / f"global_step_{step}")
+
+
+def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
+    """Return the protocol: what somebody needs to know to ask this checkpoint a question as it was trained to be asked."""
+    method = settings.load()
+    options = dict(settings.method_options or {})
+    return {
+        "research_rl": importlib.metadata.version("research-rl"),
+        "method": settings.method,
+        "method_options": options,
+        "prompt": method.prompt("$question"),
+        "prompt_sha256": prompt_hash(method),
+        "prefill": method.prefill,
+        "tags": list(method.tags),
+        "stop": list(method.stop),
+        "top_k": settings.top_k,
+        "max_searches": settings.max_searches,
+        "max_turn_tokens": settings.max_turn_tokens,
+        "max_observation_tokens": settings.max_observation_tokens,
+        "response_tokens": config.data.max_response_length,
+        "indexes": indexes(settings),
+        "stage": settings.stage,
+        "step": step,
+        "adv_estimator": str(config.algorithm.adv_estimator),
+        "model": str(config.actor_rollout_ref.model.path),
+    }
+
+
+def indexes(settings: Settings) -> Mapping[str, Any]:
+    """Return the id of the index behind each service's URL; None where a foreign service does not tell."""
+    return {url: _index_of(url) for url in _urls(settings)}
+
+
+def _urls(settings: Settings) -> Iterable[str]:
+    sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
+    return sorted({settings.retrieval_for(source).url for source in sources})
+
+
+def _index_of(url: str) -> Any:
+    try:
+        return httpx.get(f"{url.rstrip('/')}/readyz", timeout=5).json().get("index_id")
+    except (httpx.HTTPError, ValueError, AttributeError):
+        return None

@@ -26,7 +26,7 @@ def _compute_metrics(compute: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
     batch, metrics = (*args, *(kwargs[name] for name in ("batch", "metrics") if name in kwargs))[:2]
     keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
     fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-    metrics.update(search_metrics(row["reward_extra_info"] for row in fields["extra_fields"].tolist()))
+    metrics.update(search_metrics(row["reward_extra_info"] for row in fields.pop("extra_fields").tolist()))
     return done
 
 

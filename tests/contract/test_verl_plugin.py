@@ -407,8 +407,8 @@ def test_what_the_loggers_read_from_the_environment_reaches_a_cluster_that_runs_
 
 def test_the_figures_of_the_training_rollouts_reach_verls_loggers(monkeypatch):
     import transfer_queue
-    from tensordict.tensorclass import NonTensorStack
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
     from research_rl.verl_plugin import trainer as hooks
 
@@ -417,7 +417,7 @@ def test_the_figures_of_the_training_rollouts_reach_verls_loggers(monkeypatch):
     rows = {"a_0_0": {"em": 1.0, "searches": 2.0}, "a_1_0": {"em": 0.0, "searches": 1.0, "memorised": 1.0}, "pad": {"em": 9.0}}
 
     def kv_batch_get(keys, partition_id, select_fields):
-        return {"extra_fields": NonTensorStack(*({"reward_extra_info": rows[key]} for key in keys))}
+        return list_of_dict_to_tensordict([{"extra_fields": {"reward_extra_info": rows[key]}} for key in keys])
 
     monkeypatch.setattr(transfer_queue, "kv_batch_get", kv_batch_get)
     batch = SimpleNamespace(keys=list(rows), tags=[{}, {}, {"is_padding": True}], partition_id="train")

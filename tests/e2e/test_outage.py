@@ -80,6 +80,7 @@ def test_an_outage_of_20_seconds_is_waited_out_and_one_for_good_ends_the_run_wit
     overrides = [
         *SMALL, "trainer.save_freq=-1", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.total_training_steps=1000",
         f"research_rl.retrieval.deadline_s={DEADLINE_S}", "research_rl.retrieval.timeout_s=5",
+        "research_rl.max_tolerated_outage_s=30",
     ]  # fmt: skip
     command = [
         sys.executable,

@@ -143,8 +143,7 @@ def question_of(row: Mapping[str, Any]) -> tuple[str, list[str]]:
     question = _mapping(row.get("extra_info")).get("question") or row.get("question")
     if not isinstance(question, str) or not question.strip():
         raise DataError(
-            "the question must be a text that is not blank, in extra_info.question or in a column named question, "
-            f"got {question!r} and the columns {', '.join(sorted(row))}"
+            f"the question must be a text that is not blank, in extra_info.question or in a column named question, got {question!r}"
         )
     found = _mapping(row.get("reward_model")).get("ground_truth")
     golden: Any = found["target"] if isinstance(found, Mapping) and set(found) == {"target"} else found

@@ -14,6 +14,8 @@ from research_rl.training.memorisation import Memorisation, Memorises
 from research_rl.training.stages import Until
 from research_rl.types import Budget
 
+OVERLONG = ("error", "drop")  # what becomes of questions whose prompt is longer than data.max_prompt_length
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,6 +28,7 @@ class Settings:
     max_searches: int | None = None
     max_turn_tokens: int | None = None
     max_observation_tokens: int | None = None
+    overlong_prompts: str = "error"
     max_tolerated_outage_s: float = 0.0
     trajectory_dir: str | None = None
     attempt: float = 0.0
@@ -50,6 +53,10 @@ class Settings:
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
                 raise ConfigError(f"research_rl.{name} must be a positive integer or null, got {value!r}")
+        if settings.overlong_prompts not in OVERLONG:
+            raise ConfigError(
+                f"research_rl.overlong_prompts={settings.overlong_prompts!r} is unknown; valid: {', '.join(OVERLONG)}"
+            )
         method = settings.load()
         if settings.memory().mu and not isinstance(method, Memorises):
             raise ConfigError(

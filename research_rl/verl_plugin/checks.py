@@ -12,6 +12,7 @@ from research_rl.errors import ConfigError, RetrievalError
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.settings import Settings, check_sampling
 from research_rl.training.stages import Until
+from research_rl.verl_plugin.data_checks import check_data
 
 _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
 
@@ -33,6 +34,7 @@ def check_config(config: Any) -> None:
 
     Raises:
         ConfigError: a setting cannot work.
+        DataError: a question cannot be trained on (see `check_data`).
         RetrievalError: a retrieval service that the run needs does not answer its health check.
     """
     if "research_rl" not in config:
@@ -58,6 +60,7 @@ def check_config(config: Any) -> None:
     sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
     for url in sorted({settings.retrieval_for(source).url for source in sources}):
         _check_service(url)
+    check_data(config, settings)
     with open_dict(config):
         config.research_rl.attempt = time.time()
 

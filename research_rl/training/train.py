@@ -95,7 +95,7 @@ def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list
     for override in overrides:
         key, _, value = override.partition("=")
         parts = key.split(".")
-        if section and (instead := OF_STAGE.get(_key(override))):
+        if section and (instead := OF_STAGE.get(override_key(override))):
             raise ConfigError(f"{override}: each stage sets this for itself; instead: {instead}")
         if parts[0] != "stages":
             others.append(override)
@@ -125,7 +125,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         command = [
             *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
             *(_stage_overrides(stage, directory, number, model, experiment) if stage else []),
-            *(part for part in others if not (model and _key(part) == MODEL)),  # the starting model is the first stage's
+            *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is the first stage's
         ]  # fmt: skip
         environment = {
             **(CPU_ENVIRONMENT if cpu else {}), "RUN_DIR": str(run_dir),
@@ -156,7 +156,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
                 )
 
 
-def _key(override: str) -> str:
+def override_key(override: str) -> str:
     """Return the key of a Hydra override, without the marks in front of it."""
     return override.partition("=")[0].lstrip("+~")
 

@@ -13,6 +13,7 @@ from research_rl.scoring import trajectory_metrics
 from research_rl.training.settings import Settings, check_sampling
 from research_rl.training.stages import Until
 from research_rl.verl_plugin.data_checks import check_data
+from research_rl.verl_plugin.resuming import measure_once
 from research_rl.verl_plugin.training_checks import check_training
 
 _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
@@ -62,7 +63,8 @@ def check_config(config: Any) -> None:
     for url in sorted({settings.retrieval_for(source).url for source in sources}):
         _check_service(url)
     check_training(config, settings)
-    check_data(config, settings)
+    questions = check_data(config, settings)
+    measure_once(config, questions)
     with open_dict(config):
         config.research_rl.attempt = time.time()
 

@@ -13,6 +13,7 @@ import httpx
 from research_rl.errors import missing_extra
 from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, prompt_hash
+from research_rl.training.export import say_dtype
 from research_rl.training.settings import Settings
 from research_rl.training.stages import ENDED, Until, reached
 from research_rl.training.trajectory_log import read
@@ -35,6 +36,7 @@ class SearchCheckpoint(CheckpointCallback):
         write_text(Path(checkpoint_dir, MANIFEST), text)
         if (exported := Path(checkpoint_dir, "actor", "huggingface")).is_dir():
             write_text(exported / MANIFEST, text)  # it goes where the model goes
+            say_dtype(exported)
         until = Until.from_mapping(settings.until or {})
         if until.metric and settings.trajectory_dir:
             value = reached(until, read(settings.trajectory_dir))

@@ -133,6 +133,34 @@ def to_verl_row(row: Mapping[str, Any], data_source: str, split: str, index: int
     }
 
 
+def question_of(row: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return question and golden answers of a row of verl's form: ours (see `to_verl_row`), or the one that Search-R1 publishes, with the
+    question in a column of its own and ``ground_truth: {"target": [...]}``. A list may be a numpy array, as pandas reads it.
+
+    Raises:
+        DataError: the row is of another form.
+    """
+    question = _mapping(row.get("extra_info")).get("question") or row.get("question")
+    if not isinstance(question, str) or not question.strip():
+        raise DataError(
+            f"the question must be a text that is not blank, in extra_info.question or in a column named question, got {question!r}"
+        )
+    found = _mapping(row.get("reward_model")).get("ground_truth")
+    golden: Any = found["target"] if isinstance(found, Mapping) and set(found) == {"target"} else found
+    golden = golden.tolist() if hasattr(golden, "tolist") else golden
+    golden = [golden] if isinstance(golden, str) else golden
+    if not isinstance(golden, list | tuple) or not golden or not all(isinstance(g, str) and g.strip() for g in golden):
+        raise DataError(
+            "reward_model.ground_truth must be a text, a list of texts, or a mapping whose only key is target with one of them, "
+            f"none blank, got {found!r}"
+        )
+    return question, [str(answer) for answer in golden]
+
+
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
 def write_verl_parquet(path: Path, rows: Sequence[Mapping[str, Any]], data_source: str, split: str) -> int:
     """Write FlashRAG questions as verl parquet; return how many. A row's own `metadata.data_source` goes before `data_source`.
 

@@ -14,6 +14,8 @@ from research_rl.training.memorisation import Memorisation, Memorises
 from research_rl.training.stages import Until
 from research_rl.types import Budget
 
+OVERLONG = ("error", "drop")  # what becomes of questions whose prompt is longer than data.max_prompt_length
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -26,6 +28,7 @@ class Settings:
     max_searches: int | None = None
     max_turn_tokens: int | None = None
     max_observation_tokens: int | None = None
+    overlong_prompts: str = "error"
     max_tolerated_outage_s: float = 300.0
     max_failed_query_share: float = 0.05
     trajectory_dir: str | None = None
@@ -55,6 +58,10 @@ class Settings:
         for name in ("max_failed_query_share", "trajectory_share"):
             if not 0 <= getattr(settings, name) <= 1:
                 raise ConfigError(f"research_rl.{name} must be a share, from 0 to 1, got {getattr(settings, name)!r}")
+        if settings.overlong_prompts not in OVERLONG:
+            raise ConfigError(
+                f"research_rl.overlong_prompts={settings.overlong_prompts!r} is unknown; valid: {', '.join(OVERLONG)}"
+            )
         method = settings.load()
         if settings.memory().mu and not isinstance(method, Memorises):
             raise ConfigError(

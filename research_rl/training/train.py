@@ -20,6 +20,7 @@ from typing import Any
 
 from research_rl.errors import ConfigError, MissingExtraError, missing_extra
 from research_rl.files import changed_settings, write_text
+from research_rl.training.export import export
 from research_rl.training.processes import adopt_orphans, stop_all, stop_on_signals
 from research_rl.training.stages import ENDED, Stage, read_stages
 
@@ -95,7 +96,7 @@ def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list
     for override in overrides:
         key, _, value = override.partition("=")
         parts = key.split(".")
-        if section and (instead := OF_STAGE.get(_key(override))):
+        if section and (instead := OF_STAGE.get(override_key(override))):
             raise ConfigError(f"{override}: each stage sets this for itself; instead: {instead}")
         if parts[0] != "stages":
             others.append(override)
@@ -114,7 +115,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
     A finished job is left to do again if it is now to go on for longer.
 
     Raises:
-        ConfigError: see `stages_of`; a finished stage has left no model, or is to go on although the next one has started from its model.
+        ConfigError: see `stages_of`; a finished stage has left no model (see `export`), or is to go on although the next one has started.
     """
     stages, others = stages_of(recipe, overrides)
     content = load_recipe(recipe)
@@ -127,7 +128,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         command = [
             *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
             *(_stage_overrides(stage, directory, number, model, experiment) if stage else []),
-            *(part for part in others if not (model and _key(part) == MODEL)),  # the starting model is the first stage's
+            *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is the first stage's
         ]  # fmt: skip
         environment = {
             **(CPU_ENVIRONMENT if cpu else {}), "RUN_DIR": str(run_dir),
@@ -154,16 +155,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
                 directory / DONE,
                 json.dumps({"step": last_step(checkpoints), "ended_by_metric": (checkpoints / ENDED).is_file(), "end": end}),
             )
-        if stage and number < len(stages) - 1:
-            actor = checkpoints / f"global_step_{last_step(checkpoints)}" / "actor"
-            model = actor / "huggingface"
-            if not model.is_dir():
-                raise ConfigError(f"stage {stage.name} has left no model in {model}, from which the next stage would start")
-            if (actor / "lora_train_meta.json").exists():
-                raise ConfigError(
-                    f"stage {stage.name} has trained a LoRA adapter, and verl exports it unmerged: none can start from {model}. "
-                    "Train stages without LoRA, or merge it (`python -m verl.model_merger merge`) and start the next stage by hand"
-                )
+        model = _model_of(checkpoints, stage if number < len(stages) - 1 else None)
 
 
 def _end(stage: Stage | None, content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -171,7 +163,7 @@ def _end(stage: Stage | None, content: Mapping[str, Any], overrides: Sequence[st
     if stage:
         return vars(stage.until)
     trainer = content.get("trainer") or {}
-    given = {_key(override): yaml.safe_load(override.partition("=")[2]) for override in overrides}
+    given = {override_key(override): yaml.safe_load(override.partition("=")[2]) for override in overrides}
     return {name: given.get(f"trainer.{name}", trainer.get(name)) for name in ("total_training_steps", "total_epochs")}
 
 
@@ -186,7 +178,33 @@ def _is_done(directory: Path, end: Mapping[str, Any]) -> bool:
     return only_length and (not longer or done["ended_by_metric"])
 
 
-def _key(override: str) -> str:
+def _model_of(checkpoints: Path, before_another: Stage | None) -> Path | None:
+    """Return the model that a finished job has left, exported if need be; None (told) if it has left none and no stage starts from it.
+
+    Raises:
+        ConfigError: `before_another`, the stage, has left none that the next one can start from; or the export failed.
+    """
+    actor = checkpoints / f"global_step_{last_step(checkpoints)}" / "actor"
+    if not (actor / "huggingface").is_dir():
+        if before_another:
+            raise ConfigError(
+                f"stage {before_another.name} has left no model in {actor}, from which the next stage would start"
+            )
+        print(f"research_rl: no checkpoint in {checkpoints}, so no model is exported")
+        return None
+    if (actor / "lora_train_meta.json").exists():
+        merge = "merge it by hand (`python -m verl.model_merger merge`)"
+        if before_another:
+            raise ConfigError(
+                f"stage {before_another.name} has trained a LoRA adapter, and none can start from it unmerged: train stages without LoRA, "
+                f"or {merge} and start the next stage from that"
+            )
+        print(f"research_rl: {actor} holds a LoRA adapter, which is not exported: {merge}")
+        return None
+    return export(actor)
+
+
+def override_key(override: str) -> str:
     """Return the key of a Hydra override, without the marks in front of it."""
     return override.partition("=")[0].lstrip("+~")
 
@@ -199,8 +217,6 @@ def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | N
         "research_rl.trajectory_dir": str(directory / "trajectories"),
         "trainer.default_local_dir": str(directory / "checkpoints"),
         "trainer.total_training_steps": stage.until.steps,
-        # the next stage starts from hf_model
-        "actor_rollout_ref.actor.checkpoint.save_contents": ["model", "optimizer", "extra", "hf_model"],
         "hydra.run.dir": str(directory / "hydra"),
         # the model before a later stage is the one after the stage before; a stage that is run again at its end is to be measured again
         **({"trainer.val_before_train": last_step(directory / "checkpoints") == stage.until.steps} if number else {}),

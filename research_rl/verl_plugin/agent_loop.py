@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from research_rl.errors import DataError, QueryFailedError, RetrievalError, missing_extra
 from research_rl.methods.base import Method
+from research_rl.questions import question_of
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, HFCodec, rollout
 from research_rl.scoring import trajectory_metrics
@@ -180,20 +181,6 @@ def _info(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _number(value: Any) -> int:
     return -1 if value is None else int(value)
-
-
-def question_of(row: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return question and golden answers of a dataset row (see research_rl.questions.to_verl_row).
-
-    Raises:
-        DataError: one of them is missing.
-    """
-    question = _info(row).get("question") or (row["raw_prompt"][-1]["content"] if row.get("raw_prompt") else None)
-    golden = (row.get("reward_model") or {}).get("ground_truth")
-    golden = [golden] if isinstance(golden, str) else [str(answer) for answer in golden] if golden is not None else []
-    if not question or not golden:
-        raise DataError(f"a row needs extra_info.question and reward_model.ground_truth, got columns {sorted(row)}")
-    return str(question), golden
 
 
 _MADE: dict[

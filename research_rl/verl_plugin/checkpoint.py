@@ -9,6 +9,7 @@ from typing import Any
 
 from research_rl.errors import missing_extra
 from research_rl.files import write_text
+from research_rl.training.export import say_dtype
 from research_rl.training.settings import Settings
 from research_rl.training.stages import ENDED, Progress, Until
 from research_rl.training.trajectory_log import TrajectoryReader
@@ -30,13 +31,12 @@ class SearchCheckpoint(CheckpointCallback):
         self._settings: Settings = settings_of(config)
         self._until = Until.from_mapping(self._settings.until or {})
         self._progress = Progress(self._until)
-        self._reader = TrajectoryReader(
-            self._settings.trajectory_dir or ""
-        )  # each trajectory is read once, however many checkpoints
+        self._reader = TrajectoryReader(self._settings.trajectory_dir or "")  # reads each trajectory once
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any) -> None:
         """Write the manifest, and end the training if the stage has reached what it was to reach."""
         write_manifest(self.config, self._settings, global_step, Path(checkpoint_dir))
+        say_dtype(Path(checkpoint_dir, "actor", "huggingface"))
         if self._until.metric:
             self._end_if_reached(trainer, global_step)
 

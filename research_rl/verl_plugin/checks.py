@@ -14,7 +14,10 @@ from research_rl.scoring import trajectory_metrics
 from research_rl.training.settings import Settings, check_sampling
 from research_rl.training.stages import Until
 from research_rl.training.train import CPU_ENVIRONMENT
+from research_rl.verl_plugin.data_checks import check_data
 from research_rl.verl_plugin.manifest import complete_last
+from research_rl.verl_plugin.resuming import measure_once
+from research_rl.verl_plugin.training_checks import check_training
 
 CARRIED = ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT", "WANDB_MODE", "WANDB_DIR", *CPU_ENVIRONMENT)
 _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
@@ -37,6 +40,7 @@ def check_config(config: Any) -> None:
 
     Raises:
         ConfigError: a setting cannot work.
+        DataError: a question cannot be trained on (see `check_data`).
         RetrievalError: a retrieval service that the run needs does not answer its health check.
     """
     if "research_rl" not in config:
@@ -64,6 +68,9 @@ def check_config(config: Any) -> None:
     sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
     for url in sorted({settings.retrieval_for(source).url for source in sources}):
         _check_service(url)
+    check_training(config, settings)
+    questions = check_data(config, settings)
+    measure_once(config, questions)
     complete_last(config, settings)
     with open_dict(config):
         config.research_rl.attempt = time.time()

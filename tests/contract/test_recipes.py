@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 
 from research_rl.training.settings import Settings, check_sampling
 from research_rl.training.train import jobs, stages_of
+from research_rl.verl_plugin.training_checks import check_training
 
 ROOT = Path(__file__).parents[2]
 TRAINERS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.stem != "cold_start")
@@ -45,9 +46,8 @@ def test_a_recipe_and_each_of_its_stages_pass_the_checks_made_before_training(re
         rollout = resolved["actor_rollout_ref"]["rollout"]
         check_sampling(rollout["temperature"], rollout["top_p"], rollout["top_k"])
         budget = resolved["data"]["max_prompt_length"] + resolved["data"]["max_response_length"]
-        actor = resolved["actor_rollout_ref"]["actor"]
-        assert actor["ppo_max_token_len_per_gpu"] >= budget
-        assert resolved["data"]["train_batch_size"] % actor["ppo_mini_batch_size"] == 0
+        check_training(config, settings)
+        assert config.actor_rollout_ref.rollout.max_model_len >= budget
         assert settings.load().name in ("research", "r1_searcher", "r1_searcher_pp", "search_r1")
     assert next(jobs(recipe, tmp_path, [])).command
 

@@ -121,12 +121,6 @@ def test_a_prompt_that_is_too_long_is_told(loop_module, tokenizer, tmp_path):
         asyncio.run(make(loop_module, tokenizer, configuration, Server(tokenizer, [])).run({}, **ROW))
 
 
-@pytest.mark.parametrize("change", [{"extra_info": {}, "raw_prompt": []}, {"reward_model": {}}])
-def test_a_row_without_question_or_answers_is_told(loop_module, change):
-    with pytest.raises(DataError, match="ground_truth"):
-        loop_module.question_of({**ROW, **change})
-
-
 @pytest.mark.parametrize(
     ("section", "rollout", "says"),
     [

@@ -35,7 +35,9 @@ def recipe(tmp_path) -> Path:
 def finish(job, step: int) -> None:
     """Leave what verl leaves at the end of a job."""
     checkpoints = job.directory / "checkpoints"
-    (checkpoints / f"global_step_{step}" / "actor" / "huggingface").mkdir(parents=True)
+    model = checkpoints / f"global_step_{step}" / "actor" / "huggingface"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").touch()
     (checkpoints / "latest_checkpointed_iteration.txt").write_text(str(step))
 
 
@@ -82,7 +84,9 @@ def test_a_finished_stage_is_not_run_again_and_a_broken_one_is(recipe, tmp_path)
 
 def test_killed_after_the_metric_ended_a_stage_the_next_one_starts(recipe, tmp_path):
     checkpoints = tmp_path / "run" / "search" / "checkpoints"
-    (checkpoints / "global_step_2" / "actor" / "huggingface").mkdir(parents=True)
+    model = checkpoints / "global_step_2" / "actor" / "huggingface"
+    model.mkdir(parents=True)
+    (model / "model.safetensors").touch()
     (checkpoints / "latest_checkpointed_iteration.txt").write_text("2")
     (checkpoints / ENDED).write_text("{}")
     job = next(jobs(recipe, tmp_path / "run", []))
@@ -299,3 +303,23 @@ def _plain(value):
     if isinstance(value, list):
         return [_plain(item) for item in value]
     return value.text if hasattr(value, "text") else value
+
+
+def test_the_model_of_each_stage_and_of_a_run_without_stages_is_exported_where_it_ends(recipe, tmp_path, monkeypatch):
+    from research_rl.training import train as module
+
+    made = []
+    monkeypatch.setattr(module, "export", lambda actor: made.append(actor) or actor / "huggingface")
+    steps = {"search": 3, "answer": 5, "": 7}
+
+    def launch(job):
+        assert not any("save_contents" in part for part in job.command)
+        finish(job, steps[job.stage])
+        return 0
+
+    assert train(recipe, tmp_path / "run", [], launch) == 0
+    plain = tmp_path / "train.yaml"
+    plain.write_text("defaults: [ppo_trainer, research_rl]\n")
+    assert train(plain, tmp_path / "plain", [], launch) == 0
+    ends = [("run/search", 3), ("run/answer", 5), ("plain", 7)]
+    assert made == [tmp_path / where / "checkpoints" / f"global_step_{step}" / "actor" for where, step in ends]

@@ -1,0 +1,60 @@
+"""A checkpoint's shards as a model that any library loads: `actor/huggingface`, by verl's own merger, in bfloat16."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from research_rl.errors import ConfigError
+from research_rl.files import write_text
+
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
+Run = Callable[[Sequence[str]], int]
+
+
+def run_command(command: Sequence[str]) -> int:
+    """Run a command with its output on this terminal; return its exit code."""
+    return subprocess.run(command, check=False).returncode
+
+
+def export(actor: Path, run: Run = run_command) -> Path:
+    """Return the directory of a checkpoint's model, made of its shards if verl has not written it (`hf_model` in `save_contents`).
+
+    The shards are in float32, the precision of training; the model is written as the engine read it in training, in bfloat16. Killed at any
+    moment, it is made again.
+
+    Raises:
+        ConfigError: verl's merger failed.
+    """
+    model, part = actor / "huggingface", actor / "huggingface.part"
+    if not part.exists() and any((model / name).is_file() for name in WEIGHTS):
+        return model
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    merger = [sys.executable, "-m", "verl.model_merger", "merge", "--backend", "fsdp"]
+    command = [*merger, "--local_dir", str(actor), "--target_dir", str(part)]
+    print(f"research_rl: exporting {model}", flush=True)
+    if code := run(command):
+        raise ConfigError(f"no model could be made of the shards in {actor} (exit code {code}); by hand: {shlex.join(command)}")
+    model.mkdir(exist_ok=True)
+    for file in part.iterdir():
+        file.replace(model / file.name)
+    part.rmdir()
+    return model
+
+
+def say_dtype(model: Path) -> None:
+    """Let the configuration of an exported model name the type of its weights: verl writes bfloat16 there and the weights as they are
+    trained, and libraries load what the configuration says. A directory without weights is left alone."""
+    from safetensors import safe_open
+
+    for file in sorted(model.glob("model*.safetensors"))[:1]:
+        with safe_open(file, "pt") as weights:  # type: ignore[attr-defined]
+            dtype = str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        write_text(model / "config.json", json.dumps({**config, "dtype": dtype}, indent=2))

@@ -1,0 +1,176 @@
+"""All questions are read before anything starts: what cannot be trained on is told by file and row, or dropped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fastapi import FastAPI
+from hydra import compose, initialize_config_dir
+from transformers import AutoTokenizer
+
+from research_rl.errors import ConfigError, DataError
+from research_rl.methods.base import load_method
+from research_rl.questions import write_verl_parquet
+from research_rl.rollout import HFCodec
+from research_rl.training.settings import Settings
+from tests.servers import app_in_thread
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "quickstart" / "start_model" / "weights_all_methods"
+SEARCHPATH = "hydra.searchpath=[pkg://research_rl.config,pkg://verl.trainer.config]"
+LONG = "Who painted the ceiling of the chapel in the town where the founder of the guild was born? " * 9
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(WEIGHTS)
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch):
+    monkeypatch.chdir(ROOT)  # the recipe names its prompt from here
+
+
+def write(path: Path, questions: list[str]) -> str:
+    rows = [{"id": number, "question": question, "golden_answers": ["a"]} for number, question in enumerate(questions)]
+    write_verl_parquet(path, rows, "world", path.stem)
+    return str(path)
+
+
+@pytest.fixture
+def files(tmp_path) -> dict[str, str]:
+    """40 questions to train on, of which rows 3 and 20 are too long, and five to validate on."""
+    train = [LONG if row in (3, 20) else f"Who is number {row}?" for row in range(40)]
+    return {"train": write(tmp_path / "train.parquet", train), "val": write(tmp_path / "val.parquet", ["Who?"] * 5)}
+
+
+def composed(files: dict[str, str], *overrides: str):
+    recipe = ROOT / "recipes" / "quickstart"
+    data = [f"data.train_files=[{files['train']}]", f"data.val_files=[{files['val']}]"]
+    with initialize_config_dir(str(recipe), version_base=None):
+        return compose("train", overrides=[SEARCHPATH, *data, *overrides])
+
+
+def check(config) -> int | None:
+    from research_rl.verl_plugin.checks import settings_of
+    from research_rl.verl_plugin.data_checks import check_data
+
+    return check_data(config, settings_of(config))
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("research", {}), ("research", {"template": "sys"}), ("r1_searcher", {}), ("r1_searcher", {"template": "sys"}),
+        ("r1_searcher_pp", {}), ("search_r1", {"template": "chat"}), ("search_o1", {}),
+    ],
+)  # fmt: skip
+def test_the_lengths_are_those_of_the_prompts_that_rollouts_start_from(tokenizer, method, options, monkeypatch):
+    from research_rl.verl_plugin import data_checks
+
+    if not tokenizer.chat_template:
+        template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
+        monkeypatch.setattr(tokenizer, "chat_template", template)
+    monkeypatch.setattr(data_checks, "_AT_ONCE", 2)
+    made, codec = load_method(method, **options), HFCodec(tokenizer)
+    questions = ["Who?", LONG, "Where was Orla Venn born?", "¿Quién?"]
+    expected = [len(codec.encode_prompt(made.prompt(question), made.prefill)) for question in questions]
+    assert data_checks.prompt_lengths(questions, made, tokenizer) == expected
+
+
+def test_prompts_that_are_too_long_are_told_by_file_and_row_before_anything_starts(files):
+    with pytest.raises(
+        DataError, match=r"train\.parquet: 2 of 40 prompts are longer than data\.max_prompt_length=64: row 3 \("
+    ) as told:
+        check(composed(files))
+    assert "row 20 (" in str(told.value)
+    assert "research_rl.overlong_prompts=drop" in str(told.value)
+
+
+def test_dropped_prompts_are_counted_and_the_rest_is_what_trains(files, capsys):
+    config = composed(files, "research_rl.overlong_prompts=drop")
+    assert check(config) == 38
+    assert "2 of 40 prompts are longer" in capsys.readouterr().out
+
+
+def test_rows_of_another_form_are_told_by_file_and_row(files, tmp_path):
+    rows = [{"question": f"{n}?", "reward_model": {"ground_truth": {"numbers": [n], "target": 1}}} for n in range(3)]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "other.parquet")
+    with pytest.raises(DataError, match=r"other\.parquet, row 0: reward_model\.ground_truth must be"):
+        check(composed({**files, "val": str(tmp_path / "other.parquet")}))
+    with pytest.raises(DataError, match=r"no questions at nowhere\.parquet"):
+        check(composed({**files, "train": "nowhere.parquet"}))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "there"),
+    [(["data.train_batch_size=64"], 38), (["data.train_max_samples=10"], 10), (["data.train_batch_size=39"], 38)],
+)
+def test_fewer_questions_than_a_batch_are_told_before_any_model_is_loaded(files, overrides, there):
+    with pytest.raises(ConfigError, match=f"more than the {there} questions"):
+        check(composed(files, "research_rl.overlong_prompts=drop", *overrides))
+
+
+def test_a_tokenizer_that_is_not_here_is_told_in_one_line_and_rows_are_still_read(files, capsys):
+    assert check(composed(files, "actor_rollout_ref.model.path=/nowhere/model")) == 40
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("research_rl: ")]
+    assert "no tokenizer at /nowhere/model here" in line
+
+
+def dataset(config, tokenizer, samples=-1):
+    from verl.trainer.ppo.utils import create_rl_dataset
+
+    return create_rl_dataset(config.data.train_files, config.data, tokenizer, None, max_samples=samples)
+
+
+def test_verls_data_set_leaves_out_the_same_questions(files, tokenizer):
+    made = dataset(composed(files, "research_rl.overlong_prompts=drop"), tokenizer)
+    assert [row["extra_info"]["id"] for row in made] == [str(row) for row in range(40) if row not in (3, 20)]
+    with pytest.raises(DataError, match="2 prompts are longer"):
+        dataset(composed(files), tokenizer)
+
+
+def test_a_sample_is_taken_after_the_long_ones_are_left_out_and_is_the_same_at_every_start(files, tokenizer):
+    config = composed(files, "research_rl.overlong_prompts=drop", "data.seed=7")
+    samples = [[row["index"] for row in dataset(config, tokenizer, 38)] for _ in range(2)]
+    assert samples[0] == samples[1]
+    assert sorted(samples[0]) == [row for row in range(40) if row not in (3, 20)]
+    first = composed(files, "research_rl.overlong_prompts=drop", "data.shuffle=false")
+    assert [row["index"] for row in dataset(first, tokenizer, 5)] == [0, 1, 2, 4, 5]
+
+
+def test_twenty_thousand_questions_take_seconds(tmp_path, files):
+    files["train"] = write(tmp_path / "many.parquet", [f"Who is number {row}?" for row in range(20_000)])
+    started = time.perf_counter()
+    assert check(composed(files)) == 20_000
+    assert time.perf_counter() - started < 20
+
+
+def test_an_unknown_choice_is_told():
+    section = {"method": "research", "retrieval": {"url": "http://x"}, "overlong_prompts": "filter"}
+    with pytest.raises(ConfigError, match="valid: error, drop"):
+        Settings.from_mapping(section)
+
+
+def test_verls_own_command_ends_with_the_error_before_it_starts_ray(files):
+    app = FastAPI()
+    app.get("/health")(lambda: {"status": "healthy"})
+    with app_in_thread(app) as url:
+        done = subprocess.run(
+            [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "recipes/quickstart", "--config-name", "train",
+             f"data.train_files=[{files['train']}]", f"data.val_files=[{files['val']}]"],
+            capture_output=True, text=True, check=False, timeout=300,
+            env={**os.environ, "VERL_PLATFORM": "cpu", "RETRIEVAL_URL": url, "CONTROL_RETRIEVAL_URL": url, "OMP_NUM_THREADS": "1"},
+        )  # fmt: skip
+    assert done.returncode != 0
+    assert "DataError" in done.stderr
+    assert "train.parquet: 2 of 40 prompts are longer" in done.stderr
+    assert "Started a local Ray instance" not in done.stderr

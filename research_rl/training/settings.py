@@ -26,6 +26,7 @@ class Settings:
     max_searches: int | None = None
     max_turn_tokens: int | None = None
     max_observation_tokens: int | None = None
+    bos: bool | None = None
     max_tolerated_outage_s: float = 0.0
     trajectory_dir: str | None = None
     attempt: float = 0.0
@@ -50,6 +51,8 @@ class Settings:
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
                 raise ConfigError(f"research_rl.{name} must be a positive integer or null, got {value!r}")
+        if settings.bos not in (None, True, False):
+            raise ConfigError(f"research_rl.bos must be true, false or null, got {settings.bos!r}")
         method = settings.load()
         if settings.memory().mu and not isinstance(method, Memorises):
             raise ConfigError(

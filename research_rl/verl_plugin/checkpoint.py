@@ -16,7 +16,7 @@ from research_rl.inference.protocol import MANIFEST, prompt_hash
 from research_rl.training.settings import Settings
 from research_rl.training.stages import ENDED, Until, reached
 from research_rl.training.trajectory_log import read
-from research_rl.verl_plugin.checks import settings_of
+from research_rl.verl_plugin.checks import chat_template_kwargs, settings_of
 
 try:
     from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
@@ -56,6 +56,8 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
         "prompt": method.prompt("$question"),
         "prompt_sha256": prompt_hash(method),
         "prefill": method.prefill,
+        "bos": settings.bos,
+        "chat_template_kwargs": chat_template_kwargs(config.data),
         "tags": list(method.tags),
         "stop": list(method.stop),
         "top_k": settings.top_k,

@@ -28,6 +28,13 @@ def settings_of(config: Any) -> Settings:
     return Settings.from_mapping(section)
 
 
+def chat_template_kwargs(data: Any) -> dict[str, Any]:
+    """Return what a verl `data:` section wants the chat template to be told (`apply_chat_template_kwargs`)."""
+    found = data.get("apply_chat_template_kwargs") or {}
+    kwargs: Any = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else dict(found)
+    return kwargs
+
+
 def check_config(config: Any) -> None:
     """Check a recipe and date it (`research_rl.attempt`); verl runs without a `research_rl:` section are none of our business.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Protocol
 
 from research_rl.errors import GenerationError
 from research_rl.methods.base import Method, neutralize
@@ -29,7 +29,7 @@ SearchFunction = Callable[[list[str], int], Awaitable[list[list[Passage]]]]  # (
 
 
 class Codec(Protocol):
-    """What the rollout needs of a tokenizer."""
+    """What the rollout needs of a tokenizer (`research_rl.codec` makes it from a Hugging Face one)."""
 
     eos_ids: frozenset[int]
     special_tokens: tuple[str, ...]
@@ -41,28 +41,6 @@ class Codec(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included."""
         ...
-
-
-class HFCodec:
-    """A `Codec` over a Hugging Face tokenizer."""
-
-    def __init__(self, tokenizer: Any, eos_ids: Sequence[int] = ()) -> None:
-        """`eos_ids`: further ids that end a response (a chat model's generation config often has several)."""
-        self._tokenizer = tokenizer
-        self.eos_ids = frozenset({tokenizer.eos_token_id, *eos_ids} - {None})
-        self.special_tokens = tuple(sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}))
-
-    def encode(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def decode(self, ids: Sequence[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-
-    def encode_prompt(self, prompt: str | list[Any], prefill: str = "") -> list[int]:
-        """Return the ids of a method's prompt: plain text as it is, messages through the chat template; then the response's opening."""
-        if not isinstance(prompt, str):
-            prompt = str(self._tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=False))
-        return self.encode(prompt + prefill)
 
 
 class _Tokens:

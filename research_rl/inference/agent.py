@@ -11,12 +11,13 @@ from typing import Any, Literal
 
 import httpx
 
-from research_rl.errors import GenerationError, missing_extra
+from research_rl.codec import load_codec
+from research_rl.errors import GenerationError
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.inference.protocol import choose_protocol
 from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.rollout import Generation, HFCodec, rollout
+from research_rl.rollout import Generation, rollout
 from research_rl.types import Passage, Trajectory
 
 
@@ -48,26 +49,24 @@ class SearchAgent:
     def __init__(
         self, model_url: str, retriever_url: str, *, model: str | None = None, tokenizer: str | None = None,
         method: str | Method | None = None, method_options: dict[str, Any] | None = None, temperature: float = 0.0,
-        **limits: int | None,
+        bos: bool | None = None, chat_template_kwargs: dict[str, Any] | None = None, **limits: int | None,
     ) -> None:  # fmt: skip
         """`model_url` ends in /v1. `model` defaults to the first one that the server names, `tokenizer` (directory or hub id) to the model.
 
-        Without `method` the model's manifest says how it was taught to search. `limits` are fields of `Budget`, for example top_k=3.
+        Without `method` the model's manifest says how it was taught to search. `bos` and `chat_template_kwargs` (see `HFCodec`) go before
+        the manifest's. `limits` are fields of `Budget`, for example top_k=3.
 
         Raises:
             ConfigError: there is neither method nor manifest, or an option or limit is unknown.
             GenerationError: the model has to be asked for, and the server does not answer.
             MissingExtraError: transformers is not installed.
         """
-        try:
-            from transformers import AutoTokenizer
-        except ImportError as error:
-            raise missing_extra("transformers", "eval") from error
         self._model_url, self._temperature = model_url, temperature
         self._model = model or first_model(model_url)
         directory = tokenizer or self._model
-        self.method, self.budget = choose_protocol(method, method_options or {}, Path(directory), limits)
-        self._codec = HFCodec(AutoTokenizer.from_pretrained(directory))
+        protocol = choose_protocol(method, method_options or {}, Path(directory), limits, bos, chat_template_kwargs)
+        self.method, self.budget = protocol.method, protocol.budget
+        self._codec = load_codec(directory, bos=protocol.bos, chat_template_kwargs=protocol.chat_template_kwargs)
         self._retrieval = RetrievalSettings(retriever_url)
         self._open: tuple[CompletionsServer, RetrievalClient] | None = None
 

@@ -6,7 +6,7 @@ import hashlib
 import json
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,16 @@ TOP_K, RESPONSE_TOKENS = 5, 8192  # of a method named by hand
 
 @dataclass(frozen=True)
 class Protocol:
-    """Method and budgets of a checkpoint, and the ids of the indexes that it was trained over (by URL)."""
+    """Method and budgets of a checkpoint, the ids of the indexes that it was trained over (by URL), and how prompts become tokens.
+
+    `bos` and `chat_template_kwargs` are those of `research_rl.codec.HFCodec`.
+    """
 
     method: Method
     budget: Budget
-    indexes: dict[str, Any]
+    indexes: dict[str, Any] = field(default_factory=dict)
+    bos: bool | None = None
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 def prompt_hash(method: Method) -> str:
@@ -53,6 +58,8 @@ def read_protocol(directory: Path) -> Protocol | None:
             manifest["max_observation_tokens"], manifest["top_k"],
         )  # fmt: skip
         name, expected, prompt = manifest["method"], manifest["prompt_sha256"], manifest["prompt"]
+        # manifests without these two are of models that were trained without a BOS and without keywords for the template
+        bos, kwargs = manifest.get("bos", False), dict(manifest.get("chat_template_kwargs") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no manifest of research-rl ({error!r})") from None
     method = _method(name, options, prompt, expected)
@@ -61,32 +68,46 @@ def read_protocol(directory: Path) -> Protocol | None:
             f"{path}: the prompt of {name} with {options} is another than the one the model was trained with "
             f"(hash {prompt_hash(method)[:12]}, trained with {expected[:12]}); name a method by hand to ask it otherwise"
         )
-    return Protocol(method, budget, dict(manifest.get("indexes") or {}))
+    return Protocol(method, budget, dict(manifest.get("indexes") or {}), bos, kwargs)
 
 
 def choose_protocol(
-    method: str | Method | None, options: Mapping[str, Any], directory: Path, limits: Mapping[str, int | None]
-) -> tuple[Method, Budget]:
-    """Return the method named by hand (with the default budget), or what the manifest in `directory` says; `limits` not None go first.
+    method: str | Method | None, options: Mapping[str, Any], directory: Path, limits: Mapping[str, int | None],
+    bos: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> Protocol:  # fmt: skip
+    """Return the method named by hand (with the default budget), or what the manifest in `directory` says.
+
+    `limits`, `bos` and `chat_template_kwargs` that are not None go before the manifest's.
 
     Raises:
-        ConfigError: there is neither; the method, an option of it or a limit is unknown; options are given for the manifest's method.
+        ConfigError: there is neither; the method, an option of it or a limit is unknown; options are given for the manifest's method;
+            `chat_template_kwargs` is no mapping.
     """
-    if unknown := sorted(set(limits) - {field.name for field in fields(Budget)}):
-        raise ConfigError(f"unknown limits {unknown}; valid: {', '.join(field.name for field in fields(Budget))}")
+    if unknown := sorted(set(limits) - {limit.name for limit in fields(Budget)}):
+        raise ConfigError(f"unknown limits {unknown}; valid: {', '.join(limit.name for limit in fields(Budget))}")
+    if chat_template_kwargs is not None and not isinstance(chat_template_kwargs, Mapping):
+        raise ConfigError(
+            f'the chat template takes keywords, for example {{"enable_thinking": false}}, got {chat_template_kwargs!r}'
+        )
     if method is not None:
-        chosen = method if isinstance(method, Method) else load_method(method, **options)
-        budget = Budget(RESPONSE_TOKENS, top_k=TOP_K)
+        chosen = Protocol(
+            method if isinstance(method, Method) else load_method(method, **options), Budget(RESPONSE_TOKENS, top_k=TOP_K)
+        )
     elif options:
         raise ConfigError(f"method options {dict(options)} belong to a method named by hand: name it, too")
     elif protocol := read_protocol(directory):
-        chosen, budget = protocol.method, protocol.budget
+        chosen = protocol
     else:
         raise ConfigError(
             f"{directory} has no {MANIFEST}, so nothing says how this model was taught to search: "
             f"name the method, one of {', '.join(method_names())} or a dotted path"
         )
-    return chosen, replace(budget, **{name: value for name, value in limits.items() if value is not None})
+    return replace(
+        chosen,
+        budget=replace(chosen.budget, **{name: value for name, value in limits.items() if value is not None}),
+        bos=chosen.bos if bos is None else bos,
+        chat_template_kwargs=dict(chosen.chat_template_kwargs if chat_template_kwargs is None else chat_template_kwargs),
+    )
 
 
 def _method(name: str, options: dict[str, Any], prompt: Any, expected: str) -> Method:

@@ -12,11 +12,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research_rl.codec import HFCodec
 from research_rl.errors import DataError, missing_extra
 from research_rl.files import changed_settings, whole_lines, write_text
 from research_rl.methods.base import Method
 from research_rl.metrics import cover_em_substring, cover_em_tokens, exact_match
-from research_rl.rollout import Generate, Generation, HFCodec, SearchFunction, rollout
+from research_rl.rollout import Generate, Generation, SearchFunction, rollout
 from research_rl.types import Budget, Trajectory
 
 Metric = Callable[[str, Sequence[str]], float | bool]

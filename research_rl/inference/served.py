@@ -10,13 +10,12 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from research_rl.errors import missing_extra
+from research_rl.codec import HFCodec, load_codec
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.inference.protocol import MANIFEST, RESPONSE_TOKENS, TOP_K, choose_protocol
 from research_rl.inference.sampling import PER_RUN, Busy, Outcome, same_sampling, sample
 from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.rollout import HFCodec
 from research_rl.types import Budget, Trajectory
 
 
@@ -45,6 +44,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--method", default=None, help="name or dotted path of the Method; default: what the manifest beside the tokenizer says"
     )
     parser.add_argument("--method-options", type=json.loads, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
+    add_prompting(parser)
     parser.add_argument(
         "--manifest", type=Path, default=None, help=f"directory of {MANIFEST}, if it is not beside the tokenizer"
     )
@@ -53,6 +53,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-searches", type=int, default=None)
     parser.add_argument("--max-turn-tokens", type=int, default=None, help="sampled tokens of a turn")
     parser.add_argument("--max-observation-tokens", type=int, default=None, help="tokens of a search's result")
+
+
+def add_prompting(parser: argparse.ArgumentParser) -> None:
+    """Add how a prompt becomes tokens."""
+    parser.add_argument(
+        "--chat-template-kwargs", type=json.loads, default=None,
+        help='JSON, for example {"enable_thinking": false}; default: the manifest\'s',
+    )  # fmt: skip
+    parser.add_argument(
+        "--bos", action=argparse.BooleanOptionalAction, default=None,
+        help="every prompt begins with the BOS, or no plain-text prompt does; default: the manifest's, or as the tokenizer does it",
+    )  # fmt: skip
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -72,15 +84,13 @@ def open_served(options: argparse.Namespace) -> Served:
         "observation_tokens": options.max_observation_tokens, "top_k": options.top_k,
     }  # fmt: skip
     directory = options.manifest or Path(options.tokenizer)
-    method, budget = choose_protocol(options.method, options.method_options, directory, limits)
-    try:
-        from transformers import AutoTokenizer
-    except ImportError as error:
-        raise missing_extra("transformers", "eval") from error
+    protocol = choose_protocol(
+        options.method, options.method_options, directory, limits, options.bos, options.chat_template_kwargs
+    )
     return Served(
-        method,
-        HFCodec(AutoTokenizer.from_pretrained(options.tokenizer)),
-        budget,
+        protocol.method,
+        load_codec(options.tokenizer, bos=protocol.bos, chat_template_kwargs=protocol.chat_template_kwargs),
+        protocol.budget,
         CompletionsServer(options.model_url, options.model, options.temperature),
     )
 

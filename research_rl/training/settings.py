@@ -28,6 +28,7 @@ class Settings:
     max_searches: int | None = None
     max_turn_tokens: int | None = None
     max_observation_tokens: int | None = None
+    bos: bool | None = None
     overlong_prompts: str = "error"
     max_tolerated_outage_s: float = 300.0
     max_failed_query_share: float = 0.05
@@ -62,6 +63,8 @@ class Settings:
             raise ConfigError(
                 f"research_rl.overlong_prompts={settings.overlong_prompts!r} is unknown; valid: {', '.join(OVERLONG)}"
             )
+        if settings.bos not in (None, True, False):
+            raise ConfigError(f"research_rl.bos must be true, false or null, got {settings.bos!r}")
         method = settings.load()
         if settings.memory().mu and not isinstance(method, Memorises):
             raise ConfigError(

@@ -8,17 +8,18 @@ from functools import cache, partial
 from typing import Any
 from uuid import uuid4
 
+from research_rl.codec import HFCodec, load_codec
 from research_rl.errors import DataError, QueryFailedError, RetrievalError, missing_extra
 from research_rl.methods.base import Method
 from research_rl.questions import question_of
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.rollout import Generation, HFCodec, rollout
+from research_rl.rollout import Generation, rollout
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.memorisation import Complete, memory
 from research_rl.training.settings import Settings
 from research_rl.training.trajectory_log import TrajectoryLog
 from research_rl.types import Message, Reward, Trajectory
-from research_rl.verl_plugin.checks import settings_of
+from research_rl.verl_plugin.config import chat_template_kwargs, settings_of
 from research_rl.verl_plugin.groups import DroppedError, FailedQueries, Group
 
 try:
@@ -27,6 +28,7 @@ try:
     from ray.exceptions import RayTaskError
     from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
     from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ, AgentLoopWorkerTQ
+    from verl.utils.fs import copy_to_local
 except ModuleNotFoundError as error:
     raise missing_extra(error.name or "verl", "train") from error
 
@@ -81,8 +83,19 @@ class SearchAgentLoop(AgentLoopBase):
         super().__init__(*args, hf_model_type=None, **kwargs)
         self._settings: Settings = _once_per(self.config, settings_of)
         self._method = self._settings.load()
-        self._codec: HFCodec = _once_per(self.tokenizer, HFCodec)
         self._budget = self._settings.budget(self.rollout_config.response_length)
+
+    @property
+    def _codec(
+        self,
+    ) -> HFCodec:  # not made in the constructor: what is wrong with it must end the run, as anything in `run` does
+        return _once_per(self.tokenizer, self._load_codec)
+
+    def _load_codec(self, tokenizer: Any) -> HFCodec:
+        # where verl's engine has the model from: verl has copied a remote path (hdfs://…) to this machine, and the same call says whereto
+        model = self.config.actor_rollout_ref.model
+        directory = copy_to_local(model.path, use_shm=model.get("use_shm", False))
+        return load_codec(tokenizer, directory, self._settings.bos, chat_template_kwargs(self.data_config))
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
         """Return the trajectory of one dataset row as verl wants it, scored.
@@ -291,7 +304,8 @@ class _SearchAgentLoopWorker(_Worker):
         text = await memory(method, settings, trajectory, rollout.golden_answers, rollout.complete)
         if text is None:
             return None
-        response = [*rollout.codec.encode(text), min(rollout.codec.eos_ids)]
+        end = rollout.codec.end_of_turn(method.prompt(trajectory.question))
+        response = [*rollout.codec.encode(text), end]
         return {"prompt_ids": trajectory.prompt_ids, "response_ids": response, "mu": settings.mu}
 
 

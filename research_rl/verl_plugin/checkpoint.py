@@ -13,7 +13,7 @@ from research_rl.training.export import say_dtype
 from research_rl.training.settings import Settings
 from research_rl.training.stages import ENDED, Progress, Until
 from research_rl.training.trajectory_log import TrajectoryReader
-from research_rl.verl_plugin.checks import settings_of
+from research_rl.verl_plugin.config import settings_of
 from research_rl.verl_plugin.manifest import write_manifest
 
 try:

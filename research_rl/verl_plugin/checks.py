@@ -11,9 +11,10 @@ from omegaconf import OmegaConf, open_dict
 
 from research_rl.errors import ConfigError, RetrievalError
 from research_rl.scoring import trajectory_metrics
-from research_rl.training.settings import Settings, check_sampling
+from research_rl.training.settings import check_sampling
 from research_rl.training.stages import Until
 from research_rl.training.train import CPU_ENVIRONMENT
+from research_rl.verl_plugin.config import settings_of
 from research_rl.verl_plugin.data_checks import check_data
 from research_rl.verl_plugin.manifest import complete_last
 from research_rl.verl_plugin.resuming import measure_once
@@ -21,18 +22,6 @@ from research_rl.verl_plugin.training_checks import check_training
 
 CARRIED = ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT", "WANDB_MODE", "WANDB_DIR", *CPU_ENVIRONMENT)
 _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
-
-
-def settings_of(config: Any) -> Settings:
-    """Return the checked `research_rl:` section of a verl configuration.
-
-    Raises:
-        ConfigError: it is missing or wrong.
-    """
-    if "research_rl" not in config:
-        raise ConfigError("the configuration has no research_rl: section; start from a recipe in recipes/")
-    section: Any = OmegaConf.to_container(config.research_rl, resolve=True)
-    return Settings.from_mapping(section)
 
 
 def check_config(config: Any) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError, missing_extra
 from research_rl.methods.base import Method
 from research_rl.questions import question_of
 from research_rl.training.settings import Settings
+from research_rl.verl_plugin.config import chat_template_kwargs
 
 try:
     import pyarrow.parquet as pq
@@ -33,6 +35,7 @@ def check_data(config: Any, settings: Settings) -> int | None:
     """
     tokenizer = load_tokenizer(config.actor_rollout_ref.model)
     data = config.data
+    codec = prompt_codec(tokenizer, settings, data) if tokenizer else None
     counts: dict[str, int | None] = {}
     told: list[str] = []
     for name, samples in (("train_files", "train_max_samples"), ("val_files", "val_max_samples")):
@@ -46,7 +49,7 @@ def check_data(config: Any, settings: Settings) -> int | None:
         left = 0
         for file in files:
             questions = _questions(file)
-            found = overlong(questions, settings.load(), tokenizer, data.max_prompt_length) if tokenizer else {}
+            found = overlong(questions, settings.load(), codec, data.max_prompt_length) if codec else {}
             told += [f"{file}: {_told(found, len(questions), data.max_prompt_length)}"] if found else []
             left += len(questions) - len(found)
         counts[name] = min(left, data[samples]) if data.get(samples, -1) > 0 else left
@@ -112,32 +115,29 @@ def read_rows(file: str) -> Iterator[dict[str, Any]]:
         raise DataError(f"{file}: verl reads .parquet, .json and .jsonl")
 
 
-def overlong(questions: Sequence[str], method: Method, tokenizer: Any, limit: int) -> dict[int, int]:
+def overlong(questions: Sequence[str], method: Method, codec: HFCodec, limit: int) -> dict[int, int]:
     """Return the tokens of each prompt that has more than `limit`, by the question's position."""
-    lengths = prompt_lengths(questions, method, tokenizer)
-    return {position: tokens for position, tokens in enumerate(lengths) if tokens > limit}
-
-
-def prompt_lengths(questions: Sequence[str], method: Method, tokenizer: Any) -> list[int]:
-    """Return how many ids `HFCodec.encode_prompt` makes of each question's prompt; many are tokenised at once.
-
-    Raises:
-        ConfigError: the method writes messages, and the tokenizer has no chat template.
-    """
-    lengths = []
+    found: dict[int, int] = {}
     for start in range(0, len(questions), _AT_ONCE):
         prompts = [method.prompt(question) for question in questions[start : start + _AT_ONCE]]
-        if not isinstance(prompts[0], str):
-            if not tokenizer.chat_template:
-                raise ConfigError(
-                    f"the prompt of {method.name} is a conversation, and {tokenizer.name_or_path} has no chat template: "
-                    "choose research_rl.method_options.template=base, or set actor_rollout_ref.model.custom_chat_template"
-                )
-            prompts = tokenizer.apply_chat_template(prompts, add_generation_prompt=True, tokenize=False)
-        texts = [f"{prompt}{method.prefill}" for prompt in prompts]
-        encoded = tokenizer(texts, add_special_tokens=False, return_attention_mask=False)
-        lengths += [len(ids) for ids in encoded["input_ids"]]
-    return lengths
+        lengths = [len(ids) for ids in codec.encode_prompts(prompts, method.prefill)]
+        found |= {start + position: tokens for position, tokens in enumerate(lengths) if tokens > limit}
+    return found
+
+
+def prompt_codec(tokenizer: Any, settings: Settings, data: Any) -> HFCodec:
+    """Return what makes the prompts of a run.
+
+    Raises:
+        ConfigError: the method writes messages and the tokenizer has no chat template; or see `HFCodec`.
+    """
+    method = settings.load()
+    if not isinstance(method.prompt("?"), str) and not tokenizer.chat_template:
+        raise ConfigError(
+            f"the prompt of {method.name} is a conversation, and {tokenizer.name_or_path} has no chat template: "
+            "choose research_rl.method_options.template=base, or set actor_rollout_ref.model.custom_chat_template"
+        )
+    return HFCodec(tokenizer, bos=settings.bos, chat_template_kwargs=chat_template_kwargs(data))
 
 
 def load_tokenizer(model: Any) -> Any:

@@ -14,6 +14,7 @@ from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, prompt_hash
 from research_rl.training.settings import Settings
 from research_rl.training.train import last_step
+from research_rl.verl_plugin.config import chat_template_kwargs
 
 
 def write_manifest(config: Any, settings: Settings, step: int, checkpoint: Path) -> None:
@@ -44,6 +45,8 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
         "prompt": method.prompt("$question"),
         "prompt_sha256": prompt_hash(method),
         "prefill": method.prefill,
+        "bos": settings.bos,
+        "chat_template_kwargs": chat_template_kwargs(config.data),
         "tags": list(method.tags),
         "stop": list(method.stop),
         "top_k": settings.top_k,

@@ -8,8 +8,8 @@ import numpy as np
 
 from research_rl.errors import DataError, missing_extra
 from research_rl.questions import question_of
-from research_rl.verl_plugin.checks import settings_of
-from research_rl.verl_plugin.data_checks import COLUMNS, overlong
+from research_rl.verl_plugin.config import settings_of
+from research_rl.verl_plugin.data_checks import COLUMNS, overlong, prompt_codec
 
 try:
     from verl.utils.dataset.rl_dataset import RLHFDataset
@@ -40,7 +40,8 @@ class QuestionDataset(RLHFDataset):
         """
         settings = settings_of(self.config)
         rows = dataframe.select_columns([name for name in COLUMNS if name in dataframe.column_names]).to_list()
-        found = overlong([question_of(row)[0] for row in rows], settings.load(), self.tokenizer, self.max_prompt_length)
+        codec = prompt_codec(self.tokenizer, settings, self.config)
+        found = overlong([question_of(row)[0] for row in rows], settings.load(), codec, self.max_prompt_length)
         if not found:
             return dataframe
         if settings.overlong_prompts == "error":

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
+from research_rl.codec import HFCodec, load_codec
 from research_rl.errors import DataError, missing_extra
-from research_rl.rollout import HFCodec
+from research_rl.verl_plugin.config import chat_template_kwargs
 
 try:
     import pyarrow.parquet as pq
@@ -26,6 +27,8 @@ class TrajectoryDataset(Dataset):
     def __init__(self, parquet_files: Any, tokenizer: Any, config: Any, processor: Any = None, max_samples: int = -1) -> None:
         """`config`: verl's `data` section; needs pad_mode no_padding, and max_length bounds a row.
 
+        Its `apply_chat_template_kwargs` and `bos` (of recipes/r1_searcher_pp/cold_start.yaml) mean what they mean in rollouts.
+
         Raises:
             DataError: a row is longer than max_length.
         """
@@ -33,8 +36,8 @@ class TrajectoryDataset(Dataset):
             raise DataError(f"the cold start needs data.pad_mode=no_padding, got {config.get('pad_mode')!r}")
         files = [parquet_files] if isinstance(parquet_files, str) else list(parquet_files)
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
-        codec = HFCodec(tokenizer)
-        self._rows = [encode(codec, row, tokenizer.eos_token_id) for row in (rows[:max_samples] if max_samples > 0 else rows)]
+        codec = load_codec(tokenizer, bos=config.get("bos"), chat_template_kwargs=chat_template_kwargs(config))
+        self._rows = [encode(codec, row) for row in (rows[:max_samples] if max_samples > 0 else rows)]
         longest = max(len(ids) for ids, _ in self._rows)
         if longest > config.get("max_length", longest):
             raise DataError(f"a row has {longest} tokens, data.max_length is {config['max_length']}: raise it, or drop the row")
@@ -47,12 +50,13 @@ class TrajectoryDataset(Dataset):
         return {"input_ids": torch.tensor(ids), "position_ids": torch.arange(len(ids)), "loss_mask": torch.tensor(mask)}
 
 
-def encode(codec: HFCodec, row: dict[str, Any], eos: int) -> tuple[list[int], list[int]]:
-    """Return ids and mask of one row; the mask is 1 on what the policy wrote, and on the EOS that ends it."""
-    ids = codec.encode_prompt(json.loads(row["prompt"]), row["prefill"])
+def encode(codec: HFCodec, row: dict[str, Any]) -> tuple[list[int], list[int]]:
+    """Return ids and mask of one row; the mask is 1 on what the policy wrote, and on the EOS that ends its turn."""
+    prompt = json.loads(row["prompt"])
+    ids = codec.encode_prompt(prompt, row["prefill"])
     mask = [0] * len(ids)
     for segment in row["segments"]:
         new = codec.encode(segment["text"])
         ids += new
         mask += [int(segment["learn"])] * len(new)
-    return [*ids, eos], [*mask, 1]
+    return [*ids, codec.end_of_turn(prompt)], [*mask, 1]

@@ -9,6 +9,7 @@ import sys
 
 from research_rl.errors import ConfigError, GenerationError, RetrievalError, missing_extra
 from research_rl.inference.agent import Answered, Event, SearchAgent
+from research_rl.inference.served import add_prompting
 from research_rl.types import Passage
 
 try:
@@ -109,6 +110,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tokenizer", default=None, help="directory or hub id (default: the model)")
     parser.add_argument("--method", default=None, help="default: what the manifest beside the model says")
     parser.add_argument("--method-options", type=json.loads, default={})
+    add_prompting(parser)
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--top-k", type=int, default=None)
     parser.add_argument("--web", action="store_true", help="a page for the browser instead of the terminal")
@@ -118,7 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         agent = SearchAgent(
             options.model_url, options.retrieval_url, model=options.model, tokenizer=options.tokenizer, method=options.method,
-            method_options=options.method_options, temperature=options.temperature, top_k=options.top_k,
+            method_options=options.method_options, temperature=options.temperature, top_k=options.top_k, bos=options.bos,
+            chat_template_kwargs=options.chat_template_kwargs,
         )  # fmt: skip
         if options.web:
             serve(agent, options.host, options.port)

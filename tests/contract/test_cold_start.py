@@ -13,11 +13,13 @@ import pytest
 from transformers import AutoTokenizer
 
 from data_preprocess.cold_start import outcome, select
+from research_rl.codec import HFCodec, load_codec
 from research_rl.errors import DataError, GenerationError
 from research_rl.inference.sampling import ACCEPT, read_log, same_sampling, sample
 from research_rl.methods.r1_searcher_pp import R1SearcherPP
-from research_rl.rollout import Generation, HFCodec
+from research_rl.rollout import Generation
 from research_rl.types import Budget, Passage
+from tests.models import model_like
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "quickstart" / "start_model" / "weights_all_methods"
@@ -137,6 +139,27 @@ def test_targets_are_what_the_policy_wrote_and_the_end(codec, tmp_path):
     assert "It lies in Oslo." in codec.decode(row["input_ids"].tolist())
     with pytest.raises(DataError, match="max_length is 9"):
         TrajectoryDataset(str(tmp_path / "train.parquet"), tokenizer, {"max_length": 9})
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("method", "end"), [(METHOD, "<|endoftext|>"), (R1SearcherPP(template="sys"), "<|im_end|>")], ids=["plain text", "messages"]
+)
+def test_a_row_has_the_tokens_of_the_rollout_that_it_was_sampled_from(codec, tmp_path, method, end):
+    from research_rl.verl_plugin.sft_dataset import TrajectoryDataset
+
+    run(codec, tmp_path / "samples.jsonl")
+    select(method, tmp_path / "samples.jsonl", QUESTIONS[:1], tmp_path, 1, None, 1)
+    model = model_like(tmp_path / "model", "qwen3", begins=True)
+    kwargs = {"enable_thinking": False}
+    data = {"bos": True, "apply_chat_template_kwargs": kwargs}
+    row = TrajectoryDataset([str(tmp_path / "train.parquet")], AutoTokenizer.from_pretrained(model), data)[0][
+        "input_ids"
+    ].tolist()
+    rollouts = load_codec(model, bos=True, chat_template_kwargs=kwargs)
+    prompt = rollouts.encode_prompt(method.prompt(QUESTIONS[0]["question"]), method.prefill)
+    assert row[: len(prompt)] == prompt
+    assert rollouts.decode(row[-1:]) == end
 
 
 @pytest.mark.slow

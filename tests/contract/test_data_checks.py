@@ -15,10 +15,10 @@ from fastapi import FastAPI
 from hydra import compose, initialize_config_dir
 from transformers import AutoTokenizer
 
+from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError
 from research_rl.methods.base import load_method
 from research_rl.questions import write_verl_parquet
-from research_rl.rollout import HFCodec
 from research_rl.training.settings import Settings
 from tests.servers import app_in_thread
 
@@ -60,7 +60,7 @@ def composed(files: dict[str, str], *overrides: str):
 
 
 def check(config) -> int | None:
-    from research_rl.verl_plugin.checks import settings_of
+    from research_rl.verl_plugin.config import settings_of
     from research_rl.verl_plugin.data_checks import check_data
 
     return check_data(config, settings_of(config))
@@ -83,7 +83,7 @@ def test_the_lengths_are_those_of_the_prompts_that_rollouts_start_from(tokenizer
     made, codec = load_method(method, **options), HFCodec(tokenizer)
     questions = ["Who?", LONG, "Where was Orla Venn born?", "¿Quién?"]
     expected = [len(codec.encode_prompt(made.prompt(question), made.prefill)) for question in questions]
-    assert data_checks.prompt_lengths(questions, made, tokenizer) == expected
+    assert data_checks.overlong(questions, made, codec, 0) == dict(enumerate(expected))
 
 
 def test_prompts_that_are_too_long_are_told_by_file_and_row_before_anything_starts(files):

@@ -26,7 +26,7 @@ def composed(recipe: str, *overrides: str):
 
 
 def check(config) -> None:
-    from research_rl.verl_plugin.checks import settings_of
+    from research_rl.verl_plugin.config import settings_of
     from research_rl.verl_plugin.training_checks import check_training
 
     check_training(config, settings_of(config))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ import pytest
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
+from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError
 from research_rl.training.trajectory_log import read
 from research_rl.types import Passage
+from tests.models import model_like, tokenizer_like
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
@@ -40,6 +43,7 @@ def config(tmp_path, **section):
                 **section,
             },
             "actor_rollout_ref": {
+                "model": {"path": str(WEIGHTS)},
                 "rollout": {
                     "prompt_length": 400, "response_length": 200, "temperature": 1.0, "top_p": 1.0, "top_k": -1,
                     "agent": {"agent_loop_manager_class": "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"},
@@ -108,6 +112,48 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
     assert fields["rm_scores"].sum() == 1.0
 
 
+def prompt_of(loop_module, folder, family, answer, section=None, data=None, begins=False):
+    """Roll out one question with a model of a family; return verl's output and the tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(model_like(folder / "model", family, begins))
+    configuration = config(folder, method_options={"template": "sys"}, **(section or {}))
+    configuration.actor_rollout_ref.model.path = str(folder / "model")
+    configuration.data = {**configuration.data, **(data or {})}
+
+    async def go():
+        return await make(loop_module, tokenizer, configuration, Server(tokenizer, [answer])).run({"temperature": 1.0}, **ROW)
+
+    return asyncio.run(go()), tokenizer
+
+
+def test_a_right_answer_scores_whichever_eos_of_the_model_ends_it(loop_module, tmp_path):
+    output, _ = prompt_of(loop_module, tmp_path, "gemma", GOOD + "<end_of_turn>")
+    assert output.reward_score == 1.0
+    assert output.extra_fields["rollout"].trajectory.ended_with_eos
+
+
+def test_prompts_get_verls_keywords_for_the_chat_template_and_our_bos(loop_module, tmp_path):
+    data = {"apply_chat_template_kwargs": {"enable_thinking": False}}
+    output, tokenizer = prompt_of(loop_module, tmp_path, "qwen3", GOOD, {"bos": True}, data)
+    prompt = tokenizer.decode(output.prompt_ids)
+    assert prompt.startswith("<bos><|im_start|>system")
+    assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
+
+
+def test_the_manifest_tells_how_prompts_became_tokens(tmp_path, monkeypatch):
+    from research_rl.inference.protocol import choose_protocol
+    from research_rl.verl_plugin import manifest
+    from research_rl.verl_plugin.config import settings_of
+
+    monkeypatch.setattr(manifest, "indexes", lambda settings: {})
+    configuration = config(tmp_path, bos=True)
+    configuration.data.apply_chat_template_kwargs = {"enable_thinking": False}
+    configuration.algorithm = {"adv_estimator": "grpo"}
+    found = manifest.manifest(configuration, settings_of(configuration), 1)
+    (tmp_path / "research_rl.json").write_text(json.dumps(found))
+    protocol = choose_protocol(None, {}, tmp_path, {})
+    assert (protocol.bos, protocol.chat_template_kwargs) == (True, {"enable_thinking": False})
+
+
 def test_a_dead_service_fails_the_trajectory(loop_module, tokenizer, tmp_path):
     server = Server(tokenizer, ["<search> who</search>"])
     with pytest.raises(RetrievalError, match=r"http://127\.0\.0\.1:1"):
@@ -121,12 +167,19 @@ def test_a_prompt_that_is_too_long_is_told(loop_module, tokenizer, tmp_path):
         asyncio.run(make(loop_module, tokenizer, configuration, Server(tokenizer, [])).run({}, **ROW))
 
 
+def test_a_bos_that_the_model_does_not_have_is_told(loop_module, tmp_path):
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    with pytest.raises(ConfigError, match="no BOS token"):
+        asyncio.run(make(loop_module, tokenizer, config(tmp_path, bos=True), Server(tokenizer, [])).run({}, **ROW))
+
+
 @pytest.mark.parametrize(
     ("section", "rollout", "says"),
     [
         ({"method": "research_rl.methods.nothing.X"}, {}, "cannot be imported"),
         ({"wrong_key": 1}, {}, "unknown keys"),
         ({"top_k": 0}, {}, "top_k must be"),
+        ({"bos": "yes"}, {}, "bos must be true, false or null"),
         ({"retrieval": {"url": "nowhere"}}, {}, "http://"),
         ({"retrieval": {"url": "http://x", "tries": 1}}, {}, "tries"),
         ({}, {"top_p": 0.9}, "sample from the policy itself"),
@@ -156,8 +209,6 @@ def test_a_verl_configuration_without_our_section_is_left_alone():
 
 
 def test_the_starting_model_and_its_tokenizer_have_one_vocabulary(tokenizer):
-    import json
-
     assert json.loads((WEIGHTS / "config.json").read_text())["vocab_size"] == len(tokenizer)
 
 
@@ -167,22 +218,16 @@ def test_verls_worker_class_can_still_be_subclassed_under_its_ray_decorator(loop
     assert issubclass(loop_module._SearchAgentLoopWorker, AgentLoopWorker)
 
 
+GEMMA = HFCodec(tokenizer_like("gemma"), tokenizer_like("gemma").convert_tokens_to_ids(["<end_of_turn>"]))
 GOOD = "<think>t</think><answer>\\boxed{Orla Venn}</answer>"
 
 
 def finished(loop_module, session, method, text=GOOD, answer="Orla Venn"):
     """What the loop hands to the worker for a session."""
-
-    class Codec:
-        eos_ids = frozenset({9})
-
-        def encode(self, text):
-            return [1] * len(text)
-
     trajectory = method.read(text, "Who?")
     record = {"step": 1, "split": "train", "session": session}
     reward = method.reward(trajectory, [answer])
-    return loop_module._Rollout(trajectory, [answer], reward, record, complete=None, codec=Codec())
+    return loop_module._Rollout(trajectory, [answer], reward, record, complete=None, codec=GEMMA)
 
 
 @pytest.fixture
@@ -367,7 +412,7 @@ def test_a_checkpoint_that_finds_no_training_trajectory_tells(tmp_path, run_grou
 
 def test_a_checkpoint_that_a_kill_left_without_manifest_gets_it_when_the_run_goes_on(tmp_path):
     from research_rl.inference.protocol import MANIFEST
-    from research_rl.verl_plugin.checks import settings_of
+    from research_rl.verl_plugin.config import settings_of
     from research_rl.verl_plugin.manifest import complete_last
 
     configuration = config(tmp_path)
@@ -448,12 +493,14 @@ def test_a_method_that_fails_on_a_group_ends_the_run_instead_of_hanging_it(run_g
         ends_the_run(run_group.worker)
 
 
-def test_a_correct_rollout_that_searched_carries_a_path_without_search_to_the_actor(run_group):
+@pytest.mark.parametrize(("template", "end"), [("sys", "<end_of_turn>"), ("base", "<|endoftext|>")])
+def test_a_correct_rollout_that_searched_carries_a_path_without_search_to_the_actor(run_group, template, end):
     section = {"method": "r1_searcher_pp", "memorisation": {"mu": 0.1, "rewriter": "extract"}}
+    section["method_options"] = {"template": template}
     _, put = run_group(["\\boxed{Orla Venn}", SEARCH, SEARCH.replace("Orla", "Nora")], section)
     memories = [put[session].extra_fields["memory"] for session in range(3)]
     path = "<internal>I wonder. It is her.</internal>\\boxed{Orla Venn}"
-    assert memories == [None, {"prompt_ids": [], "response_ids": [1] * len(path) + [9], "mu": 0.1}, None]
+    assert memories == [None, {"prompt_ids": [], "response_ids": [*GEMMA.encode(path), *GEMMA.encode(end)], "mu": 0.1}, None]
 
 
 def test_a_rewriter_that_fails_ends_the_run_and_breaks_no_group(run_group):

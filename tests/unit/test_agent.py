@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import sys
 from pathlib import Path
 
 import httpx
@@ -16,6 +17,7 @@ from research_rl.errors import ConfigError, GenerationError
 from research_rl.inference.agent import first_model
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.retrieval import RetrievalClient
+from tests.models import model_like
 
 WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
 TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
@@ -92,6 +94,36 @@ async def test_what_happens_is_told_as_it_happens_and_the_answer_is_the_same(ope
     assert next(event for event in events if event.kind == "found").passages[0].id == "7"
 
 
+@pytest.fixture
+def gemma(tmp_path, monkeypatch):
+    """A chat model whose turns end in another token than the tokenizer's own EOS; the played server says the same as ever."""
+    directory = model_like(tmp_path / "gemma", "gemma")
+    monkeypatch.setattr(sys.modules[__name__], "TOKENIZER", AutoTokenizer.from_pretrained(directory))
+    monkeypatch.setattr(sys.modules[__name__], "TURNS", [TURNS[0], TURNS[1].replace("<|endoftext|>", "<end_of_turn>")])
+    return directory
+
+
+def test_an_answer_that_ends_in_another_eos_than_the_tokenizers_is_finished_and_scores(opened, gemma):
+    asked = agent(tokenizer=str(gemma), method_options={"template": "sys"})
+    trajectory = asked.answer("Who is it?").trajectory
+    assert trajectory.ended_with_eos
+    assert trajectory.turns[-1].text == TURNS[1].removesuffix("<end_of_turn>")
+    assert asked.method.reward(trajectory, ["Orla"]).score == 1.0
+
+
+def test_bos_and_keywords_of_the_chat_template_reach_the_prompt(opened, tmp_path):
+    directory = model_like(tmp_path, "qwen3")
+    given = {
+        "tokenizer": str(directory),
+        "method_options": {"template": "sys"},
+        "chat_template_kwargs": {"enable_thinking": False},
+    }
+    told = agent(bos=True, **given).answer("Who?")
+    prompt = AutoTokenizer.from_pretrained(directory).decode(told.trajectory.prompt_ids)
+    assert prompt.startswith("<bos><|im_start|>system")
+    assert prompt.endswith("assistant\n<think>\n\n</think>\n\n")
+
+
 @pytest.mark.parametrize(
     ("answer", "message"),
     [
@@ -117,6 +149,8 @@ async def test_where_a_loop_runs_the_asynchronous_call_is_named(opened):
         ({"method": None, "method_options": {"template": "sys"}}, "belong to a method named by hand"),
         ({"method": "reserch"}, "no method is called"),
         ({"topk": 3}, "valid: response_tokens"),
+        ({"chat_template_kwargs": ["enable_thinking"]}, "takes keywords"),
+        ({"bos": True}, "no BOS token"),
     ],
 )
 def test_what_cannot_be_is_told_at_once(more, message):

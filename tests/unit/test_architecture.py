@@ -14,7 +14,13 @@ HEAVY = {"torch", "verl", "vllm", "ray", "transformers", "httpx"}
 OURS = {"research_rl", "rag_serving", "data_preprocess", "evaluation", "quickstart"}
 OVER = OURS - {"research_rl"}
 WINGS = {f"research_rl.{name}" for name in ("training", "inference", "web", "verl_plugin")}
-CORE = ["research_rl/files.py", "research_rl/scoring.py", "research_rl/questions.py", "research_rl/retrieval.py"]
+CORE = [
+    "research_rl/files.py",
+    "research_rl/codec.py",
+    "research_rl/scoring.py",
+    "research_rl/questions.py",
+    "research_rl/retrieval.py",
+]
 FORBIDDEN = {
     "research_rl/types.py": HEAVY | OURS,
     "research_rl/errors.py": HEAVY | OURS,

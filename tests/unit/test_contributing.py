@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
+from research_rl.codec import HFCodec
 from research_rl.methods.base import load_method
-from research_rl.rollout import Generation, HFCodec, rollout
+from research_rl.rollout import Generation, rollout
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.settings import Settings
 from research_rl.types import Passage

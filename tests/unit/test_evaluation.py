@@ -7,7 +7,6 @@ from pathlib import Path
 
 import httpx
 import pytest
-from transformers import AutoTokenizer
 
 from evaluation.__main__ import main
 from evaluation.report import write_report
@@ -20,9 +19,10 @@ from research_rl.inference.protocol import prompt_hash, read_protocol
 from research_rl.methods.research import ReSearch
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import Budget
+from tests.models import model_like, tokenizer_like
 
 WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
-TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
+TOKENIZER = tokenizer_like("qwen3")  # the model's, and some tokens more
 TURNS = ["<think>t</think><search> who</search>", "<think>t</think><answer>\\boxed{Orla}</answer><|endoftext|>"]
 QUESTIONS = [{"id": str(i), "question": f"Who is {i}?", "golden_answers": ["Orla"]} for i in range(5)]
 
@@ -170,6 +170,34 @@ def test_the_manifest_says_how_the_model_was_taught(served, tmp_path, capsys):
     assert protocol.budget == Budget(200, 80, 1, None, 2)
 
 
+def test_the_manifests_bos_and_keywords_are_asked_with_unless_the_command_line_says_otherwise(served, tmp_path):
+    arguments, asked, _ = served
+    method = ReSearch(template="sys")
+    arguments[arguments.index(str(WEIGHTS))] = str(model_like(tmp_path / "model", "qwen3"))
+    known = manifest(
+        tmp_path / "m", method_options={"template": "sys"}, prompt=method.prompt("$question"), prompt_sha256=prompt_hash(method),
+        bos=True, chat_template_kwargs={"enable_thinking": False},
+    )  # fmt: skip
+    assert main([*arguments, *known]) == 0
+    assert all(prompt.startswith("<bos><|im_start|>system") for prompt in asked)
+    assert all("assistant\n<think>\n\n</think>\n\n" in prompt for prompt in asked)
+    asked.clear()
+    arguments[-1] = str(tmp_path / "other.jsonl")
+    assert main([*arguments, *known, "--no-bos", "--chat-template-kwargs", "{}"]) == 0
+    assert all(prompt.startswith("<|im_start|>system") and "assistant\n<think>\n\n" not in prompt for prompt in asked)
+
+
+def test_a_manifest_that_does_not_tell_is_of_a_model_trained_without_a_bos(served, tmp_path):
+    arguments, asked, _ = served
+    arguments[arguments.index(str(WEIGHTS))] = str(model_like(tmp_path / "model", "gemma", begins=True))
+    assert main([*arguments, *manifest(tmp_path / "m")]) == 0
+    assert not any(prompt.startswith("<bos>") for prompt in asked)
+    arguments[-1] = str(tmp_path / "other.jsonl")
+    asked.clear()
+    assert main([*arguments, "--method", "research"]) == 0
+    assert all(prompt.startswith("<bos>") for prompt in asked)
+
+
 def test_another_prompt_than_the_model_was_taught_is_refused(served, tmp_path, capsys):
     arguments, _, _ = served
     assert main([*arguments, *manifest(tmp_path / "m", prompt_sha256="0" * 64)]) == 1
@@ -203,7 +231,7 @@ def test_a_configuration_file_says_what_the_command_line_leaves_out(served, tmp_
     assert main(["run", "--config", str(config)]) == 0
     config.write_text(json.dumps({**values, "metod": "research"}))
     assert main(["run", "--config", str(config)]) == 1
-    assert "unknown keys ['metod']; valid: concurrency" in capsys.readouterr().err
+    assert "unknown keys ['metod']; valid: bos, chat_template_kwargs, concurrency" in capsys.readouterr().err
     assert main(["run", "--config", str(tmp_path / "none.yaml")]) == 1
 
 

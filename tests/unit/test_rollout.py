@@ -13,11 +13,12 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from transformers import PreTrainedTokenizerFast
 
+from research_rl.codec import HFCodec
 from research_rl.errors import GenerationError, RetrievalError
 from research_rl.methods.base import neutralize
 from research_rl.methods.research import ReSearch
 from research_rl.methods.search_r1 import SearchR1
-from research_rl.rollout import Generation, HFCodec, rollout
+from research_rl.rollout import Generation, rollout
 from research_rl.types import Budget, Invalid, Passage, StopReason
 
 METHOD = ReSearch()

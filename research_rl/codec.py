@@ -1,0 +1,151 @@
+"""A Hugging Face tokenizer as the rollout needs it: what a prompt begins with, how a chat template is asked, what ends a turn."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from research_rl.errors import ConfigError, missing_extra
+from research_rl.types import Message
+
+_OURS = frozenset(
+    {"conversation", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict", "return_tensors"}
+)
+_SAID = (
+    "Stockholm"  # stands for an assistant's words in a conversation that is rendered to see what the template writes after them
+)
+
+
+class HFCodec:
+    """A `Codec` (see `research_rl.rollout`) over a loaded Hugging Face tokenizer; `load_codec` makes it."""
+
+    def __init__(
+        self, tokenizer: Any, eos_ids: Iterable[int] = (), bos: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:  # fmt: skip
+        """`eos_ids`: further ids that end a response; `chat_template_kwargs`: what the chat template gets besides the messages.
+
+        `bos`: whether a prompt begins with the BOS. None: plain text does if the tokenizer itself begins a text with it, and a
+        conversation begins as the chat template writes it. True: every prompt does. False: plain text does not. It is never doubled.
+
+        Raises:
+            ConfigError: `bos` is True and the tokenizer has no BOS, or a keyword for the template is one that the rollout sets.
+        """
+        if bos and tokenizer.bos_token_id is None:
+            raise ConfigError("bos is true, but the tokenizer has no BOS token: set bos to null or false")
+        if wrong := sorted(_OURS & set(chat_template_kwargs or ())):
+            raise ConfigError(f"the chat template's keywords {wrong} are set by the rollout: leave them out")
+        self._tokenizer, self._bos = tokenizer, bos
+        self._kwargs = dict(chat_template_kwargs or {})
+        self.eos_ids = frozenset({tokenizer.eos_token_id, *eos_ids} - {None})
+        self.special_tokens = tuple(sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}))
+
+    def encode(self, text: str) -> list[int]:
+        """Return ids without adding any special token."""
+        return self._tokenizer.encode(text, add_special_tokens=False)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Return the text of ids, special tokens included."""
+        return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def encode_prompt(self, prompt: str | list[Message], prefill: str = "") -> list[int]:
+        """Return the ids of a method's prompt: plain text as it is, messages through the chat template; then the response's opening."""
+        return self.encode_prompts([prompt], prefill)[0]
+
+    def encode_prompts(self, prompts: Sequence[str | list[Message]], prefill: str = "") -> list[list[int]]:
+        """Return the ids of many prompts, as `encode_prompt` does; a fast tokenizer takes them all at once."""
+        texts = [prompt if isinstance(prompt, str) else self._render(prompt, add_generation_prompt=True) for prompt in prompts]
+        encoded = self._tokenizer([text + prefill for text in texts], add_special_tokens=False, return_attention_mask=False)
+        first = [self._tokenizer.bos_token_id]
+        return [
+            [*first, *ids] if self._wants_bos(prompt) and ids[:1] != first else list(ids)
+            for prompt, ids in zip(prompts, encoded["input_ids"], strict=True)
+        ]
+
+    def _wants_bos(self, prompt: str | list[Message]) -> bool:
+        return self._bos if self._bos is not None else isinstance(prompt, str) and self._begins_text
+
+    def end_of_turn(self, prompt: str | list[Message]) -> int:
+        """Return the EOS for the end of a response to such a prompt, where nobody samples it (supervised rows).
+
+        After messages it is the EOS that the chat template writes after an assistant's words, after plain text the tokenizer's own.
+
+        Raises:
+            ConfigError: there is no EOS at all.
+        """
+        return self._own_eos if isinstance(prompt, str) else self._template_eos
+
+    def _render(self, messages: list[Any], add_generation_prompt: bool) -> str:
+        return str(
+            self._tokenizer.apply_chat_template(
+                messages, add_generation_prompt=add_generation_prompt, tokenize=False, **self._kwargs
+            )
+        )
+
+    @cached_property
+    def _begins_text(self) -> bool:
+        bos = self._tokenizer.bos_token_id
+        return bos is not None and list(self._tokenizer("x")["input_ids"])[:1] == [bos]
+
+    @cached_property
+    def _own_eos(self) -> int:
+        if not self.eos_ids:
+            raise ConfigError(
+                "neither the tokenizer nor the model's generation config names an EOS token: nothing could end a turn"
+            )
+        own = self._tokenizer.eos_token_id
+        return min(self.eos_ids) if own is None else own
+
+    @cached_property
+    def _template_eos(self) -> int:
+        # another turn follows, because some templates (GLM) end an assistant's words by the token that opens the next turn
+        asked = {"role": "user", "content": "?"}
+        text = self._render([asked, {"role": "assistant", "content": _SAID}, asked], add_generation_prompt=False)
+        _, found, after = text.rpartition(_SAID)
+        return next((token for token in self.encode(after) if token in self.eos_ids), self._own_eos) if found else self._own_eos
+
+
+def load_codec(
+    tokenizer: Any, model: str | Path | None = None, bos: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
+) -> HFCodec:  # fmt: skip
+    """Return the codec of a tokenizer (loaded, or its directory or hub id); responses end in any EOS that the model's engine ends at.
+
+    `model`: directory or hub id of the model, where the EOS ids are read (see `eos_ids`); default: where the tokenizer comes from.
+
+    Raises:
+        ConfigError: see `HFCodec`.
+        MissingExtraError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoTokenizer
+    except ImportError as error:
+        raise missing_extra("transformers", "eval") from error
+    loaded = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    return HFCodec(loaded, eos_ids(str(model or loaded.name_or_path)), bos, chat_template_kwargs)
+
+
+def eos_ids(model: str) -> list[int]:
+    """Return the ids at which an engine ends a response of a model (directory or hub id), besides the tokenizer's own EOS.
+
+    They are those of generation_config.json or, without it, of config.json: vLLM looks in the same places. None of both: a warning.
+    """
+    from transformers import GenerationConfig, PretrainedConfig
+
+    try:
+        named = GenerationConfig.from_pretrained(model).eos_token_id
+    except OSError:  # no such file
+        try:
+            config = PretrainedConfig.get_config_dict(model)[0]  # empty for a directory without the file
+        except OSError:
+            config = {}
+        named = config.get("eos_token_id")
+        if not config:
+            warnings.warn(
+                f"neither generation_config.json nor config.json can be read from {model!r}: only the tokenizer's own EOS counts as "
+                "the end of a response. If the model has others, give a directory or hub id that has these files",
+                stacklevel=3,
+            )
+    return [] if named is None else [named] if isinstance(named, int) else [int(number) for number in named]

@@ -174,3 +174,44 @@ def test_verls_own_command_ends_with_the_error_before_it_starts_ray(files):
     assert "DataError" in done.stderr
     assert "train.parquet: 2 of 40 prompts are longer" in done.stderr
     assert "Started a local Ray instance" not in done.stderr
+
+
+def test_a_sound_recipe_passes_every_check_and_what_is_left_open_is_set(files):
+    from research_rl.verl_plugin.checks import check_config, settings_of
+
+    app = FastAPI()
+    app.get("/health")(lambda: {"status": "healthy"})
+    with app_in_thread(app) as url:
+        services = [f"research_rl.retrieval.url={url}", f"research_rl.retrieval.url_by_data_source.world_control={url}"]
+        config = composed(files, "research_rl.overlong_prompts=drop", "actor_rollout_ref.rollout.max_model_len=null", *services)
+        check_config(config)
+    assert config.research_rl.attempt > 0
+    assert config.actor_rollout_ref.rollout.max_model_len == 464
+    assert settings_of(config.data).overlong_prompts == "drop"  # the data set, which sees `data` alone, has the section
+
+
+def test_search_r1s_rows_pass_through_verls_data_set_and_queue_format(tmp_path, files, tokenizer):
+    from verl.utils import tensordict_utils as tu
+    from verl.utils.dataset.rl_dataset import collate_fn
+
+    from research_rl.questions import question_of
+
+    instruction = "Answer the given question. Question: {}\n"
+    rows = [
+        {
+            "id": f"train_{n}", "question": f"who is {n}?", "golden_answers": ["a"] * (n + 1), "data_source": "nq",
+            "prompt": [{"role": "user", "content": instruction.format(n)}], "ability": "fact-reasoning",
+            "reward_model": {"style": "rule", "ground_truth": {"target": ["a"] * (n + 1)}}, "extra_info": {"split": "train", "index": n},
+        }
+        for n in range(3)
+    ]  # fmt: skip
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "nq.parquet")
+    config = composed({**files, "train": str(tmp_path / "nq.parquet")}, "data.train_batch_size=3")
+    assert check(composed({"train": str(tmp_path / "nq.parquet"), "val": files["val"]}, "data.train_batch_size=3")) == 3
+    batch = tu.concat_tensordict(
+        [tu.get_tensordict(collate_fn([row])) for row in dataset(config, tokenizer)]
+    )  # as verl's trainer does
+    for n in range(3):
+        row = {key: batch[n][key] for key in ("question", "extra_info", "reward_model")}
+        row = {key: getattr(value, "data", value) for key, value in row.items()}
+        assert question_of(row) == (f"who is {n}?", ["a"] * (n + 1))

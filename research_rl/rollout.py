@@ -24,6 +24,7 @@ class Generation:
     logprobs: list[float] = field(default_factory=list)
 
 
+_CHARACTERS_PER_TOKEN = 4  # of English text, about: where the search for the widest cut begins
 Generate = Callable[[list[int], int, tuple[str, ...]], Awaitable[Generation]]  # (ids so far, most new ids, stop strings)
 SearchFunction = Callable[[list[str], int], Awaitable[list[list[Passage]]]]  # (queries, top-k)
 
@@ -155,11 +156,29 @@ def _observe(
         text = method.render(cut)
         return text, codec.encode(text), tuple(passage for row in cut for passage in row)
 
-    shown = render(None)
-    if limit is None or len(shown[1]) <= limit:
-        return shown
-    low, high = 0, max((len(passage.contents) for row in clean for passage in row), default=0)
-    while low < high:  # the widest cut that fits; width 0 is shown even if the bare tags exceed the limit
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(render(middle)[1]) <= limit else (low, middle - 1)
-    return render(low)
+    if limit is None:
+        return render(None)
+    longest = max((len(passage.contents) for row in clean for passage in row), default=0)
+    passages = max(1, sum(map(len, clean)))
+    return render(_widest(lambda width: len(render(width)[1]), limit, longest, limit * _CHARACTERS_PER_TOKEN // passages))
+
+
+def _widest(tokens: Callable[[int], int], limit: int, longest: int, guess: int) -> int:
+    """Return the widest cut of at most `longest` characters that has at most `limit` tokens; 0 if none has.
+
+    A long text costs milliseconds to encode, in the event loop that all rollouts share. So it starts near the answer and walks away from it
+    in growing steps, instead of halving the whole.
+    """
+    width = min(max(guess, 1), longest)
+    if (found := tokens(width)) > limit or width < longest:
+        width = min(width * limit // max(found, 1), longest)
+    low, high, step = 0, longest, max(width // 32, 4)  # `low` fits, or nothing does; what is wider than `high` does not
+    while low < high:
+        if tokens(width) <= limit:
+            low, width = width, min(width + step, high)
+        else:
+            high, width = width - 1, max(width - step, low + 1)
+        if low > 0 and high < longest:  # the answer is between them
+            width = (low + high + 1) // 2
+        step *= 2
+    return low

@@ -10,6 +10,7 @@ import httpx
 from omegaconf import OmegaConf, open_dict
 
 from research_rl.errors import ConfigError, RetrievalError
+from research_rl.methods.base import with_prompt_texts
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.settings import check_sampling
 from research_rl.training.stages import Until
@@ -25,7 +26,8 @@ _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
 
 
 def check_config(config: Any) -> None:
-    """Check a recipe and date it (`research_rl.attempt`); verl runs without a `research_rl:` section are none of our business.
+    """Check a recipe, date it (`research_rl.attempt`) and put the text of prompts in the place of their files: workers on other nodes
+    have neither this directory nor, perhaps, these files. verl runs without a `research_rl:` section are none of our business.
 
     Raises:
         ConfigError: a setting cannot work.
@@ -63,6 +65,9 @@ def check_config(config: Any) -> None:
     complete_last(config, settings)
     with open_dict(config):
         config.research_rl.attempt = time.time()
+        config.research_rl.method_options = with_prompt_texts(settings.method, settings.method_options or {})
+        if "research_rl" in config.data:  # for the data set; with its references resolved it is a copy
+            config.data.research_rl = config.research_rl
         carry_environment(config)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 import time
@@ -215,3 +216,30 @@ def test_search_r1s_rows_pass_through_verls_data_set_and_queue_format(tmp_path, 
         row = {key: batch[n][key] for key in ("question", "extra_info", "reward_model")}
         row = {key: getattr(value, "data", value) for key, value in row.items()}
         assert question_of(row) == (f"who is {n}?", ["a"] * (n + 1))
+
+
+def test_a_prompt_file_named_from_where_the_run_starts_reaches_a_worker_that_runs_elsewhere(files, tmp_path, monkeypatch):
+    from omegaconf import OmegaConf
+
+    from research_rl.verl_plugin.checks import check_config
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "p.txt").write_text("Costs $$5. ${question}: $question\n")
+    with app_in_thread(FastAPI()) as url:
+        urls = [f"research_rl.retrieval.url={url}", f"research_rl.retrieval.url_by_data_source.world_control={url}"]
+        rest = ["research_rl.method_options.prompt_file=p.txt", f"run_dir={tmp_path}", "research_rl.overlong_prompts=drop"]
+        configuration = composed(files, *urls, *rest, f"actor_rollout_ref.model.path={WEIGHTS}")
+        monkeypatch.chdir(tmp_path / "here")
+        check_config(configuration)
+    OmegaConf.resolve(configuration)  # as verl does once more in its own worker
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(configuration))
+    code = (
+        "import pickle; from research_rl.verl_plugin.config import settings_of; "
+        "config = pickle.load(open('config.pickle', 'rb')); "
+        "print([settings_of(section).load().prompt('Who?') for section in (config, config.data)])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == f"{['Costs $5. Who?: Who?'] * 2}\n", done.stderr[-2000:]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import string
 
@@ -18,8 +19,8 @@ from research_rl.errors import GenerationError, RetrievalError
 from research_rl.methods.base import neutralize
 from research_rl.methods.research import ReSearch
 from research_rl.methods.search_r1 import SearchR1
-from research_rl.rollout import Generation, rollout
-from research_rl.types import Budget, Invalid, Passage, StopReason
+from research_rl.rollout import Generation, _observe, _widest, rollout
+from research_rl.types import Budget, Invalid, Passage, Search, StopReason, Trajectory, Turn
 
 METHOD = ReSearch()
 EOS = "<|endoftext|>"
@@ -194,6 +195,39 @@ def test_an_observation_budget_shortens_passages_and_keeps_the_tags():
     assert observation.startswith(" <result>\n")
     assert observation.endswith("\n</result>")
     assert len(trajectory.turns[0].passages) == 2
+
+
+@given(st.integers(0, 60), st.integers(0, 900), st.integers(1, 9), st.integers(0, 400), st.integers(0, 4000))
+def test_the_widest_cut_that_fits_is_found(bare, longest, per_token, limit, guess):
+    def tokens(width):
+        assert 0 <= width <= longest
+        return bare + -(-width // per_token)
+
+    fits = [width for width in range(longest + 1) if tokens(width) <= limit]
+    assert _widest(tokens, limit, longest, guess) == max(fits, default=0)
+
+
+def test_a_record_tells_passages_by_id_and_their_text_once():
+    turn = Turn("<search> q </search>", Search("q"), " <result>\nOrla Venn\n</result>", (Passage("17", "Orla Venn", 2.5),))
+    record = Trajectory("Who?", [], [], [], [], (turn,), StopReason.NO_ACTION, True).to_json()
+    assert record["turns"][0]["passages"] == [{"id": "17", "score": 2.5}]
+    assert json.dumps(record).count("Orla Venn") == 1
+
+
+def test_long_passages_are_not_encoded_whole_to_be_cut():
+    encoded = []
+
+    class Counting(HFCodec):
+        def encode(self, text):
+            encoded.append(len(text))
+            return super().encode(text)
+
+    codec = Counting(random_codec(1)._tokenizer)
+    passages = [[Passage(str(n), "word " * 4000) for n in range(3)]]
+    _, ids, shown = _observe(METHOD, codec, passages, 500)
+    assert 450 < len(ids) <= 500
+    assert sum(encoded) < 15 * sum(len(passage.contents) for passage in shown)
+    assert max(encoded) < 12_000  # of 60,000
 
 
 def test_an_outage_is_raised_and_never_becomes_a_trajectory():

@@ -20,7 +20,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from evaluation.run import summarize
 from research_rl.errors import GenerationError, missing_extra
 from research_rl.files import write_text
 from research_rl.inference.protocol import TOP_K
+from research_rl.inference.reconnect import LIMITS, Reconnecting, gone
 from research_rl.inference.sampling import read_log
 from research_rl.inference.served import keep_settings
 from research_rl.metrics import METRICS, normalize_answer
@@ -67,8 +68,9 @@ def cut(text: str, stops: Iterable[str]) -> str:
 class ServedGenerator:
     """What FlashRAG's pipelines need of a generator, over ``POST /completions``; counts what it costs. One per question."""
 
-    def __init__(self, url: str, model: str, max_tokens: int, tokenizer: Any, http: httpx.Client) -> None:
-        self._url, self._model, self._max_tokens, self._http = f"{url.rstrip('/')}/completions", model, max_tokens, http
+    def __init__(self, url: str, model: str, max_tokens: int, tokenizer: Any, post: Callable[..., httpx.Response]) -> None:
+        """`post` sends a request, as `httpx.Client.post` does."""
+        self._url, self._model, self._max_tokens, self._post = url.rstrip("/"), model, max_tokens, post
         self.tokenizer = tokenizer
         self.tokens_in = self.tokens_out = 0
         self.seconds = 0.0
@@ -100,11 +102,11 @@ class ServedGenerator:
             body["stop"] = stops
         started = time.monotonic()
         try:
-            response = self._http.post(self._url, json=body)
+            response = self._post(f"{self._url}/completions", json=body)
         except httpx.TransportError as error:
-            raise GenerationError(f"no model server at {self._url}: {type(error).__name__} {error}") from error
+            raise gone(self._url, error) from error
         if response.status_code != 200:
-            raise GenerationError(f"{self._url} refused with HTTP {response.status_code}: {response.text[:300]}")
+            raise GenerationError(f"{self._url}/completions refused with HTTP {response.status_code}: {response.text[:300]}")
         answer = response.json()
         self.seconds += time.monotonic() - started
         self.tokens_in += answer["usage"]["prompt_tokens"]
@@ -164,17 +166,19 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
     tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
     done = read_log(options.out)
     left = [row for row in questions if row["id"] not in done]
+    reconnecting = Reconnecting()
     started = time.monotonic()
     options.out.parent.mkdir(parents=True, exist_ok=True)
     with (
-        httpx.Client(timeout=600) as http,
+        httpx.Client(timeout=600, limits=LIMITS) as http,
         options.out.open("a", encoding="utf-8", buffering=1) as log,
         ThreadPoolExecutor(options.concurrency) as pool,
         tqdm(total=len(questions), initial=len(done), unit="question", disable=None) as progress,
     ):
+        post = reconnecting(http.post)
 
         def one(row: dict[str, Any]) -> dict[str, Any]:
-            generator = ServedGenerator(options.model_url, options.model, options.max_tokens, tokenizer, http)
+            generator = ServedGenerator(options.model_url, options.model, options.max_tokens, tokenizer, post)
             retriever = ServedRetriever(options.retrieval_url, options.top_k)
             return record(row, answer(options.name, config, generator, retriever, row), generator, retriever)
 
@@ -189,7 +193,7 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
             raise
     logged = read_log(options.out)
     summary = summarize([[logged[row["id"]][1]] for row in questions])
-    last_run = {"seconds": round(time.monotonic() - started, 1)}
+    last_run = {"seconds": round(time.monotonic() - started, 1), "retries": reconnecting.retries}
     figures = {"model": options.model, "method": f"baseline {options.name}", **summary, "last_run": last_run}
     write_text(options.out.with_name(f"{options.out.stem}.summary.json"), json.dumps(figures, indent=1) + "\n")
     return figures

@@ -100,7 +100,8 @@ def sample_served(
     outcome: Callable[[Trajectory, dict[str, Any]], Outcome], may_change: Iterable[str] = (),
     enough: Callable[[Outcome], bool] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Roll out what the log does not have; return the seconds it took, and the share of them in which the model had something to do.
+    """Roll out what the log does not have; return the seconds it took, the share of them in which the model had something to do, and how
+    many requests to its server were sent again because their connection was lost.
 
     The options are kept beside the log, and a log made with others is not added to; `may_change` names those that do not matter.
 
@@ -126,4 +127,6 @@ def sample_served(
 
     asyncio.run(run())
     seconds = time.monotonic() - started
-    return {"seconds": round(seconds, 1), "engine_busy_share": round(generate.seconds / seconds, 4)}
+    return {
+        "seconds": round(seconds, 1), "engine_busy_share": round(generate.seconds / seconds, 4), "retries": served.server.retries,
+    }  # fmt: skip

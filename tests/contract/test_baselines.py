@@ -85,7 +85,7 @@ def test_what_the_servers_cannot_take_is_done_here(world):
     assert ([len(row) for row in found], [len(row) for row in scores], retriever.searches) == ([0, 2], [0, 2], 1)
     assert asked["service"][before:] == ["Where?"]
     with httpx.Client() as http:
-        generator = ServedGenerator(f"{url}/v1", "m", 8, None, http)
+        generator = ServedGenerator(f"{url}/v1", "m", 8, None, http.post)
         assert generator.generate("Q", stop=list("!@#$%s")) == [" O"]  # more stop strings than a server takes
         assert "stop" not in asked["model"][-1]
     assert cut("a b c", ["c", "b"]) == "a "

@@ -12,22 +12,27 @@ from typing import Any, Literal
 import httpx
 
 from research_rl.errors import GenerationError, missing_extra
+from research_rl.inference.context import Fitting
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.inference.protocol import choose_protocol
 from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, HFCodec, rollout
-from research_rl.types import Passage, Trajectory
+from research_rl.types import Budget, Passage, Trajectory
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The answer (None if the model gave none), the queries it sent, the passages it was shown, and the whole trajectory."""
+    """The answer (None if the model gave none), the queries it sent, the passages it was shown, the whole trajectory, and its limits.
+
+    `budget` is the agent's, or a smaller one where the context of the model's server asks for it.
+    """
 
     answer: str | None
     searches: list[str]
     passages: list[Passage]
     trajectory: Trajectory
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class SearchAgent:
         """`model_url` ends in /v1. `model` defaults to the first one that the server names, `tokenizer` (directory or hub id) to the model.
 
         Without `method` the model's manifest says how it was taught to search. `limits` are fields of `Budget`, for example top_k=3.
+        A response gets at most what its prompt leaves of the server's context; a budget that this makes smaller is logged once.
 
         Raises:
             ConfigError: there is neither method nor manifest, or an option or limit is unknown.
@@ -68,6 +74,7 @@ class SearchAgent:
         directory = tokenizer or self._model
         self.method, self.budget = choose_protocol(method, method_options or {}, Path(directory), limits)
         self._codec = HFCodec(AutoTokenizer.from_pretrained(directory))
+        self._fitting = Fitting()
         self._retrieval = RetrievalSettings(retriever_url)
         self._open: tuple[CompletionsServer, RetrievalClient] | None = None
 
@@ -75,7 +82,7 @@ class SearchAgent:
         """Return the answer; for code that is not asynchronous.
 
         Raises:
-            RetrievalError, GenerationError: a server is gone.
+            RetrievalError, GenerationError: a server is gone; or the question's prompt alone fills the context of the model's server.
             RuntimeError: called where an event loop runs (a notebook, for example): use ``await agent.aanswer(question)``.
         """
         try:
@@ -90,7 +97,7 @@ class SearchAgent:
         `told` gets every event as it happens, the model's text piece by piece.
 
         Raises:
-            RetrievalError, GenerationError: a server is gone.
+            RetrievalError, GenerationError: see `answer`.
         """
         if self._open is not None:
             return await self._ask(question, *self._open, told)
@@ -116,9 +123,10 @@ class SearchAgent:
             return found
 
         prompt = self._codec.encode_prompt(self.method.prompt(question), self.method.prefill)
-        trajectory = await rollout(self.method, self._codec, question, prompt, self.budget, generate, search)
+        budget = self._fitting.fit(self.budget, await server.context(), len(prompt), question)
+        trajectory = await rollout(self.method, self._codec, question, prompt, budget, generate, search)
         shown = [passage for turn in trajectory.turns for passage in turn.passages]
-        return Answered(self.method.answer(trajectory), trajectory.searches, shown, trajectory)
+        return Answered(self.method.answer(trajectory), trajectory.searches, shown, trajectory, budget)
 
     def _connect(self) -> tuple[CompletionsServer, RetrievalClient]:
         return CompletionsServer(self._model_url, self._model, self._temperature), RetrievalClient(self._retrieval)

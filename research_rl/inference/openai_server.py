@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 
 from research_rl.errors import ConfigError, GenerationError
+from research_rl.inference.context import served_context
 from research_rl.inference.reconnect import LIMITS, LOST, Reconnecting, gone
 from research_rl.rollout import Generation
 
@@ -28,6 +29,20 @@ class CompletionsServer:
     def retries(self) -> int:
         """How many requests were sent again because their connection was lost."""
         return self._reconnecting.retries
+
+    async def context(self) -> int | None:
+        """Return how many tokens prompt and response may have together; None if the server does not tell.
+
+        Raises:
+            GenerationError: the server cannot be reached.
+        """
+        try:
+            response = await self._reconnecting(self._http.get)("/models")
+            return served_context(response.json(), self._model) if response.is_success else None
+        except httpx.TransportError as error:
+            raise gone(self._url, error) from error
+        except ValueError:  # no JSON
+            return None
 
     async def generate(self, ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
         """Return one completion.

@@ -23,6 +23,8 @@ TURNS = ["<think>t</think><search> who</search>", "<think>t</think><answer>\\box
 
 
 def model(request: httpx.Request) -> httpx.Response:
+    if request.url.path.endswith("/models"):  # tells no context
+        return httpx.Response(404)
     body = json.loads(request.content)
     ids = TOKENIZER.encode(TURNS["<result>\n" in TOKENIZER.decode(body["prompt"])])
     if not body.get("stream"):

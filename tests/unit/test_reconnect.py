@@ -14,11 +14,12 @@ from contextlib import contextmanager
 import httpx
 import pytest
 
-from evaluation.baselines import ServedGenerator
+from evaluation.flashrag_parts import ServedGenerator
 from research_rl.errors import GenerationError
 from research_rl.inference import reconnect
 from research_rl.inference.openai_server import CompletionsServer
 from tests.servers import free_port
+from tests.unit.test_agent import TOKENIZER
 
 CHOICE = {"token_ids": [7], "text": "Oslo"}
 ANSWER = json.dumps({"choices": [CHOICE], "usage": {"prompt_tokens": 1, "completion_tokens": 1}}).encode()
@@ -94,7 +95,7 @@ async def test_a_rollout_goes_on_when_kept_alive_connections_are_closed_without_
 def test_a_baseline_goes_on_when_kept_alive_connections_are_closed_without_an_answer(reset):
     reconnecting = reconnect.Reconnecting()
     with tcp_server(only_once, reset) as url, httpx.Client() as http:
-        generator = ServedGenerator(url, "m", 8, None, reconnecting(http.post))
+        generator = ServedGenerator(url, "m", 8, TOKENIZER, reconnecting(http.post))
         assert generator.generate(["Q"] * 4) == ["Oslo"] * 4
     assert reconnecting.retries == 3
 

@@ -94,7 +94,7 @@ class SearchAgent:
     async def aanswer(self, question: str, told: Told | None = None) -> Answered:
         """Return the answer. Many may run at once; inside ``async with agent:`` they share their connections.
 
-        `told` gets every event as it happens, the model's text piece by piece.
+        `told` gets every event as it happens, the model's text piece by piece and without the token that ends its turn.
 
         Raises:
             RetrievalError, GenerationError: see `answer`.
@@ -110,11 +110,18 @@ class SearchAgent:
 
     async def _ask(self, question: str, server: CompletionsServer, client: RetrievalClient, told: Told | None) -> Answered:
         tell: Told = told or (lambda event: None)
+        ends = [self._codec.decode([token]) for token in self._codec.eos_ids]  # nothing that a reader should see
+
+        def tell_text(text: str) -> None:
+            for end in ends:
+                text = text.removesuffix(end)
+            if text:
+                tell(Event("text", text))
 
         async def generate(ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
             if told is None:
                 return await server.generate(ids, most, stop)
-            return await server.stream(ids, most, stop, lambda text: tell(Event("text", text)))
+            return await server.stream(ids, most, stop, tell_text)
 
         async def search(queries: list[str], top_k: int) -> list[list[Passage]]:
             tell(Event("search", " | ".join(queries)))

@@ -60,7 +60,7 @@ class CompletionsServer:
         return Generation(self._ids(response.json()))
 
     async def stream(self, ids: list[int], most: int, stop: tuple[str, ...], told: Callable[[str], None]) -> Generation:
-        """Return one completion; `told` gets its text piece by piece while it is sampled.
+        """Return one completion; `told` gets its text piece by piece while it is sampled, special tokens included.
 
         A lost connection is retried until the first piece was told. After that it is an error: what was told cannot be taken back.
 
@@ -117,6 +117,7 @@ class CompletionsServer:
             "repetition_penalty": 1.0,
             "stop": list(stop),
             "include_stop_str_in_output": True,
+            "skip_special_tokens": False,  # stop strings are looked for in the text: one that is a special token would never be found
             "return_token_ids": True,
         }
 

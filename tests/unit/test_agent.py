@@ -82,14 +82,15 @@ async def test_many_at_once_alone_or_over_shared_connections(opened):
     assert opened == {"opened": 6, "closed": 6}
 
 
-async def test_what_happens_is_told_as_it_happens_and_the_answer_is_the_same(opened):
+async def test_what_happens_is_told_as_it_happens_without_the_end_of_turn_and_the_answer_is_the_same(opened):
     events = []
     told = await agent().aanswer("Who?", events.append)
     assert told.trajectory.response_ids == (await agent().aanswer("Who?")).trajectory.response_ids
     kinds = [event.kind for event in events if event.kind != "text"]
     assert kinds == ["search", "found"]
     assert [event.text for event in events if event.kind == "search"] == ["who"]
-    assert "".join(event.text for event in events if event.kind == "text") == "".join(TURNS)
+    assert "".join(event.text for event in events if event.kind == "text") == "".join(TURNS).removesuffix("<|endoftext|>")
+    assert told.trajectory.ended_with_eos  # the ids keep it
     assert len([event for event in events if event.kind == "text"]) > 10
     assert next(event for event in events if event.kind == "found").passages[0].id == "7"
 

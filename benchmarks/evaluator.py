@@ -51,7 +51,10 @@ async def evaluator(served: Served, questions: list[dict], url: str, concurrency
                 Path(folder, "log.jsonl"),
             )
             started = time.monotonic()
-            await sample(*arguments, lambda trajectory, row: {"searches": len(trajectory.searches)}, concurrency)
+            await sample(
+                *arguments, lambda trajectory, row: {"searches": len(trajectory.searches)}, concurrency,
+                served_context=served.server.context,
+            )  # fmt: skip
             return time.monotonic() - started, calls
 
 

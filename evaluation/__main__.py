@@ -130,12 +130,13 @@ def add_recall(commands: Any) -> None:
     """Add the measure of a retrieval service alone."""
     parser = commands.add_parser("recall", help="how often a golden answer is in the top-k passages for the bare question")
     add_questions(parser)
+    parser.add_argument("--top-k", type=int, default=TOP_K, help="passages of a search")
     parser.set_defaults(run=run_recall)
 
 
 def run_recall(options: argparse.Namespace) -> dict[str, Any]:
     """Return the answer recall at k, and at the usual smaller k."""
-    top_k = options.top_k or TOP_K
+    top_k = options.top_k
     questions = list(read_questions(options.questions))
 
     async def ask() -> list[int]:

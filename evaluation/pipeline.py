@@ -35,7 +35,8 @@ class SearchAgentPipeline(BasicPipeline):
         self._agent, self._concurrency = agent, concurrency
 
     def run(self, dataset: Any, do_eval: bool = True, pred_process_fun: Callable[[Any], Any] | None = None) -> Any:
-        """Answer every question; outputs `pred`, `response`, `searches` and `retrieval_result` are set, then FlashRAG evaluates.
+        """Answer every question; outputs `pred`, `response`, `response_budget` (tokens), `searches` and `retrieval_result` are set, then
+        FlashRAG evaluates.
 
         Raises:
             RetrievalError, GenerationError: a server is gone.
@@ -44,6 +45,7 @@ class SearchAgentPipeline(BasicPipeline):
         told = asyncio.run(self._answer(list(dataset.question)))
         dataset.update_output("pred", [one.answer or "" for one in told])
         dataset.update_output("response", [one.trajectory.text for one in told])
+        dataset.update_output("response_budget", [one.budget.response_tokens for one in told])
         dataset.update_output("searches", [one.searches for one in told])
         dataset.update_output(
             "retrieval_result", [[{"id": passage.id, "contents": passage.contents} for passage in one.passages] for one in told]

@@ -17,14 +17,14 @@ from evaluation.statistics import estimate
 from research_rl.errors import ConfigError
 from research_rl.files import write_text
 from research_rl.inference.engine import vllm_server
-from research_rl.inference.sampling import read_log
+from research_rl.inference.sampling import REDUCED, read_log
 from research_rl.inference.served import open_served, sample_served
 from research_rl.methods.base import Method
 from research_rl.metrics import normalize_answer
 from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient
 from research_rl.scoring import trajectory_metrics
-from research_rl.types import Trajectory
+from research_rl.types import Budget, Trajectory
 
 Record = dict[str, Any]
 
@@ -71,7 +71,8 @@ def _run(options: argparse.Namespace) -> Record:
     )
     logged = read_log(options.out)
     records = [[logged[row["id"]][number] for number in range(1, options.samples + 1)] for row in questions]
-    figures = {"model": options.model, "method": served.method.name, **summarize(records), "last_run": this_run}
+    reduced = reduced_budgets(records, served.budget)
+    figures = {"model": options.model, "method": served.method.name, **summarize(records), **reduced, "last_run": this_run}
     write_text(options.out.with_name(f"{options.out.stem}.summary.json"), json.dumps(figures, indent=1) + "\n")
     return figures
 
@@ -107,6 +108,17 @@ def summarize(questions: Sequence[Sequence[Record]]) -> Record:
             name: {"em": round(mean(values), 4), "n": len(values)} for name, values in sorted(types.items())
         }
     return figures
+
+
+def reduced_budgets(questions: Sequence[Sequence[Record]], budget: Budget) -> Record:
+    """Return how many rollouts got a smaller budget than asked for, because of the server's context, and the least; empty if none did."""
+    reduced = [one[REDUCED] for records in questions for one in records if REDUCED in one]
+    figures = {
+        "rollouts": len(reduced),
+        "asked_response_tokens": budget.response_tokens,
+        "least_response_tokens": min(reduced, default=0),
+    }
+    return {"reduced_budgets": figures} if reduced else {}
 
 
 async def answer_recall(questions: Sequence[dict[str, Any]], client: RetrievalClient, top_k: int) -> list[int]:

@@ -13,22 +13,27 @@ import httpx
 
 from research_rl.codec import load_codec
 from research_rl.errors import GenerationError
+from research_rl.inference.context import Fitting
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.inference.protocol import choose_protocol
 from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, rollout
-from research_rl.types import Passage, Trajectory
+from research_rl.types import Budget, Passage, Trajectory
 
 
 @dataclass(frozen=True)
 class Answered:
-    """The answer (None if the model gave none), the queries it sent, the passages it was shown, and the whole trajectory."""
+    """The answer (None if the model gave none), the queries it sent, the passages it was shown, the whole trajectory, and its limits.
+
+    `budget` is the agent's, or a smaller one where the context of the model's server asks for it.
+    """
 
     answer: str | None
     searches: list[str]
     passages: list[Passage]
     trajectory: Trajectory
+    budget: Budget
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class SearchAgent:
         """`model_url` ends in /v1. `model` defaults to the first one that the server names, `tokenizer` (directory or hub id) to the model.
 
         Without `method` the model's manifest says how it was taught to search. `bos` and `chat_template_kwargs` (see `HFCodec`) go before
-        the manifest's. `limits` are fields of `Budget`, for example top_k=3.
+        the manifest's. `limits` are fields of `Budget`, for example top_k=3. A response gets at most what its prompt leaves of the server's
+        context; a budget that this makes smaller is logged once.
 
         Raises:
             ConfigError: there is neither method nor manifest, or an option or limit is unknown.
@@ -67,6 +73,7 @@ class SearchAgent:
         protocol = choose_protocol(method, method_options or {}, Path(directory), limits, bos, chat_template_kwargs)
         self.method, self.budget = protocol.method, protocol.budget
         self._codec = load_codec(directory, bos=protocol.bos, chat_template_kwargs=protocol.chat_template_kwargs)
+        self._fitting = Fitting()
         self._retrieval = RetrievalSettings(retriever_url)
         self._open: tuple[CompletionsServer, RetrievalClient] | None = None
 
@@ -74,7 +81,7 @@ class SearchAgent:
         """Return the answer; for code that is not asynchronous.
 
         Raises:
-            RetrievalError, GenerationError: a server is gone.
+            RetrievalError, GenerationError: a server is gone; or the question's prompt alone fills the context of the model's server.
             RuntimeError: called where an event loop runs (a notebook, for example): use ``await agent.aanswer(question)``.
         """
         try:
@@ -86,10 +93,10 @@ class SearchAgent:
     async def aanswer(self, question: str, told: Told | None = None) -> Answered:
         """Return the answer. Many may run at once; inside ``async with agent:`` they share their connections.
 
-        `told` gets every event as it happens, the model's text piece by piece.
+        `told` gets every event as it happens, the model's text piece by piece and without the token that ends its turn.
 
         Raises:
-            RetrievalError, GenerationError: a server is gone.
+            RetrievalError, GenerationError: see `answer`.
         """
         if self._open is not None:
             return await self._ask(question, *self._open, told)
@@ -102,11 +109,18 @@ class SearchAgent:
 
     async def _ask(self, question: str, server: CompletionsServer, client: RetrievalClient, told: Told | None) -> Answered:
         tell: Told = told or (lambda event: None)
+        ends = [self._codec.decode([token]) for token in self._codec.eos_ids]  # nothing that a reader should see
+
+        def tell_text(text: str) -> None:
+            for end in ends:
+                text = text.removesuffix(end)
+            if text:
+                tell(Event("text", text))
 
         async def generate(ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
             if told is None:
                 return await server.generate(ids, most, stop)
-            return await server.stream(ids, most, stop, lambda text: tell(Event("text", text)))
+            return await server.stream(ids, most, stop, tell_text)
 
         async def search(queries: list[str], top_k: int) -> list[list[Passage]]:
             tell(Event("search", " | ".join(queries)))
@@ -115,9 +129,10 @@ class SearchAgent:
             return found
 
         prompt = self._codec.encode_prompt(self.method.prompt(question), self.method.prefill)
-        trajectory = await rollout(self.method, self._codec, question, prompt, self.budget, generate, search)
+        budget = self._fitting.fit(self.budget, await server.context(), len(prompt), question)
+        trajectory = await rollout(self.method, self._codec, question, prompt, budget, generate, search)
         shown = [passage for turn in trajectory.turns for passage in turn.passages]
-        return Answered(self.method.answer(trajectory), trajectory.searches, shown, trajectory)
+        return Answered(self.method.answer(trajectory), trajectory.searches, shown, trajectory, budget)
 
     def _connect(self) -> tuple[CompletionsServer, RetrievalClient]:
         return CompletionsServer(self._model_url, self._model, self._temperature), RetrievalClient(self._retrieval)

@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 
 from research_rl.errors import ConfigError, GenerationError
+from research_rl.inference.context import served_context
+from research_rl.inference.reconnect import LIMITS, LOST, Reconnecting, gone
 from research_rl.rollout import Generation
 
 
@@ -19,8 +21,28 @@ class CompletionsServer:
         self, base_url: str, model: str, temperature: float = 0.0, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         """`base_url` ends in /v1; `transport` replaces the network in tests."""
-        self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), timeout=600, transport=transport)
+        self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), timeout=600, limits=LIMITS, transport=transport)
         self._model, self._temperature, self._url = model, temperature, base_url
+        self._reconnecting = Reconnecting()
+
+    @property
+    def retries(self) -> int:
+        """How many requests were sent again because their connection was lost."""
+        return self._reconnecting.retries
+
+    async def context(self) -> int | None:
+        """Return how many tokens prompt and response may have together; None if the server does not tell.
+
+        Raises:
+            GenerationError: the server cannot be reached.
+        """
+        try:
+            response = await self._reconnecting(self._http.get)("/models")
+            return served_context(response.json(), self._model) if response.is_success else None
+        except httpx.TransportError as error:
+            raise gone(self._url, error) from error
+        except ValueError:  # no JSON
+            return None
 
     async def generate(self, ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
         """Return one completion.
@@ -30,39 +52,59 @@ class CompletionsServer:
             ConfigError: it does not return token ids.
         """
         try:
-            response = await self._http.post("/completions", json=self._body(ids, most, stop))
+            response = await self._reconnecting(self._http.post)("/completions", json=self._body(ids, most, stop))
         except httpx.TransportError as error:
-            raise self._gone(error) from error
+            raise gone(self._url, error) from error
         if response.status_code != 200:
             raise self._refused(response.status_code, response.text)
         return Generation(self._ids(response.json()))
 
     async def stream(self, ids: list[int], most: int, stop: tuple[str, ...], told: Callable[[str], None]) -> Generation:
-        """Return one completion; `told` gets its text piece by piece while it is sampled.
+        """Return one completion; `told` gets its text piece by piece while it is sampled, special tokens included.
+
+        A lost connection is retried until the first piece was told. After that it is an error: what was told cannot be taken back.
 
         Raises:
             GenerationError, ConfigError: see `generate`.
         """
-        sampled: list[int] = []
+        told_any = False
+
+        def tell(text: str) -> None:
+            nonlocal told_any
+            told_any = True
+            told(text)
+
+        async def attempt() -> list[int]:
+            try:
+                return await self._pieces({**self._body(ids, most, stop), "stream": True}, tell)
+            except LOST as error:
+                if told_any:
+                    raise GenerationError(
+                        f"{self._url} broke off in the middle of an answer ({type(error).__name__} {error}): ask again"
+                    ) from error
+                raise
+
         try:
-            async with self._http.stream(
-                "POST", "/completions", json={**self._body(ids, most, stop), "stream": True}
-            ) as response:
-                if response.status_code != 200:
-                    raise self._refused(response.status_code, (await response.aread()).decode(errors="replace"))
-                async for line in response.aiter_lines():
-                    data = line.removeprefix("data:").strip()
-                    if not line.startswith("data:") or data == "[DONE]":
-                        continue
-                    piece = json.loads(data)
-                    if not piece.get("choices"):
-                        raise self._refused(response.status_code, data)
-                    sampled += self._ids(piece)
-                    if text := piece["choices"][0].get("text"):
-                        told(text)
+            return Generation(await self._reconnecting(attempt)())
         except httpx.TransportError as error:
-            raise self._gone(error) from error
-        return Generation(sampled)
+            raise gone(self._url, error) from error
+
+    async def _pieces(self, body: dict[str, Any], told: Callable[[str], None]) -> list[int]:
+        sampled: list[int] = []
+        async with self._http.stream("POST", "/completions", json=body) as response:
+            if response.status_code != 200:
+                raise self._refused(response.status_code, (await response.aread()).decode(errors="replace"))
+            async for line in response.aiter_lines():
+                data = line.removeprefix("data:").strip()
+                if not line.startswith("data:") or data == "[DONE]":
+                    continue
+                piece = json.loads(data)
+                if not piece.get("choices"):
+                    raise self._refused(response.status_code, data)
+                sampled += self._ids(piece)
+                if text := piece["choices"][0].get("text"):
+                    told(text)
+        return sampled
 
     def _body(self, ids: list[int], most: int, stop: tuple[str, ...]) -> dict[str, Any]:
         return {
@@ -75,6 +117,7 @@ class CompletionsServer:
             "repetition_penalty": 1.0,
             "stop": list(stop),
             "include_stop_str_in_output": True,
+            "skip_special_tokens": False,  # stop strings are looked for in the text: one that is a special token would never be found
             "return_token_ids": True,
         }
 
@@ -83,9 +126,6 @@ class CompletionsServer:
         if token_ids is None:
             raise ConfigError(f"{self._url} returns no token_ids: serve the model with vLLM 0.10 or newer (vllm serve MODEL)")
         return list(token_ids)
-
-    def _gone(self, error: httpx.TransportError) -> GenerationError:
-        return GenerationError(f"no model server at {self._url}: {type(error).__name__} {error}")
 
     def _refused(self, status: int, text: str) -> GenerationError:
         return GenerationError(f"{self._url}/completions refused with HTTP {status}: {text[:300]}")

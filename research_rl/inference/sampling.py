@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from research_rl.codec import HFCodec
 from research_rl.errors import DataError, missing_extra
 from research_rl.files import changed_settings, whole_lines, write_text
+from research_rl.inference.context import Fitting
 from research_rl.methods.base import Method
 from research_rl.metrics import cover_em_substring, cover_em_tokens, exact_match
 from research_rl.rollout import Generate, Generation, SearchFunction, rollout
@@ -25,6 +27,7 @@ Outcome = dict[str, Any]
 ACCEPT: dict[str, Metric] = {
     "em": exact_match, "cover_em_tokens": cover_em_tokens, "cover_em_substring": cover_em_substring,
 }  # fmt: skip
+REDUCED = "reduced_response_tokens"  # in a logged rollout: the budget that it had, where the server's context made it smaller than asked
 PER_RUN = frozenset(
     {"out", "command", "run", "config", "model_url", "retrieval_url", "concurrency"}
 )  # may change between two runs
@@ -72,15 +75,19 @@ class Busy:
 async def sample(
     method: Method, codec: HFCodec, questions: Sequence[dict[str, Any]], samples: int, budget: Budget, generate: Generate,
     search: SearchFunction, log: Path, outcome: Callable[[Trajectory, dict[str, Any]], Outcome], concurrency: int = 64,
-    enough: Callable[[Outcome], bool] | None = None,
-) -> None:  # fmt: skip
+    enough: Callable[[Outcome], bool] | None = None, served_context: Callable[[], Awaitable[int | None]] | None = None,
+) -> int:  # fmt: skip
     """Roll out every question until it has `samples` rollouts, or one that is `enough`; log ``{"id", "n", **outcome(trajectory, row)}``.
+
+    Budgets are fitted to the context that the server tells, if any. Where that makes one smaller, the log has `reduced_response_tokens`,
+    too; the number of these rollouts is returned. No server is asked anything if the log is complete.
 
     At most `concurrency` rollouts are under way. Those of one question start side by side (a server with a prefix cache gains by it),
     unless `enough` is given: then one after the other.
 
     Raises:
-        ExceptionGroup: of RetrievalError or GenerationError: a server is gone for good; what was finished is in the log.
+        ExceptionGroup: of RetrievalError or GenerationError: a server is gone for good, or a question's prompt alone fills the context;
+            what was finished is in the log.
         DataError: two questions have the same id.
     """
     try:
@@ -90,7 +97,12 @@ async def sample(
     if len({row["id"] for row in questions}) < len(questions):
         raise DataError("two questions have the same id: what is sampled could not be told apart")
     done = read_log(log)
+    fitting = Fitting()
     jobs = _jobs(questions, done, samples, enough)
+    if (first := next(jobs, None)) is None:
+        return 0
+    jobs = chain([first], jobs)
+    context = await served_context() if served_context else None
     log.parent.mkdir(parents=True, exist_ok=True)
     finished = sum(len(outcomes) for outcomes in done.values())
     with (
@@ -102,8 +114,11 @@ async def sample(
             for row, numbers in jobs:  # all workers draw from one iterator
                 prompt = codec.encode_prompt(method.prompt(row["question"]), method.prefill)
                 for position, number in enumerate(numbers):
-                    trajectory = await rollout(method, codec, row["question"], prompt, budget, generate, search)
+                    fitted = fitting.fit(budget, context, len(prompt), row["question"])
+                    trajectory = await rollout(method, codec, row["question"], prompt, fitted, generate, search)
                     found = outcome(trajectory, row)
+                    if fitted != budget:
+                        found |= {REDUCED: fitted.response_tokens}
                     file.write(json.dumps({"id": row["id"], "n": number, **found}, ensure_ascii=False) + "\n")
                     progress.update()
                     if enough and enough(found):
@@ -113,6 +128,7 @@ async def sample(
         async with asyncio.TaskGroup() as tasks:
             for _ in range(concurrency):
                 tasks.create_task(worker())
+    return fitting.reduced
 
 
 def _jobs(

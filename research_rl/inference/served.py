@@ -32,7 +32,6 @@ def add_questions(parser: argparse.ArgumentParser) -> None:
     """Add questions and retrieval service."""
     parser.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
-    parser.add_argument("--top-k", type=int, default=None, help=f"passages of a search (default {TOP_K}, or the manifest's)")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -49,7 +48,18 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         "--manifest", type=Path, default=None, help=f"directory of {MANIFEST}, if it is not beside the tokenizer"
     )
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--response-tokens", type=int, default=None, help=f"default {RESPONSE_TOKENS}, or the manifest's")
+    add_limits(parser)
+
+
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the limits of a rollout; left out, they are the manifest's."""
+    parser.add_argument("--top-k", type=int, default=None, help=f"passages of a search (default {TOP_K}, or the manifest's)")
+    parser.add_argument(
+        "--response-tokens",
+        type=int,
+        default=None,
+        help=f"default {RESPONSE_TOKENS}, or the manifest's; in any case at most what the server's context leaves",
+    )
     parser.add_argument("--max-searches", type=int, default=None)
     parser.add_argument("--max-turn-tokens", type=int, default=None, help="sampled tokens of a turn")
     parser.add_argument("--max-observation-tokens", type=int, default=None, help="tokens of a search's result")
@@ -72,6 +82,14 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--concurrency", type=int, default=64, help="rollouts under way at a time")
 
 
+def limits(options: argparse.Namespace) -> dict[str, int | None]:
+    """Return the limits that `add_limits` added, as fields of `Budget`; None: not given."""
+    return {
+        "response_tokens": options.response_tokens, "turn_tokens": options.max_turn_tokens, "searches": options.max_searches,
+        "observation_tokens": options.max_observation_tokens, "top_k": options.top_k,
+    }  # fmt: skip
+
+
 def open_served(options: argparse.Namespace) -> Served:
     """Return what the options stand for: the method named by hand, else the protocol that the model was trained under.
 
@@ -79,13 +97,9 @@ def open_served(options: argparse.Namespace) -> Served:
         ConfigError: the method or one of its options is unknown, or none is named and the model has no manifest.
         MissingExtraError: transformers is not installed.
     """
-    limits = {
-        "response_tokens": options.response_tokens, "turn_tokens": options.max_turn_tokens, "searches": options.max_searches,
-        "observation_tokens": options.max_observation_tokens, "top_k": options.top_k,
-    }  # fmt: skip
     directory = options.manifest or Path(options.tokenizer)
     protocol = choose_protocol(
-        options.method, options.method_options, directory, limits, options.bos, options.chat_template_kwargs
+        options.method, options.method_options, directory, limits(options), options.bos, options.chat_template_kwargs
     )
     return Served(
         protocol.method,
@@ -110,30 +124,37 @@ def sample_served(
     outcome: Callable[[Trajectory, dict[str, Any]], Outcome], may_change: Iterable[str] = (),
     enough: Callable[[Outcome], bool] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Roll out what the log does not have; return the seconds it took, and the share of them in which the model had something to do.
+    """Roll out what the log does not have, and return what is to be known of this run.
+
+    That is: the seconds it took, the share of them in which the model had something to do, how many requests to its server were sent
+    again because their connection was lost, and how many rollouts got a smaller budget because of the server's context.
 
     The options are kept beside the log, and a log made with others is not added to; `may_change` names those that do not matter.
 
     Raises:
         RetrievalError, GenerationError: a server is gone for good; what was finished is in the log.
+        GenerationError: a question's prompt alone fills the context; likewise.
         DataError: the log was made with other options.
     """
     keep_settings(options, log, may_change)
     generate = Busy(served.server.generate)
     started = time.monotonic()
 
-    async def run() -> None:
+    async def run() -> int:
         async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
             try:
-                await sample(
+                return await sample(
                     served.method, served.codec, questions, samples, served.budget, generate, client.search, log, outcome,
-                    options.concurrency, enough,
+                    options.concurrency, enough, served.server.context,
                 )  # fmt: skip
             except ExceptionGroup as group:  # one of its errors says it all
                 raise group.exceptions[0] from None
             finally:
                 await served.server.close()
 
-    asyncio.run(run())
+    reduced = asyncio.run(run())
     seconds = time.monotonic() - started
-    return {"seconds": round(seconds, 1), "engine_busy_share": round(generate.seconds / seconds, 4)}
+    return {
+        "seconds": round(seconds, 1), "engine_busy_share": round(generate.seconds / seconds, 4), "retries": served.server.retries,
+        "reduced_budgets": reduced,
+    }  # fmt: skip

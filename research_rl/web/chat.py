@@ -9,7 +9,7 @@ import sys
 
 from research_rl.errors import ConfigError, GenerationError, RetrievalError, missing_extra
 from research_rl.inference.agent import Answered, Event, SearchAgent
-from research_rl.inference.served import add_prompting
+from research_rl.inference.served import add_limits, add_prompting, limits
 from research_rl.types import Passage
 
 try:
@@ -112,7 +112,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--method-options", type=json.loads, default={})
     add_prompting(parser)
     parser.add_argument("--temperature", type=float, default=0.0)
-    parser.add_argument("--top-k", type=int, default=None)
+    add_limits(parser)
     parser.add_argument("--web", action="store_true", help="a page for the browser instead of the terminal")
     parser.add_argument("--host", default="127.0.0.1", help="of the page; who can reach it can use your model and your corpus")
     parser.add_argument("--port", type=int, default=8100, help="of the page")
@@ -120,8 +120,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         agent = SearchAgent(
             options.model_url, options.retrieval_url, model=options.model, tokenizer=options.tokenizer, method=options.method,
-            method_options=options.method_options, temperature=options.temperature, top_k=options.top_k, bos=options.bos,
-            chat_template_kwargs=options.chat_template_kwargs,
+            method_options=options.method_options, temperature=options.temperature, bos=options.bos,
+            chat_template_kwargs=options.chat_template_kwargs, **limits(options),
         )  # fmt: skip
         if options.web:
             serve(agent, options.host, options.port)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import subprocess
@@ -10,12 +11,20 @@ from pathlib import Path
 
 import httpx
 import pytest
+from transformers import AutoTokenizer
 
-from evaluation.baselines import ServedGenerator, ServedRetriever, cut
+from evaluation.flashrag_parts import ServedGenerator, ServedRetriever, cut
 from tests.servers import json_server
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
+TOKENIZER = AutoTokenizer.from_pretrained(WEIGHTS)
+TOKENIZER.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system role') }}{% endif %}" + CHATML
 NAMES = ("direct", "naive_rag", "iter_retgen", "ircot", "flare")
 CODE = """
 import json, sys
@@ -37,10 +46,11 @@ def world():
             asked["service"] += body["query"]
             found = [{"id": "1", "contents": "It\nIt lies in Oslo."}, {"id": "2", "contents": "B\nOther."}]
             return 200, [[found] * len(body["query"]), [[2.0, 1.0]] * len(body["query"])]
-        asked["model"].append(body)
-        thought = body.get("stop") == ["\n", "."] and "lies in" in body["prompt"]
+        prompt = TOKENIZER.decode(body["prompt"])
+        asked["model"].append({**body, "prompt": prompt, "tokens": len(body["prompt"])})
+        thought = body.get("stop") == ["\n", "."] and "lies in" in prompt
         text = " So the answer is: Oslo" if thought else " Oslo\nQuestion: more"
-        text = "" if body["prompt"].endswith(" Oslo") else text  # it has said what it had to say
+        text = "" if prompt.endswith(" Oslo") else text  # it has said what it had to say
         count = 4
         choice = {"text": text, "logprobs": {"token_logprobs": [-5.0] * count} if body.get("logprobs") else None}
         return 200, {"choices": [choice], "usage": {"prompt_tokens": 7, "completion_tokens": count}}
@@ -85,11 +95,100 @@ def test_what_the_servers_cannot_take_is_done_here(world):
     assert ([len(row) for row in found], [len(row) for row in scores], retriever.searches) == ([0, 2], [0, 2], 1)
     assert asked["service"][before:] == ["Where?"]
     with httpx.Client() as http:
-        generator = ServedGenerator(f"{url}/v1", "m", 8, None, http)
+        generator = ServedGenerator(f"{url}/v1", "m", 8, TOKENIZER, http.post, max_input_tokens=5)
         assert generator.generate("Q", stop=list("!@#$%s")) == [" O"]  # more stop strings than a server takes
         assert "stop" not in asked["model"][-1]
+        assert generator.cut_prompts == 0
+        generator.generate("first " * 10 + "last " * 10)
+        ids = TOKENIZER.encode("first " * 10 + "last " * 10)
+        assert asked["model"][-1]["prompt"] == TOKENIZER.decode(ids[:3] + ids[-2:])  # longer than allowed: it loses its middle
+        assert generator.cut_prompts == 1
     assert cut("a b c", ["c", "b"]) == "a "
     assert cut("a b c", []) == "a b c"
+
+
+def model_folder(folder, chat_template):
+    """Write the starting model's configuration and tokenizer, with ChatML's special tokens and a chat template or none, into a folder."""
+    folder.mkdir()
+    (folder / "config.json").write_text((WEIGHTS / "config.json").read_text())
+    tokenizer = copy.deepcopy(TOKENIZER)
+    tokenizer.chat_template = chat_template
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def baseline(name, tmp_path, url, tokenizer, *more):
+    """Run the command by itself; returns its process."""
+    (tmp_path / "q.jsonl").write_text(json.dumps({"id": "1", "question": "Where is it?", "golden_answers": ["Oslo"]}) + "\n")
+    return subprocess.run(
+        [sys.executable, "-m", "evaluation", "baseline", name, "--questions", str(tmp_path / "q.jsonl"), "--model", "m",
+         "--tokenizer", str(tokenizer), "--out", str(tmp_path / f"{name}.jsonl"), "--model-url", f"{url}/v1", "--retrieval-url", url,
+         *more],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+
+
+@pytest.mark.slow
+def test_nothing_but_the_result_is_on_standard_output(world, tmp_path):
+    done = baseline("naive_rag", tmp_path, world[0], WEIGHTS)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert json.loads(done.stdout)["em"] == 1.0
+    assert "Load data from provided data" in done.stderr  # what FlashRAG has to say
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("folder", "template", "name", "option", "chat"),
+    [
+        ("mine", CHATML, "direct", "auto", True),
+        ("mine-instruct", None, "direct", "auto", False),
+        ("mine", CHATML, "ircot", "auto", False),  # FlashRAG's prompt for it is plain text
+        ("mine", CHATML, "ircot", "on", True),
+        ("mine-chat", CHATML, "naive_rag", "off", False),
+    ],
+)
+def test_the_tokenizer_or_the_user_decides_about_the_chat_template_and_no_name_does(
+    world, tmp_path, folder, template, name, option, chat
+):
+    url, asked = world
+    done = baseline(name, tmp_path, url, model_folder(tmp_path / folder, template), "--chat-template", option)
+    assert done.returncode == 0, done.stderr[-2000:]
+    prompt = asked["model"][-1]["prompt"]
+    assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n") is chat
+    assert ("<|im_start|>" in prompt) is chat
+    record = json.loads((tmp_path / f"{name}.jsonl").read_text())
+    assert (record["chat_template"], json.loads(done.stdout)["chat_template"]) == (chat, chat)
+
+
+@pytest.mark.slow
+def test_a_chat_template_without_a_system_role_gets_its_text_before_the_question(world, tmp_path):
+    url, asked = world
+    done = baseline("naive_rag", tmp_path, url, model_folder(tmp_path / "m", NO_SYSTEM))
+    assert done.returncode == 0, done.stderr[-2000:]
+    prompt = asked["model"][-1]["prompt"]
+    assert prompt.startswith("<|im_start|>user\nAnswer the question based on the given document.")
+    assert "It lies in Oslo." in prompt
+    assert prompt.count("<|im_start|>") == 2
+
+
+@pytest.mark.slow
+def test_a_prompt_that_is_too_long_keeps_the_form_of_the_chat_and_is_counted(world, tmp_path):
+    url, asked = world
+    more = ("--max-input-tokens", "80")
+    done = baseline("naive_rag", tmp_path, url, model_folder(tmp_path / "m", CHATML), *more)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert (json.loads(done.stdout)["cut_prompts"], asked["model"][-1]["tokens"]) == (1, 80)
+    prompt = asked["model"][-1]["prompt"]
+    assert prompt.startswith("<|im_start|>system\n")
+    assert prompt.endswith("<|im_end|>\n<|im_start|>assistant\n")
+
+
+@pytest.mark.slow
+def test_a_chat_template_that_is_not_there_cannot_be_used(world, tmp_path):
+    done = baseline("direct", tmp_path, world[0], WEIGHTS, "--chat-template", "on")
+    assert done.returncode == 1
+    assert "has no chat template" in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

@@ -48,7 +48,7 @@ def test_a_model_served_by_the_command_is_measured_and_a_kill_costs_only_what_wa
             "--max-searches",
             "4",
         ),
-        *("--response-tokens", "400", "--questions", str(tmp_path / "data" / "test.jsonl"), "--concurrency", "2"),
+        *("--questions", str(tmp_path / "data" / "test.jsonl"), "--concurrency", "2"),
         *("--retrieval-url", f"http://127.0.0.1:{port}", "--out", str(out)),
     ]
     try:
@@ -72,6 +72,10 @@ def test_a_model_served_by_the_command_is_measured_and_a_kill_costs_only_what_wa
         service.terminate()
         service.wait(20)
     figures = json.loads(done.stdout)
+    reduced = figures["reduced_budgets"]  # 8,192 tokens were asked for, and the engine has 512
+    assert (reduced["rollouts"], reduced["asked_response_tokens"]) == (40, 8192)
+    assert 300 < reduced["least_response_tokens"] < 512
+    assert done.stderr.count("the model's server allows 512 tokens") == 1
     assert figures["n"] == 40
     assert figures["searches"] >= 0.5  # it does search
     assert 0.1 < figures["em"] < 0.9

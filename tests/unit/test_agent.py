@@ -25,6 +25,8 @@ TURNS = ["<think>t</think><search> who</search>", "<think>t</think><answer>\\box
 
 
 def model(request: httpx.Request) -> httpx.Response:
+    if request.url.path.endswith("/models"):  # tells no context
+        return httpx.Response(404)
     body = json.loads(request.content)
     ids = TOKENIZER.encode(TURNS["<result>\n" in TOKENIZER.decode(body["prompt"])])
     if not body.get("stream"):
@@ -82,14 +84,15 @@ async def test_many_at_once_alone_or_over_shared_connections(opened):
     assert opened == {"opened": 6, "closed": 6}
 
 
-async def test_what_happens_is_told_as_it_happens_and_the_answer_is_the_same(opened):
+async def test_what_happens_is_told_as_it_happens_without_the_end_of_turn_and_the_answer_is_the_same(opened):
     events = []
     told = await agent().aanswer("Who?", events.append)
     assert told.trajectory.response_ids == (await agent().aanswer("Who?")).trajectory.response_ids
     kinds = [event.kind for event in events if event.kind != "text"]
     assert kinds == ["search", "found"]
     assert [event.text for event in events if event.kind == "search"] == ["who"]
-    assert "".join(event.text for event in events if event.kind == "text") == "".join(TURNS)
+    assert "".join(event.text for event in events if event.kind == "text") == "".join(TURNS).removesuffix("<|endoftext|>")
+    assert told.trajectory.ended_with_eos  # the ids keep it
     assert len([event for event in events if event.kind == "text"]) > 10
     assert next(event for event in events if event.kind == "found").passages[0].id == "7"
 

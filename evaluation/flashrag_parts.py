@@ -1,0 +1,113 @@
+"""What FlashRAG's pipelines need besides a prompt, over a model's server and our retrieval service: a generator and a retriever."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import httpx
+
+from research_rl.errors import GenerationError
+from research_rl.inference.reconnect import gone
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
+
+MOST_STOPS = 4  # strings, in the OpenAI API
+
+
+def cut(text: str, stops: Iterable[str]) -> str:
+    """Return a text up to the first of the stop strings."""
+    return text[: min((at for stop in stops if (at := text.find(stop)) >= 0), default=len(text))]
+
+
+class ServedGenerator:
+    """What FlashRAG's pipelines need of a generator, over ``POST /completions``; counts what it costs. One per question."""
+
+    def __init__(
+        self, url: str, model: str, max_tokens: int, tokenizer: Any, post: Callable[..., httpx.Response],
+        max_input_tokens: int = 4096, add_special_tokens: bool = True,
+    ) -> None:  # fmt: skip
+        """`post` sends a request, as `httpx.Client.post` does. Text of a chat template has its special tokens already: add none."""
+        self._url, self._model, self._max_tokens, self._post = url.rstrip("/"), model, max_tokens, post
+        self._max_input_tokens, self._add_special_tokens = max_input_tokens, add_special_tokens
+        self.tokenizer = tokenizer
+        self.tokens_in = self.tokens_out = self.cut_prompts = 0
+        self.seconds = 0.0
+
+    def generate(
+        self, input_list: str | Sequence[str], batch_size: int | None = None, return_scores: bool = False, **params: Any
+    ) -> Any:
+        """Return the texts, and with `return_scores` the probability of every sampled token.
+
+        Raises:
+            GenerationError: the server cannot be reached or refuses.
+        """
+        texts, scores = [], []
+        for prompt in [input_list] if isinstance(input_list, str) else input_list:
+            choice = self._complete(prompt, params, return_scores)
+            texts.append(cut(choice["text"], params.get("stop") or ()))
+            if return_scores:
+                scores.append([math.exp(value) for value in choice["logprobs"]["token_logprobs"]])
+        return (texts, scores) if return_scores else texts
+
+    def _encode(self, prompt: str) -> list[int]:
+        """Return the prompt's ids; of a longer one than allowed the two ends, where instruction and question are."""
+        ids = self.tokenizer.encode(prompt, add_special_tokens=self._add_special_tokens)
+        if len(ids) <= self._max_input_tokens:
+            return ids
+        self.cut_prompts += 1
+        end = self._max_input_tokens // 2
+        return ids[: self._max_input_tokens - end] + ids[len(ids) - end :]
+
+    def _complete(self, prompt: str, params: dict[str, Any], logprobs: bool) -> dict[str, Any]:
+        body = {  # special tokens are skipped in the text, the server's default: an answer ends without the end-of-turn token
+            "model": self._model, "prompt": self._encode(prompt), "temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0,
+            "max_tokens": params.get("max_new_tokens") or params.get("max_tokens") or self._max_tokens,
+            **({"logprobs": 1} if logprobs else {}),
+        }  # fmt: skip
+        stops = sorted(set(params.get("stop") or ()))
+        if 0 < len(stops) <= MOST_STOPS:  # with more, the text is cut here
+            body["stop"] = stops
+        started = time.monotonic()
+        try:
+            response = self._post(f"{self._url}/completions", json=body)
+        except httpx.TransportError as error:
+            raise gone(self._url, error) from error
+        if response.status_code != 200:
+            raise GenerationError(f"{self._url}/completions refused with HTTP {response.status_code}: {response.text[:300]}")
+        answer = response.json()
+        self.seconds += time.monotonic() - started
+        self.tokens_in += answer["usage"]["prompt_tokens"]
+        self.tokens_out += answer["usage"]["completion_tokens"]
+        return answer["choices"][0]
+
+
+class ServedRetriever:
+    """What FlashRAG's pipelines need of a retriever, over our service; counts searches. One per question."""
+
+    def __init__(self, url: str, top_k: int) -> None:
+        self._settings, self._top_k = RetrievalSettings(url), top_k
+        self.searches, self.seconds = 0, 0.0
+
+    def batch_search(self, query: Sequence[str], num: int | None = None, return_score: bool = False) -> Any:
+        """Return each query's passages ``{"id", "contents"}``, and their scores if asked for; none for a blank query, which is not sent."""
+        sent = [text for text in query if text.strip()]
+        self.searches += len(sent)
+        started = time.monotonic()
+
+        async def ask() -> Any:
+            async with RetrievalClient(self._settings) as client:
+                return await client.search(sent, num or self._top_k)
+
+        results = iter(asyncio.run(ask()) if sent else ())
+        found = [next(results) if text.strip() else [] for text in query]
+        self.seconds += time.monotonic() - started
+        documents = [[{"id": passage.id, "contents": passage.contents} for passage in row] for row in found]
+        return (documents, [[passage.score for passage in row] for row in found]) if return_score else documents
+
+    def search(self, query: str, num: int | None = None, return_score: bool = False) -> Any:
+        """Return one query's passages."""
+        found = self.batch_search([query], num, return_score)
+        return (found[0][0], found[1][0]) if return_score else found[0]

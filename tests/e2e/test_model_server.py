@@ -1,0 +1,89 @@
+"""Rollouts over a real vLLM server: what it does with special tokens, and with a budget that its context does not allow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer
+
+from research_rl.errors import GenerationError
+from research_rl.inference.agent import SearchAgent
+from research_rl.inference.engine import vllm_server
+from research_rl.inference.openai_server import CompletionsServer
+from tests.servers import json_server
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
+METHOD = {"method": "research", "method_options": {"prompt_file": str(ROOT / "recipes" / "quickstart" / "prompt.txt")}}
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CPUs is for Linux")]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """The starting model, to whose tokenizer `</search>` is a special token, with a context of 512; yields its URL and folder."""
+    folder = tmp_path_factory.mktemp("model")
+    for file in WEIGHTS.iterdir():
+        shutil.copy(file, folder)
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    for token in tokenizer["added_tokens"]:
+        token["special"] |= token["content"] == "</search>"
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+    environment = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    before = {name: os.environ.get(name) for name in environment}
+    os.environ.update(environment)
+    options = ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"]
+    try:
+        with vllm_server(str(folder), "m", options, folder / "vllm.log") as url:
+            yield url, folder
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture
+def service():
+    """A retrieval service that finds one passage for every query."""
+    found = [{"id": "1", "contents": "Orla\nOrla was born in Oslo."}]
+    with json_server(lambda path, body: (200, [[found] * len(body["query"]), [[1.0]] * len(body["query"])])) as url:
+        yield url
+
+
+def test_a_turn_ends_at_a_stop_string_that_is_a_special_token_and_the_reader_sees_no_end_of_turn(served, service):
+    url, folder = served
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert "</search>" not in tokenizer.decode(tokenizer.encode("a</search>"), skip_special_tokens=True)
+    events = []
+    agent = SearchAgent(url, service, model="m", tokenizer=str(folder), searches=4, **METHOD)
+    told = asyncio.run(agent.aanswer("Where was Orla born?", events.append))
+    assert told.searches
+    assert all(turn.text.endswith("</search>") for turn in told.trajectory.turns if turn.observation)
+    shown = "".join(event.text for event in events if event.kind == "text")
+    assert "</search>" in shown
+    assert told.trajectory.ended_with_eos
+    assert "<|endoftext|>" not in shown
+    assert told.trajectory.policy_text == shown
+
+
+def test_a_model_named_by_hand_answers_within_the_servers_context(served, service):
+    url, folder = served
+    agent = SearchAgent(url, service, model="m", tokenizer=str(folder), searches=4, **METHOD)
+    told = agent.answer("Where was Orla born?")
+    assert told.budget.response_tokens == 512 - len(told.trajectory.prompt_ids)
+    with pytest.raises(GenerationError, match=r"its prompt has [\d,]+ tokens, and the model's server allows 512"):
+        agent.answer("Orla " * 500)
+
+
+async def test_the_server_takes_exactly_what_its_context_allows(served):
+    url, _ = served
+    server = CompletionsServer(url, "m")
+    assert await server.context() == 512
+    assert (await server.generate([5] * 500, 12, ())).token_ids
+    with pytest.raises(GenerationError, match="HTTP 400"):
+        await server.generate([5] * 500, 13, ())
+    await server.close()

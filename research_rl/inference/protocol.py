@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, load_method, method_names
-from research_rl.types import Budget
+from research_rl.methods.base import Method, check_method, load_method, method_names
+from research_rl.types import Budget, Message
 
 MANIFEST = "research_rl.json"
 TOP_K, RESPONSE_TOKENS = 5, 8192  # of a method named by hand
@@ -91,7 +90,8 @@ def choose_protocol(
         )
     if method is not None:
         chosen = Protocol(
-            method if isinstance(method, Method) else load_method(method, **options), Budget(RESPONSE_TOKENS, top_k=TOP_K)
+            check_method(method) if isinstance(method, Method) else load_method(method, **options),
+            Budget(RESPONSE_TOKENS, top_k=TOP_K),
         )
     elif options:
         raise ConfigError(f"method options {dict(options)} belong to a method named by hand: name it, too")
@@ -110,15 +110,20 @@ def choose_protocol(
     )
 
 
-def _method(name: str, options: dict[str, Any], prompt: Any, expected: str) -> Method:
+def _method(name: str, options: dict[str, Any], prompt: str | list[Message], expected: str) -> Method:
     file = options.get("prompt_file")
-    if not file or not isinstance(prompt, str):
-        return load_method(name, **options)
-    if Path(file).is_file():
+    if file and Path(file).is_file():
         method = load_method(name, **options)
         if prompt_hash(method) == expected:
             return method
-    with tempfile.TemporaryDirectory() as folder:
-        saved = Path(folder, "prompt.txt")
-        saved.write_text(prompt.replace("$", "$$").replace("$$question", "$question"), encoding="utf-8")
-        return load_method(name, **{**options, "prompt_file": str(saved)})
+    if file:  # as manifests told a prompt that are older than the option `prompt`
+        options = {key: value for key, value in options.items() if key != "prompt_file"} | {"prompt": _template(prompt)}
+    return load_method(name, **options)
+
+
+def _template(prompt: str | list[Message]) -> str:
+    """Return the text of the template that gave a prompt for `$question`: a system message is one as it stands."""
+    if not isinstance(prompt, str) and prompt[0]["role"] == "system":
+        return prompt[0]["content"]
+    text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+    return text.replace("$", "$$").replace("$$question", "$question")

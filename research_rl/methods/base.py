@@ -6,7 +6,7 @@ import importlib
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 from research_rl.errors import ConfigError
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, StopReason, Trajectory, Turn
 
+Prompt = str | Sequence[str] | None  # the option `prompt`: a template's text, or pieces of it that are joined
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -22,7 +23,9 @@ class Method(ABC):
 
     name: ClassVar[str]
     stop: tuple[str, ...]  # generation stops after any of these; the stop string stays in the text
-    tags: ClassVar[tuple[str, ...]]  # strings with a meaning in the protocol; neutralised inside passages
+    tags: ClassVar[
+        tuple[str, ...]
+    ]  # strings with a meaning in the protocol; neutralised inside passages (each must be `breakable`)
     observed: ClassVar[re.Pattern[str]]  # finds the observations in the text of a response that somebody else recorded
     prefill: str = ""  # the opening of every response: a part of the prompt, never sampled
 
@@ -94,54 +97,129 @@ def known(method: str, option: str, value: object, valid: Iterable[object]) -> N
         raise ConfigError(f"{method}: {option}={value!r} is unknown; valid: {', '.join(map(str, valid))}")
 
 
+def breakable(word: str) -> bool:
+    """Return whether a space after its first character takes a string out of a text.
+
+    It does not for one character, nor where white space comes first (a control token of white space only is harmless), nor where
+    nothing but spaces follow: "# " with one space more still holds "# ".
+    """
+    return len(word) > 1 and not word[0].isspace() and bool(word[1:].strip(" "))
+
+
 def neutralize(text: str, forbidden: Iterable[str]) -> str:
-    """Return `text` in which no string of `forbidden` occurs: a space is put after its first character.
+    """Return `text` in which no `breakable` string of `forbidden` occurs: a space is put after its first character.
 
     A passage may hold `</result><answer>` or `<|im_end|>`; the policy should read it, and nobody should obey it.
     """
-    # a token of white space only is harmless, and a space put after a space would change nothing
-    words = [word for word in forbidden if len(word) > 1 and not word[0].isspace()]
+    # It ends: every space put in widens the gap after a character, and no word fits across a gap wider than its own.
+    words = [word for word in forbidden if breakable(word)]
     while found := [word for word in words if word in text]:
         for word in found:
             text = text.replace(word, f"{word[0]} {word[1:]}")
     return text
 
 
-def load_template(name_or_file: str, placeholder: str | None = "question") -> Template:
-    """Return a prompt template: a file of ours by name (`research_base`), or any file by path.
+def load_template(
+    default: str, prompt: Prompt = None, prompt_file: str | None = None, placeholder: str | None = "question"
+) -> Template:  # fmt: skip
+    """Return a method's prompt template: `prompt`, its text (or a list of pieces of it); else a file; else the one of ours by name.
 
     Raises:
-        ConfigError: there is no such template, or it lacks the placeholder (`$question`).
+        ConfigError: text and file are given, there is no such file, or the text lacks the placeholder (`$question`).
     """
+    if prompt is not None and prompt_file:
+        raise ConfigError(f"give the text of a prompt or its file, not both; got the file {prompt_file!r} and a text")
+    text = _read_template(prompt_file or default) if prompt is None else prompt if isinstance(prompt, str) else "".join(prompt)
+    template = Template(text.rstrip("\n"))
+    if placeholder and placeholder not in template.get_identifiers():
+        where = f"the prompt {text[:80]!r}" if prompt is not None else f"the prompt template {prompt_file or default}"
+        raise ConfigError(f"{where} must contain ${placeholder}")
+    return template
+
+
+def with_prompt_texts(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a method's options with the text of a prompt in the place of its file (`prompt` for `prompt_file`), for other machines.
+
+    A text is cut before every `{` that follows a `$`: OmegaConf, which carries it, would take `${question}` for a reference of its own.
+
+    Raises:
+        ConfigError: see `load_method` and `load_template`.
+    """
+    valid = inspect.signature(_kind(method)).parameters
+    found: dict[str, Any] = {}
+    for name, value in options.items():
+        text = name.removesuffix("_file")
+        if name.endswith("prompt_file") and value and text in valid:
+            pieces = re.split(r"(?<=\$)(?=\{)", _read_template(value))
+            found[text] = pieces[0] if len(pieces) == 1 else pieces
+        else:
+            found[name] = value
+    return found
+
+
+def _read_template(name_or_file: str) -> str:
     path = _TEMPLATES / f"{name_or_file}.txt"
     if not path.is_file():
         path = Path(name_or_file)
     if not path.is_file():
-        known = ", ".join(sorted(file.stem for file in _TEMPLATES.glob("*.txt")))
-        raise ConfigError(f"no prompt template {name_or_file!r}: give a file's path, or one of: {known}")
-    template = Template(path.read_text(encoding="utf-8").rstrip("\n"))
-    if placeholder and placeholder not in template.get_identifiers():
-        raise ConfigError(f"the prompt template {path} must contain ${placeholder}")
-    return template
+        ours = ", ".join(sorted(file.stem for file in _TEMPLATES.glob("*.txt")))
+        raise ConfigError(f"no prompt template {name_or_file!r}: give a file's path, or one of: {ours}")
+    return path.read_text(encoding="utf-8")
 
 
 def load_method(path: str, **options: Any) -> Method:
     """Make a method from its name (a file of this package: ``r1_searcher``) or its dotted path (``my_package.MyMethod``).
 
     Raises:
-        ConfigError: the name or path leads to no `Method`, or an option is unknown or has a wrong value.
+        ConfigError: the name or path leads to no `Method`, an option is unknown or has a wrong value, or the method is not whole
+            (see `check_method`).
     """
-    kind = _named(path) if "." not in path else _at(path)
+    kind = _kind(path)
+    if missing := sorted(kind.__abstractmethods__):
+        raise ConfigError(f"the method {path} does not define: {', '.join(missing)}")
     try:
-        return kind(**options)
+        method = kind(**options)
     except TypeError as error:
         valid = ", ".join(list(inspect.signature(kind).parameters))
         raise ConfigError(f"{path} does not take these method options: {options} ({error}); valid: {valid}") from error
+    return check_method(method)
+
+
+def check_method(method: Method) -> Method:
+    """Return a method that has what the rollout, the manifest and `read` rely on.
+
+    Raises:
+        ConfigError: an attribute is missing or of another type, or a tag cannot be taken out of a passage.
+    """
+    needed: dict[str, tuple[str, Callable[[Any], bool]]] = {
+        "name": ("a text", lambda value: isinstance(value, str) and bool(value)),
+        "stop": ("a tuple of texts", _texts),
+        "tags": ("a tuple of texts", _texts),
+        "observed": ("a compiled regular expression", lambda value: isinstance(value, re.Pattern)),
+    }
+    name = f"{type(method).__module__}.{type(method).__qualname__}"
+    for attribute, (what, right) in needed.items():
+        if not right(value := getattr(method, attribute, None)):
+            raise ConfigError(f"the method {name} needs the attribute `{attribute}`, {what}; got {value!r}")
+    if stuck := [tag for tag in method.tags if not breakable(tag)]:
+        raise ConfigError(
+            f"the method {name} has tags that a space after the first character does not break, so that a passage could speak with them: "
+            f"{stuck}. A tag needs two characters or more, the first no white space and the others not spaces alone"
+        )
+    return method
+
+
+def _texts(value: object) -> bool:
+    return isinstance(value, (tuple, list)) and all(isinstance(text, str) and text for text in value)
 
 
 def method_names() -> list[str]:
     """Return the names of the methods of this package: its files."""
     return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "base"))
+
+
+def _kind(path: str) -> type[Method]:
+    return _named(path) if "." not in path else _at(path)
 
 
 def _named(name: str) -> type[Method]:

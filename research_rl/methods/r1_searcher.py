@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, known, load_template
+from research_rl.methods.base import Method, Prompt, known, load_template
 from research_rl.metrics import cover_em_tokens, f1, normalize_answer_spaced
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 
@@ -121,13 +121,13 @@ class R1Searcher(Method):
     )
 
     def __init__(
-        self, template: Template = "base", prompt_file: str | None = None, preset: str = "stage2_paper",
+        self, template: Template = "base", prompt: Prompt = None, prompt_file: str | None = None, preset: str = "stage2_paper",
         rules: Sequence[str] | None = None, stop_at_answer: bool = False,
     ) -> None:  # fmt: skip
         """`rules`: the format rules to judge by instead of the preset's; `stop_at_answer`: end at `</answer>`, as the evaluation does.
 
         Raises:
-            ConfigError: an unknown template, preset or rule, or an unreadable prompt file.
+            ConfigError: an unknown template, preset or rule, or a prompt that cannot be (see `load_template`).
         """
         known("R1Searcher", "template", template, get_args(Template))
         known("R1Searcher", "preset", preset, PRESETS)
@@ -136,7 +136,7 @@ class R1Searcher(Method):
         self.template, self.preset = template, PRESETS[preset]
         self.rules = tuple(self.preset.rules if rules is None else rules)
         self.stop = (END_QUERY, "</answer>") if stop_at_answer else (END_QUERY,)
-        self._prompt = load_template(prompt_file or f"r1_searcher_{template}", "question" if template == "base" else None)
+        self._prompt = load_template(f"r1_searcher_{template}", prompt, prompt_file, "question" if template == "base" else None)
         # a prompt from elsewhere may have opened it already
         self.prefill = "" if self._prompt.template.endswith("<think>") else " <think>" if template == "base" else "<think>"
 

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, known, load_template
+from research_rl.methods.base import Method, Prompt, known, load_template
 from research_rl.methods.research import last_boxed
 from research_rl.metrics import cover_em_tokens, normalize_answer_spaced
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
@@ -85,9 +85,10 @@ class R1SearcherPP(Method):
     observed = re.compile(r"\n<document>\n.*?</document>\n", re.DOTALL)
 
     def __init__(
-        self, template: Template = "sys", prompt_file: str | None = None, rules: Sequence[str] = tuple(RULES), max_answer_words: int = 10,
-        format_penalty: float = 2.0, group: bool = True, eta: float = 2.0, form: GroupForm = "twice_variance", std: Std = "population",
-        correct: Correct = "answer", rewrite_prompt_file: str | None = None, rewrite_with_answer: bool = False,
+        self, template: Template = "sys", prompt: Prompt = None, prompt_file: str | None = None, rules: Sequence[str] = tuple(RULES),
+        max_answer_words: int = 10, format_penalty: float = 2.0, group: bool = True, eta: float = 2.0,
+        form: GroupForm = "twice_variance", std: Std = "population", correct: Correct = "answer", rewrite_prompt: Prompt = None,
+        rewrite_prompt_file: str | None = None, rewrite_with_answer: bool = False,
     ) -> None:  # fmt: skip
         """Every choice that the paper leaves open, or that only one source confirms, is an argument; the defaults are the paper's.
 
@@ -95,7 +96,7 @@ class R1SearcherPP(Method):
         rewriter the golden answer (then the filter for right answers has little to do).
 
         Raises:
-            ConfigError: an unknown template, rule, form, std or correct, or an unreadable prompt file.
+            ConfigError: an unknown template, rule, form, std or correct, or a prompt that cannot be (see `load_template`).
         """
         for option, value, valid in (
             ("template", template, get_args(Template)), ("form", form, get_args(GroupForm)), ("std", std, get_args(Std)),
@@ -106,8 +107,11 @@ class R1SearcherPP(Method):
         self._group, self._eta, self._correct = group, eta, correct
         self._form: GroupForm = form
         self._std: Std = std
-        self._prompt = load_template(prompt_file or f"r1_searcher_pp_{template}", "question" if template == "base" else None)
-        self._rewrite, self._tell = load_template(rewrite_prompt_file or "r1_searcher_pp_rewrite"), rewrite_with_answer
+        self._prompt = load_template(
+            f"r1_searcher_pp_{template}", prompt, prompt_file, "question" if template == "base" else None
+        )
+        self._rewrite = load_template("r1_searcher_pp_rewrite", rewrite_prompt, rewrite_prompt_file)
+        self._tell = rewrite_with_answer
 
     def prompt(self, question: str) -> str | list[Message]:
         if self.template == "base":

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, known, load_template
+from research_rl.methods.base import Method, Prompt, known, load_template
 from research_rl.metrics import f1
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 
@@ -30,16 +30,18 @@ class ReSearch(Method):
     )
     observed = re.compile(r" <result>\n.*?\n</result>", re.DOTALL)
 
-    def __init__(self, template: Template = "base", prompt_file: str | None = None, preset: Preset = "code") -> None:
-        """`template`: plain text for base models or a system message for chat models; `prompt_file` replaces its wording.
+    def __init__(
+        self, template: Template = "base", prompt: Prompt = None, prompt_file: str | None = None, preset: Preset = "code"
+    ) -> None:
+        """`template`: plain text for base models or a system message for chat models; `prompt` or `prompt_file` replace its wording.
 
         Raises:
-            ConfigError: an unknown template or preset, or an unreadable prompt file.
+            ConfigError: an unknown template or preset, or a prompt that cannot be (see `load_template`).
         """
         known("ReSearch", "template", template, get_args(Template))
         known("ReSearch", "preset", preset, get_args(Preset))
         self.template, self.preset = template, preset
-        self._prompt = load_template(prompt_file or f"research_{template}", "question" if template == "base" else None)
+        self._prompt = load_template(f"research_{template}", prompt, prompt_file, "question" if template == "base" else None)
 
     def prompt(self, question: str) -> str | list[Message]:
         if self.template == "base":

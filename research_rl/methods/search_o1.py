@@ -11,7 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, known, load_template
+from research_rl.methods.base import Method, Prompt, known, load_template
 from research_rl.methods.research import last_boxed
 from research_rl.metrics import f1
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
@@ -30,15 +30,15 @@ class SearchO1(Method):
     tags: ClassVar[tuple[str, ...]] = (BEGIN_QUERY, END_QUERY, BEGIN_RESULT, END_RESULT, "\\boxed{")
     observed = re.compile(rf"\s*{re.escape(BEGIN_RESULT)}.*?{re.escape(END_RESULT)}\s*", re.DOTALL)
 
-    def __init__(self, template: Template = "chat", prompt_file: str | None = None) -> None:
+    def __init__(self, template: Template = "chat", prompt: Prompt = None, prompt_file: str | None = None) -> None:
         """`template`: the instruction as a user turn (chat and reasoning models) or as plain text (base models).
 
         Raises:
-            ConfigError: an unknown template, or an unreadable prompt file.
+            ConfigError: an unknown template, or a prompt that cannot be (see `load_template`).
         """
         known("SearchO1", "template", template, get_args(Template))
         self.template = template
-        self._prompt = load_template(prompt_file or "search_o1_chat")
+        self._prompt = load_template("search_o1_chat", prompt, prompt_file)
 
     def prompt(self, question: str) -> str | list[Message]:
         text = self._prompt.substitute(question=question)

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, known, load_template
+from research_rl.methods.base import Method, Prompt, known, load_template
 from research_rl.metrics import exact_match
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 
@@ -58,17 +58,18 @@ class SearchR1(Method):
     )
 
     def __init__(
-        self, template: Template = "base", prompt_file: str | None = None, preset: Preset = "em", hint: bool = True
-    ) -> None:
+        self, template: Template = "base", prompt: Prompt = None, prompt_file: str | None = None, preset: Preset = "em",
+        hint: bool = True,
+    ) -> None:  # fmt: skip
         """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: after an invalid action.
 
         Raises:
-            ConfigError: an unknown template or preset, or an unreadable prompt file.
+            ConfigError: an unknown template or preset, or a prompt that cannot be (see `load_template`).
         """
         known("SearchR1", "template", template, get_args(Template))
         known("SearchR1", "preset", preset, get_args(Preset))
         self.template, self.preset, self._hint = template, preset, hint
-        self._prompt = load_template(prompt_file or "search_r1_base")
+        self._prompt = load_template("search_r1_base", prompt, prompt_file)
 
     def prompt(self, question: str) -> str | list[Message]:
         text = self._prompt.substitute(question=question)

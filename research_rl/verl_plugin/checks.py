@@ -9,6 +9,7 @@ import httpx
 from omegaconf import OmegaConf, open_dict
 
 from research_rl.errors import ConfigError, RetrievalError
+from research_rl.methods.base import with_prompt_texts
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.settings import Settings, check_sampling
 from research_rl.training.stages import Until
@@ -36,7 +37,8 @@ def chat_template_kwargs(data: Any) -> dict[str, Any]:
 
 
 def check_config(config: Any) -> None:
-    """Check a recipe and date it (`research_rl.attempt`); verl runs without a `research_rl:` section are none of our business.
+    """Check a recipe, date it (`research_rl.attempt`) and put the text of prompts in the place of their files: workers on other nodes
+    have neither this directory nor, perhaps, these files. verl runs without a `research_rl:` section are none of our business.
 
     Raises:
         ConfigError: a setting cannot work.
@@ -67,6 +69,7 @@ def check_config(config: Any) -> None:
         _check_service(url)
     with open_dict(config):
         config.research_rl.attempt = time.time()
+        config.research_rl.method_options = with_prompt_texts(settings.method, settings.method_options or {})
 
 
 def _check_service(url: str, path: str = "/health", name: str = "retrieval service") -> None:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import pickle
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +20,7 @@ from research_rl.errors import ConfigError, DataError, RetrievalError
 from research_rl.training.trajectory_log import read
 from research_rl.types import Passage
 from tests.models import model_like, tokenizer_like
+from tests.servers import app_in_thread
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
@@ -222,6 +227,30 @@ def test_a_recipe_whose_service_is_not_there_says_so_before_anything_is_started(
 
     with pytest.raises(RetrievalError, match=r"no retrieval service at http://127\.0\.0\.1:1"):
         check_config(config(tmp_path))
+
+
+def test_a_prompt_file_named_from_where_the_run_starts_reaches_a_worker_that_runs_elsewhere(tmp_path, monkeypatch):
+    from fastapi import FastAPI
+
+    from research_rl.verl_plugin.checks import check_config
+
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "p.txt").write_text("Costs $$5. ${question}: $question\n")
+    monkeypatch.chdir(tmp_path / "here")
+    with app_in_thread(FastAPI()) as url:
+        configuration = config(tmp_path, method_options={"prompt_file": "p.txt"}, retrieval={"url": url})
+        check_config(configuration)
+    OmegaConf.resolve(configuration)  # as verl does once more in its own worker
+    (tmp_path / "config.pickle").write_bytes(pickle.dumps(configuration))
+    code = (
+        "import pickle, sys; from research_rl.verl_plugin.checks import settings_of; "
+        "print(settings_of(pickle.load(open('config.pickle', 'rb'))).load().prompt('Who?'))"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "Costs $5. Who?: Who?\n", done.stderr[-2000:]
 
 
 def test_a_verl_configuration_without_our_section_is_left_alone():

@@ -17,6 +17,7 @@ from research_rl.errors import ConfigError, GenerationError
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.inference.protocol import prompt_hash, read_protocol
 from research_rl.methods.research import ReSearch
+from research_rl.methods.search_r1 import SearchR1
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import Budget
 from tests.models import model_like, tokenizer_like
@@ -221,6 +222,22 @@ def test_a_prompt_file_that_is_gone_is_taken_from_the_manifest(tmp_path):
     protocol = read_protocol(tmp_path / "m")
     assert protocol is not None
     assert protocol.method.prompt("Who?") == "Price: $5. Q: Who?\nA:"
+
+
+@pytest.mark.parametrize(
+    ("kind", "template"), [(ReSearch, "sys"), (SearchR1, "chat")], ids=["a system message", "a user turn"]
+)  # fmt: skip
+def test_so_is_one_for_a_chat_model(tmp_path, kind, template):
+    file = tmp_path / "p.txt"
+    file.write_text("It costs $$5, {and more}: $question\n")
+    options = {"template": template, "prompt_file": str(file)}
+    method = kind(**options)
+    told = {"prompt": method.prompt("$question"), "prompt_sha256": prompt_hash(method)}
+    manifest(tmp_path / "m", method=kind.name, method_options=options, **told)
+    file.unlink()
+    protocol = read_protocol(tmp_path / "m")
+    assert protocol is not None
+    assert protocol.method.prompt("Who?") == method.prompt("Who?")
 
 
 def test_a_configuration_file_says_what_the_command_line_leaves_out(served, tmp_path, capsys):

@@ -1,0 +1,181 @@
+"""What every method has and takes: its attributes, its prompt as text or file, and tags that a passage cannot speak."""
+
+from __future__ import annotations
+
+import re
+import signal
+from contextlib import contextmanager
+from itertools import zip_longest
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from research_rl.errors import ConfigError
+from research_rl.methods.base import Method, breakable, check_method, load_method, method_names, neutralize, with_prompt_texts
+from research_rl.types import Invalid, Reward
+
+BASE = {"search_o1": "chat", "r1_searcher_pp": "base"}  # the template that has a $question, where it is not the default
+
+
+class Whole(Method):
+    name = "whole"
+    stop = ("\n",)
+    tags = ("Search:", "Found:")
+    observed = re.compile("Found:")
+
+    def prompt(self, question):
+        return question
+
+    def parse(self, text):
+        return Invalid("")
+
+    def render(self, passages):
+        return ""
+
+    def reward(self, trajectory, golden_answers):
+        return Reward(0.0)
+
+    def well_formed(self, trajectory):
+        return True
+
+
+class NoName(Whole):
+    name = None  # type: ignore[assignment]
+
+
+class NoStop(Whole):
+    stop = None  # type: ignore[assignment]
+
+
+class OneStop(Whole):
+    stop = "\n"  # type: ignore[assignment]
+
+
+class NoTags(Whole):
+    tags = None  # type: ignore[assignment]
+
+
+class NoObserved(Whole):
+    observed = "Found:"  # type: ignore[assignment]
+
+
+class EndlessTag(Whole):
+    tags = ("Search:", "# ")
+
+
+class OneCharacter(Whole):
+    tags = ("#",)
+
+
+class Half(Method):
+    name = "half"
+
+    def prompt(self, question):
+        return question
+
+
+HERE = __name__
+
+
+@pytest.mark.parametrize(
+    ("kind", "says"),
+    [
+        ("NoName", "`name`, a text; got None"),
+        ("NoStop", "`stop`, a tuple of texts; got None"),
+        ("OneStop", "`stop`, a tuple of texts; got"),
+        ("NoTags", "`tags`, a tuple of texts; got None"),
+        ("NoObserved", "`observed`, a compiled regular expression; got 'Found:'"),
+        ("EndlessTag", r"\['# '\]. A tag needs two characters or more"),
+        ("OneCharacter", r"\['#'\]. A tag needs two characters or more"),
+        ("Half", "does not define: parse, render, reward, well_formed"),
+    ],
+)
+def test_a_method_that_is_not_whole_is_refused_when_it_is_loaded(kind, says):
+    with pytest.raises(ConfigError, match=says):
+        load_method(f"{HERE}.{kind}")
+
+
+def test_an_attribute_that_is_not_there_at_all_is_refused(monkeypatch):
+    for attribute in ("name", "stop", "tags", "observed"):
+        with monkeypatch.context() as patch:
+            patch.delattr(Whole, attribute)
+            with pytest.raises(ConfigError, match=f"needs the attribute `{attribute}`"):
+                load_method(f"{HERE}.Whole")
+    assert isinstance(load_method(f"{HERE}.Whole"), Whole)
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_our_methods_are_whole(name):
+    method = load_method(name)
+    assert check_method(method) is method
+
+
+@contextmanager
+def seconds(most: float):
+    def late(*_):
+        raise TimeoutError(f"not done after {most} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.setitimer(signal.ITIMER_REAL, most)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+words = st.lists(st.text("a# \n", max_size=4), min_size=1, max_size=6)
+
+
+@given(words, words)
+@example(["# "], ["# "])
+def test_neutralizing_ends_for_every_text_and_every_list_of_forbidden_strings(forbidden, between):
+    text = "".join(part for pair in zip_longest(forbidden, between, fillvalue="") for part in pair)
+    with seconds(5):
+        clean = neutralize(text, forbidden)
+    assert not any(word in clean for word in forbidden if breakable(word))
+    assert clean.replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.fixture
+def prompt_file(tmp_path, monkeypatch):
+    """A prompt named from the directory where the run starts; returns its name and text."""
+    text = "Price: $$5, $${braces}, ${question}s of $question\n\n"
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here" / "p.txt").write_text(text)
+    monkeypatch.chdir(tmp_path / "here")
+    return "p.txt", text
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_a_prompts_text_is_an_option_like_its_file(name, prompt_file, tmp_path, monkeypatch):
+    file, text = prompt_file
+    options = {"template": BASE.get(name, "base")}
+    expected = load_method(name, prompt_file=file, **options).prompt("Who?")
+    told = expected if isinstance(expected, str) else expected[-1]["content"]
+    assert told.startswith("Price: $5, ${braces}, Who?s of Who?")
+    assert load_method(name, prompt=text, **options).prompt("Who?") == expected
+    carried = with_prompt_texts(name, {"prompt_file": file, **options})
+    monkeypatch.chdir(tmp_path)
+    assert set(carried) == {"prompt", "template"}
+    assert load_method(name, **carried).prompt("Who?") == expected
+    with pytest.raises(ConfigError, match="the text of a prompt or its file, not both"):
+        load_method(name, prompt=text, prompt_file=file, **options)
+    with pytest.raises(ConfigError, match=r"must contain \$question"):
+        load_method(name, prompt="no question", **options)
+
+
+def test_the_rewriters_prompt_travels_too(prompt_file):
+    carried = with_prompt_texts("r1_searcher_pp", {"rewrite_prompt_file": prompt_file[0], "group": False})
+    assert set(carried) == {"rewrite_prompt", "group"}
+    assert load_method("r1_searcher_pp", **carried).name == "r1_searcher_pp"
+
+
+def test_a_method_without_the_option_keeps_its_file(monkeypatch):
+    def __init__(self, prompt_file):
+        pass
+
+    monkeypatch.setattr(Whole, "__init__", __init__)
+    assert with_prompt_texts(f"{HERE}.Whole", {"prompt_file": str(Path("p.txt"))}) == {"prompt_file": "p.txt"}

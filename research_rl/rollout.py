@@ -28,6 +28,9 @@ Generate = Callable[[list[int], int, tuple[str, ...]], Awaitable[Generation]]  #
 SearchFunction = Callable[[list[str], int], Awaitable[list[list[Passage]]]]  # (queries, top-k)
 
 
+_ATTEMPTS = 8  # widths tried to shorten an observation; three or four do
+
+
 class Codec(Protocol):
     """What the rollout needs of a tokenizer (`research_rl.codec` makes it from a Hugging Face one)."""
 
@@ -143,23 +146,47 @@ def _check(generation: Generation, limit: int) -> None:
         )
 
 
-def _observe(
-    method: Method, codec: Codec, results: list[list[Passage]], limit: int | None
-) -> tuple[str, list[int], tuple[Passage, ...]]:
-    """Return the observation's text, ids and passages; passages are shortened evenly until the whole fits in `limit` tokens."""
-    forbidden = (*method.tags, *codec.special_tokens)
-    clean = [[replace(passage, contents=neutralize(passage.contents, forbidden)) for passage in row] for row in results]
+_Shown = tuple[str, list[int], tuple[Passage, ...]]  # an observation's text, ids and passages
 
-    def render(width: int | None) -> tuple[str, list[int], tuple[Passage, ...]]:
-        cut = [[replace(passage, contents=passage.contents[:width]) for passage in row] for row in clean]
+
+def _observe(method: Method, codec: Codec, results: list[list[Passage]], limit: int | None) -> _Shown:
+    """Return the observation; passages are shortened evenly until the whole fits in `limit` tokens."""
+    forbidden = (*method.tags, *codec.special_tokens)
+
+    def render(width: int | None) -> _Shown:
+        # cut, then neutralised: whatever a cut leaves behind is neutralised, too, and what is cut off costs nothing
+        cut = [[replace(one, contents=neutralize(one.contents[:width], forbidden)) for one in row] for row in results]
         text = method.render(cut)
         return text, codec.encode(text), tuple(passage for row in cut for passage in row)
 
-    shown = render(None)
-    if limit is None or len(shown[1]) <= limit:
-        return shown
-    low, high = 0, max((len(passage.contents) for row in clean for passage in row), default=0)
-    while low < high:  # the widest cut that fits; width 0 is shown even if the bare tags exceed the limit
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if len(render(middle)[1]) <= limit else (low, middle - 1)
-    return render(low)
+    if limit is None:
+        return render(None)
+    return _shortened(render, [len(passage.contents) for row in results for passage in row], limit)
+
+
+def _shortened(render: Callable[[int], _Shown], lengths: Sequence[int], limit: int) -> _Shown:
+    """Return the observation whole if it fits, else cut to a width at which it fills `limit` tokens almost; width 0 is always shown.
+
+    Encoding is what costs (the event loop waits for it): texts that cannot fit are never encoded whole, and each width is an estimate
+    from the one before.
+    """
+    longest, best = max(lengths, default=0), render(0)
+    bare, slack = len(best[1]), max(limit // 50, len(lengths))
+    low, high = 0, longest  # the widest cut that is known to fit, and the widest that may
+    width = longest if sum(lengths) <= 8 * limit else min(longest, 4 * limit // len(lengths))  # a token has about 4 characters
+    for _ in range(_ATTEMPTS):
+        if low == high or bare >= limit:
+            break
+        shown = render(width)
+        room = limit - len(shown[1])
+        if room < 0:
+            high = width - 1
+        else:
+            low, best = width, shown
+        if high < longest and limit - len(best[1]) <= slack:
+            break
+        # just below the limit, or, once that is reached, just above it: the whole may be hardly longer, and then it fits
+        goal = limit + slack if 0 <= room <= slack else limit - slack // 2
+        guess = width * (goal - bare) // max(len(shown[1]) - bare, 1)
+        width = min(max(guess, low + 1), high)
+    return best

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, breakable, check_method, load_method, method_names, neutralize, with_prompt_texts
-from research_rl.types import Invalid, Reward
+from research_rl.types import Invalid, Passage, Reward
 
 BASE = {"search_o1": "chat", "r1_searcher_pp": "base"}  # the template that has a $question, where it is not the default
 
@@ -137,6 +137,20 @@ def test_neutralizing_ends_for_every_text_and_every_list_of_forbidden_strings(fo
         clean = neutralize(text, forbidden)
     assert not any(word in clean for word in forbidden if breakable(word))
     assert clean.replace(" ", "") == text.replace(" ", "")
+
+
+@given(
+    st.sampled_from(method_names()),
+    st.lists(st.sampled_from(["<", "</", ">", "|>", "1 ", "\n", "tag", "Doc"]), max_size=12),
+    st.data(),
+)
+def test_a_cut_passage_cannot_speak_with_a_tag_either(name, texts, data):
+    method = load_method(name)
+    text = "".join(data.draw(st.sampled_from(method.tags)) if part == "tag" else part for part in texts)
+    bare = method.render([[Passage("", ""), Passage("", "")]])
+    for width in range(len(text) + 1):
+        observation = method.render([[Passage("", neutralize(text[:width], method.tags))] * 2])
+        assert [observation.count(tag) for tag in method.tags] == [bare.count(tag) for tag in method.tags]
 
 
 @pytest.fixture

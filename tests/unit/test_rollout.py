@@ -13,13 +13,15 @@ from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, trainers
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from transformers import PreTrainedTokenizerFast
 
-from research_rl.codec import HFCodec
+from data_preprocess.world.world import World
+from research_rl.codec import HFCodec, load_codec
 from research_rl.errors import GenerationError, RetrievalError
 from research_rl.methods.base import neutralize
 from research_rl.methods.research import ReSearch
 from research_rl.methods.search_r1 import SearchR1
 from research_rl.rollout import Generation, rollout
 from research_rl.types import Budget, Invalid, Passage, StopReason
+from tests.models import WEIGHTS
 
 METHOD = ReSearch()
 EOS = "<|endoftext|>"
@@ -194,6 +196,54 @@ def test_an_observation_budget_shortens_passages_and_keeps_the_tags():
     assert observation.startswith(" <result>\n")
     assert observation.endswith("\n</result>")
     assert len(trajectory.turns[0].passages) == 2
+
+
+class Counted:
+    """A codec that counts the characters that it encodes."""
+
+    def __init__(self, codec: HFCodec) -> None:
+        self._codec, self.eos_ids, self.special_tokens, self.decode = codec, codec.eos_ids, codec.special_tokens, codec.decode
+        self.characters: list[int] = []
+
+    def encode(self, text: str) -> list[int]:
+        self.characters.append(len(text))
+        return self._codec.encode(text)
+
+
+LONG = [" ".join(passage["contents"] for passage in World(seed, 0.3).passages())[:20_000] for seed in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("limit", [40, 300, 1_000])
+def test_long_passages_are_shortened_evenly_to_fill_the_limit_and_are_never_encoded_whole(limit):
+    codec = Counted(load_codec(WEIGHTS))
+    search, answer = codec.encode("<search> who</search>"), codec.encode("x")
+    codec.characters.clear()
+    trajectory, _ = run(codec, [search, answer], LONG, Budget(5_000, observation_tokens=limit))
+    sizes, turn = codec.characters.copy(), trajectory.turns[0]
+    assert 0.9 * limit <= len(codec.encode(turn.observation)) <= limit
+    assert len({len(passage.contents) for passage in turn.passages}) == 1
+    assert all(long.startswith(passage.contents) for long, passage in zip(LONG, turn.passages, strict=True))
+    assert len(sizes) <= 10
+    assert sum(sizes) <= 30 * limit
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(seed=st.integers(0, 40), passages=st.lists(texts, min_size=1, max_size=4), limit=st.integers(1, 400))
+def test_passages_that_fit_are_whole_and_others_are_cut_at_one_width(seed, passages, limit):
+    codec = random_codec(seed)
+    forbidden = (*METHOD.tags, *codec.special_tokens)
+    whole = METHOD.render([[Passage("", neutralize(text, forbidden)) for text in passages]])
+    turns = [codec.encode("<search>q</search>"), codec.encode("x")]
+    trajectory, _ = run(codec, turns, passages, Budget(100_000, observation_tokens=limit, top_k=4))
+    turn = trajectory.turns[0]
+    bare = METHOD.render([[Passage("", "") for _ in passages]])
+    if len(codec.encode(whole)) <= limit:
+        assert turn.observation == whole
+    else:
+        assert len(codec.encode(turn.observation)) <= max(limit, len(codec.encode(bare)))
+        shown = [passage.contents for passage in turn.passages]
+        cuts = ([neutralize(text[:width], forbidden) for text in passages] for width in range(max(map(len, passages)) + 1))
+        assert shown in cuts
 
 
 def test_an_outage_is_raised_and_never_becomes_a_trajectory():

@@ -24,16 +24,6 @@ class Passage:
 
 
 @dataclass(frozen=True)
-class QAExample:
-    """A question with its golden answers, aliases included."""
-
-    id: str
-    question: str
-    golden_answers: tuple[str, ...]
-    data_source: str = ""
-
-
-@dataclass(frozen=True)
 class Search:
     """The policy asked for a search."""
 
@@ -64,7 +54,6 @@ class StopReason(StrEnum):
     MAX_SEARCHES = "max_searches"  # the policy asked for one search more than its budget; the last query was not sent
     MAX_TOKENS = "max_tokens"  # a budget of tokens ran out; the last turn may end in the middle of a tag
     NO_ACTION = "no_action"  # the policy ended its turn without a search or an answer
-    RETRIEVAL_FAILED = "retrieval_failed"  # an outage: this trajectory must never be scored
 
 
 @dataclass(frozen=True)
@@ -126,13 +115,22 @@ class Trajectory:
         return "".join(turn.text + turn.observation for turn in self.turns)
 
     def to_json(self) -> dict[str, Any]:
-        """Return a JSON-ready record of the turns, without token ids."""
+        """Return a JSON-ready record of the turns, without token ids.
+
+        Passages are told by id: their text stands in the observation, as it was shown, and in the index, with the scores of the query.
+        """
         return {
             "question": self.question,
             "stop_reason": str(self.stop_reason),
             "ended_with_eos": self.ended_with_eos,
             "turns": [
-                asdict(turn) | {"action": {"kind": type(turn.action).__name__} | asdict(turn.action)} for turn in self.turns
+                {
+                    "text": turn.text,
+                    "action": {"kind": type(turn.action).__name__} | asdict(turn.action),
+                    "observation": turn.observation,
+                    "passages": [passage.id for passage in turn.passages],
+                }
+                for turn in self.turns
             ],
         }
 

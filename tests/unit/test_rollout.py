@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import string
 
@@ -182,6 +183,18 @@ def test_the_stop_reason_says_why_a_rollout_ended(turns, budget, stop):
 def test_a_search_beyond_the_budget_is_not_sent():
     trajectory, _ = run(CODEC, [SEARCH, SEARCH], ["p"], Budget(500, searches=1))
     assert trajectory.searches == ["who"]
+
+
+def test_a_record_holds_each_passage_once_and_repeats_the_observation_from_the_index():
+    index = {str(number): f"Title {number}\nLong text {number} of </result> a passage." for number in range(3)}
+    trajectory, _ = run(CODEC, [SEARCH, [*ANSWER, EOS_ID]], index.values(), Budget(2_000))
+    record = json.loads(json.dumps(trajectory.to_json()))
+    assert [turn["passages"] for turn in record["turns"]] == [["0", "1", "2"], []]
+    assert json.dumps(record).count("Long text 1") == 1
+    forbidden = (*METHOD.tags, *CODEC.special_tokens)
+    shown = [[Passage(name, neutralize(index[name], forbidden)) for name in turn["passages"]] for turn in record["turns"]]
+    assert METHOD.render(shown[:1]) == record["turns"][0]["observation"]
+    assert "".join(turn["text"] + turn["observation"] for turn in record["turns"]) == trajectory.text
 
 
 def test_an_observation_that_does_not_fit_is_left_out_whole():

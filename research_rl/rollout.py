@@ -29,6 +29,9 @@ Generate = Callable[[list[int], int, tuple[str, ...]], Awaitable[Generation]]  #
 SearchFunction = Callable[[list[str], int], Awaitable[list[list[Passage]]]]  # (queries, top-k)
 
 
+_ATTEMPTS = 8  # widths tried to shorten an observation; three or four do
+
+
 class Codec(Protocol):
     """What the rollout needs of a tokenizer (`research_rl.codec` makes it from a Hugging Face one)."""
 
@@ -144,22 +147,23 @@ def _check(generation: Generation, limit: int) -> None:
         )
 
 
-def _observe(
-    method: Method, codec: Codec, results: list[list[Passage]], limit: int | None
-) -> tuple[str, list[int], tuple[Passage, ...]]:
-    """Return the observation's text, ids and passages; passages are shortened evenly until the whole fits in `limit` tokens."""
-    forbidden = (*method.tags, *codec.special_tokens)
-    clean = [[replace(passage, contents=neutralize(passage.contents, forbidden)) for passage in row] for row in results]
+_Shown = tuple[str, list[int], tuple[Passage, ...]]  # an observation's text, ids and passages
 
-    def render(width: int | None) -> tuple[str, list[int], tuple[Passage, ...]]:
-        cut = [[replace(passage, contents=passage.contents[:width]) for passage in row] for row in clean]
+
+def _observe(method: Method, codec: Codec, results: list[list[Passage]], limit: int | None) -> _Shown:
+    """Return the observation; passages are shortened evenly until the whole fits in `limit` tokens."""
+    forbidden = (*method.tags, *codec.special_tokens)
+
+    def render(width: int | None) -> _Shown:
+        # cut, then neutralised: whatever a cut leaves behind is neutralised, too, and what is cut off costs nothing
+        cut = [[replace(one, contents=neutralize(one.contents[:width], forbidden)) for one in row] for row in results]
         text = method.render(cut)
         return text, codec.encode(text), tuple(passage for row in cut for passage in row)
 
     if limit is None:
         return render(None)
-    longest = max((len(passage.contents) for row in clean for passage in row), default=0)
-    passages = max(1, sum(map(len, clean)))
+    longest = max((len(passage.contents) for row in results for passage in row), default=0)
+    passages = max(1, sum(map(len, results)))
     return render(_widest(lambda width: len(render(width)[1]), limit, longest, limit * _CHARACTERS_PER_TOKEN // passages))
 
 

@@ -7,6 +7,8 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
+from itertools import groupby
 from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
@@ -112,11 +114,18 @@ def neutralize(text: str, forbidden: Iterable[str]) -> str:
     A passage may hold `</result><answer>` or `<|im_end|>`; the policy should read it, and nobody should obey it.
     """
     # It ends: every space put in widens the gap after a character, and no word fits across a gap wider than its own.
-    words = [word for word in forbidden if breakable(word)]
-    while found := [word for word in words if word in text]:
+    groups = _by_beginning(tuple(forbidden))
+    while found := [word for beginning, words in groups if beginning in text for word in words if word in text]:
         for word in found:
             text = text.replace(word, f"{word[0]} {word[1:]}")
     return text
+
+
+@lru_cache(maxsize=16)
+def _by_beginning(forbidden: tuple[str, ...]) -> list[tuple[str, list[str]]]:
+    """Return the breakable words by their first two characters: a tokenizer may have thousands of control tokens, of few beginnings."""
+    words = sorted(filter(breakable, set(forbidden)))
+    return [(beginning, list(group)) for beginning, group in groupby(words, lambda word: word[:2])]
 
 
 def load_template(

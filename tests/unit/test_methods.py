@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 import signal
 from contextlib import contextmanager
+from itertools import zip_longest
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, breakable, check_method, load_method, method_names, neutralize, with_prompt_texts
-from research_rl.types import Invalid, Reward
+from research_rl.types import Invalid, Passage, Reward
 
 BASE = {"search_o1": "chat", "r1_searcher_pp": "base"}  # the template that has a $question, where it is not the default
 
@@ -125,15 +126,31 @@ def seconds(most: float):
         signal.signal(signal.SIGALRM, before)
 
 
-pieces = st.text("a#< \t\n", max_size=6)
+words = st.lists(st.text("a# \n", max_size=4), min_size=1, max_size=6)
 
 
-@given(st.text("a#< \t\n", max_size=40), st.lists(pieces, max_size=6))
-def test_neutralizing_ends_for_every_text_and_every_list_of_forbidden_strings(text, forbidden):
+@given(words, words)
+@example(["# "], ["# "])
+def test_neutralizing_ends_for_every_text_and_every_list_of_forbidden_strings(forbidden, between):
+    text = "".join(part for pair in zip_longest(forbidden, between, fillvalue="") for part in pair)
     with seconds(5):
         clean = neutralize(text, forbidden)
     assert not any(word in clean for word in forbidden if breakable(word))
     assert clean.replace(" ", "") == text.replace(" ", "")
+
+
+@given(
+    st.sampled_from(method_names()),
+    st.lists(st.sampled_from(["<", "</", ">", "|>", "1 ", "\n", "tag", "Doc"]), max_size=12),
+    st.data(),
+)
+def test_a_cut_passage_cannot_speak_with_a_tag_either(name, texts, data):
+    method = load_method(name)
+    text = "".join(data.draw(st.sampled_from(method.tags)) if part == "tag" else part for part in texts)
+    bare = method.render([[Passage("", ""), Passage("", "")]])
+    for width in range(len(text) + 1):
+        observation = method.render([[Passage("", neutralize(text[:width], method.tags))] * 2])
+        assert [observation.count(tag) for tag in method.tags] == [bare.count(tag) for tag in method.tags]
 
 
 @pytest.fixture

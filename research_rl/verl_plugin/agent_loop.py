@@ -86,9 +86,8 @@ class SearchAgentLoop(AgentLoopBase):
         self._budget = self._settings.budget(self.rollout_config.response_length)
 
     @property
-    def _codec(
-        self,
-    ) -> HFCodec:  # not made in the constructor: what is wrong with it must end the run, as anything in `run` does
+    def _codec(self) -> HFCodec:
+        # not made in the constructor, so that what is wrong with it ends the run, as anything in `run` does
         return _once_per(self.tokenizer, self._load_codec)
 
     def _load_codec(self, tokenizer: Any) -> HFCodec:

@@ -24,9 +24,18 @@ def _check_recipes_first(module) -> None:
     original = module.validate_config
 
     def validate_config(config, *args, **kwargs):
+        from research_rl.errors import ConfigError, DataError, MissingExtraError, RetrievalError
         from research_rl.verl_plugin.checks import check_config
 
-        check_config(config)
+        try:
+            check_config(config)
+        except (
+            ConfigError,
+            DataError,
+            MissingExtraError,
+            RetrievalError,
+        ) as error:  # a user's mistake: its cause, no traceback
+            raise SystemExit(f"{type(error).__name__}: {error}") from None
         return original(config, *args, **kwargs)
 
     module.validate_config = validate_config

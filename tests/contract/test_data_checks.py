@@ -174,6 +174,7 @@ def test_verls_own_command_ends_with_the_error_before_it_starts_ray(files):
     assert done.returncode != 0
     assert "DataError" in done.stderr
     assert "train.parquet: 2 of 40 prompts are longer" in done.stderr
+    assert "Traceback" not in done.stderr
     assert "Started a local Ray instance" not in done.stderr
 
 

@@ -104,6 +104,7 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
     first = server.parameters[0]
     assert first["stop"] == ["</search>"]
     assert first["include_stop_str_in_output"] is True
+    assert first["skip_special_tokens"] is False  # a stop string that is a special token is looked for in the text
     assert first["max_tokens"] == 200
     rollout = output.extra_fields.pop("rollout")  # the worker scores and writes it once the whole group is there
     assert rollout.trajectory.searches == ["who"]

@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from quickstart.progress import follow
-from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
+from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError, WrongServiceError
 from research_rl.training.processes import start, tail
 from research_rl.training.train import Job, stages_of
 from research_rl.training.train import train as run_recipe
@@ -82,7 +82,7 @@ def _failure(log: Path, logged: int, code: int) -> Exception:
         file.seek(logged)
         lines = file.read().splitlines()
     for line in reversed(lines):
-        for kind in (RetrievalError, ConfigError, DataError, GenerationError):
+        for kind in (RetrievalError, WrongServiceError, ConfigError, DataError, GenerationError):
             _, found, message = line.partition(f"{kind.__name__}: ")
             if found:
                 return kind(message)

@@ -23,6 +23,10 @@ class RetrievalError(ConnectionError):
     """The retrieval service could not answer. An outage of the infrastructure, never a fault of the policy."""
 
 
+class WrongServiceError(RetrievalError):
+    """The service refuses every query (a wrong token), or what answers is none. Waiting cannot help."""
+
+
 class QueryFailedError(RetrievalError):
     """The service answers other queries, but refuses this one or fails on it. No outage: asking again changes nothing."""
 

@@ -3,7 +3,7 @@
 An outage is waited out: connection errors, time-outs, 429 and 5xx are retried with jittered exponential back-off until the deadline.
 Then, and for any other refusal, `RetrievalError` is raised. It never returns an empty result in place of an error.
 
-How long an outage lasts is told by `outage_s`: from the first failure after a success to now. A service that nobody asks has no outage.
+How long an outage lasts is told by `outage_s`: from the first failure after a success to now. Silence alone, while nobody asks, is none.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import httpx
 import tenacity
 
-from research_rl.errors import ConfigError, QueryFailedError, RetrievalError
+from research_rl.errors import ConfigError, QueryFailedError, RetrievalError, WrongServiceError
 from research_rl.types import Passage
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
@@ -85,8 +85,9 @@ class RetrievalClient:
         """Return, per query, at most `top_k` passages, best first.
 
         Raises:
-            QueryFailedError: the service refuses these queries; others it may answer.
-            RetrievalError: no valid answer before the deadline, or a refusal that retrying cannot change. The message names the URL.
+            QueryFailedError: the service refuses these queries, or fails on them while it answers others.
+            WrongServiceError: it refuses every query, or answers in another format.
+            RetrievalError: no answer before the deadline: an outage. Each message names the URL.
         """
         settings = self.settings
         failure: BaseException | None = None
@@ -143,7 +144,7 @@ class RetrievalClient:
             raise _Unavailable(f"HTTP {response.status_code}")
         if response.status_code != 200:
             wrong_query = 400 <= response.status_code < 500 and response.status_code not in _WRONG_SERVICE
-            raise (QueryFailedError if wrong_query else RetrievalError)(
+            raise (QueryFailedError if wrong_query else WrongServiceError)(
                 f"{self.settings.url}/batch_search refused {len(queries)} queries with HTTP {response.status_code}: {response.text[:300]}"
             )
         return self._decode(response, len(queries))
@@ -156,11 +157,11 @@ class RetrievalClient:
                 for row, row_scores in zip(documents, scores, strict=True)
             ]
         except (ValueError, TypeError, KeyError) as error:
-            raise RetrievalError(
+            raise WrongServiceError(
                 f"{self.settings.url}/batch_search answered something that is not ReSearch's format: {response.text[:200]!r} ({error!r})"
             ) from error
         if len(results) != expected:
-            raise RetrievalError(f"{self.settings.url}/batch_search answered {len(results)} results to {expected} queries")
+            raise WrongServiceError(f"{self.settings.url}/batch_search answered {len(results)} results to {expected} queries")
         return results
 
     async def close(self) -> None:

@@ -29,9 +29,6 @@ Generate = Callable[[list[int], int, tuple[str, ...]], Awaitable[Generation]]  #
 SearchFunction = Callable[[list[str], int], Awaitable[list[list[Passage]]]]  # (queries, top-k)
 
 
-_ATTEMPTS = 8  # widths tried to shorten an observation; three or four do
-
-
 class Codec(Protocol):
     """What the rollout needs of a tokenizer (`research_rl.codec` makes it from a Hugging Face one)."""
 

@@ -121,13 +121,14 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
     content = load_recipe(recipe)
     cpu = "on_cpu" in (content.get("defaults") or [])
     experiment = (content.get("trainer") or {}).get("experiment_name", recipe.stem)
-    model = None
+    only_measures = any(override_key(part) == "trainer.val_only" and yaml.safe_load(part.partition("=")[2]) for part in others)
+    model, ended_early = None, False
     for number, stage in enumerate(stages or [None]):
         directory = run_dir / stage.name if stage else run_dir
         checkpoints = directory / "checkpoints"
         command = [
             *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
-            *(_stage_overrides(stage, directory, number, model, experiment) if stage else []),
+            *(_stage_overrides(stage, directory, number, model, experiment, ended_early) if stage else []),
             *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is the first stage's
         ]  # fmt: skip
         environment = {
@@ -136,6 +137,10 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
             "TENSORBOARD_DIR": str(directory / "tensorboard"),
         }  # fmt: skip
         end = _end(stage, content, others)
+        if only_measures and (not _is_done(directory, end) or number >= len(stages) - 1):
+            directory.mkdir(parents=True, exist_ok=True)
+            yield Job(stage.name if stage else "", directory, command, environment)
+            return  # nothing was trained, so nothing is done
         if not _is_done(directory, end):
             if (directory / DONE).is_file():  # it is to go on
                 if later := [after.name for after in stages[number + 1 :] if (run_dir / after.name).is_dir()]:
@@ -156,6 +161,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
                 json.dumps({"step": last_step(checkpoints), "ended_by_metric": (checkpoints / ENDED).is_file(), "end": end}),
             )
         model = _model_of(checkpoints, stage if number < len(stages) - 1 else None)
+        ended_early = (checkpoints / ENDED).is_file()
 
 
 def _end(stage: Stage | None, content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
@@ -172,9 +178,10 @@ def _is_done(directory: Path, end: Mapping[str, Any]) -> bool:
     if not (directory / DONE).is_file():
         return False
     done = json.loads((directory / DONE).read_text(encoding="utf-8"))
+    before = done.get("end", end)
     length = "steps" if "steps" in end else "total_training_steps"
-    only_length = {**done["end"], length: end[length]} == end
-    longer = end[length] != done["end"][length] and not (done["step"] and end[length] and end[length] <= done["step"])
+    only_length = {**before, length: end[length]} == end
+    longer = end[length] != before[length] and not (done["step"] and end[length] and end[length] <= done["step"])
     return only_length and (not longer or done["ended_by_metric"])
 
 
@@ -209,8 +216,12 @@ def override_key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | None, experiment: str) -> list[str]:
+def _stage_overrides(
+    stage: Stage, directory: Path, number: int, model: Path | None, experiment: str, ended_early: bool = False
+) -> list[str]:
+    """Return what a stage sets; `ended_early`: the one before was ended by its metric, and so not measured at its end."""
     until = {key: value for key, value in vars(stage.until).items() if key != "steps" and stage.until.metric}
+    step = last_step(directory / "checkpoints")
     settings: dict[str, Any] = {
         "research_rl.stage": stage.name,
         "trainer.experiment_name": f"{experiment}-{stage.name}",
@@ -218,8 +229,9 @@ def _stage_overrides(stage: Stage, directory: Path, number: int, model: Path | N
         "trainer.default_local_dir": str(directory / "checkpoints"),
         "trainer.total_training_steps": stage.until.steps,
         "hydra.run.dir": str(directory / "hydra"),
-        # the model before a later stage is the one after the stage before; a stage that is run again at its end is to be measured again
-        **({"trainer.val_before_train": last_step(directory / "checkpoints") == stage.until.steps} if number else {}),
+        # the model before a later stage is the one after the stage before, which verl measured if it went on to its last step; a stage that
+        # is run again at its end is to be measured again
+        **({"trainer.val_before_train": step == stage.until.steps or (ended_early and step is None)} if number else {}),
         **({MODEL: str(model)} if number else {}),
         **stage.overrides,
     }

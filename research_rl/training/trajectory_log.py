@@ -109,12 +109,13 @@ class TrajectoryReader:
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
         self._offsets: dict[str, int] = {}  # bytes read of each file, uncompressed
+        self._finished: set[str] = set()  # read to the end of their compressed form, which does not grow
         self._records: list[dict[str, Any]] = []
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Yield the records written since the last call, oldest file first."""
         files = [path.name for end in ("jsonl", "jsonl.gz") for path in self._directory.glob(f"[!.]*.{end}")]
-        for name in sorted({file.removesuffix(".gz") for file in files}):
+        for name in sorted({file.removesuffix(".gz") for file in files} - self._finished):
             text = self._rest(name)
             whole = text[: text.rfind(b"\n") + 1]  # what follows the last line break is still being written, or was cut off
             self._offsets[name] = self._offsets.get(name, 0) + len(whole)
@@ -126,9 +127,12 @@ class TrajectoryReader:
             try:
                 with opened(path, "rb") as file:
                     file.seek(offset)
-                    return file.read()
+                    text = file.read()
             except FileNotFoundError:  # compressed in the meantime
                 continue
+            if opened is gzip.open:
+                self._finished.add(name)
+            return text
         return b""
 
     def records(self) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from research_rl.codec import HFCodec, load_codec
-from research_rl.errors import DataError, QueryFailedError, RetrievalError, missing_extra
+from research_rl.errors import DataError, QueryFailedError, RetrievalError, WrongServiceError, missing_extra
 from research_rl.methods.base import Method
 from research_rl.questions import question_of
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
@@ -55,7 +55,7 @@ def log_for(directory: str, attempt: float, share: float) -> TrajectoryLog:
 
 
 class _Fatal:
-    """The first unrecoverable failure of this process; it ends the run as soon as more rollouts are asked for, or a validation ends.
+    """The first unrecoverable failure of this process; the manager asks all of them, and ends the run (see `fail_if_failed`).
 
     verl only logs what a loop raises and, with `sync_refill_failed_groups`, tries the next question: for ever, if nothing ends the run.
     """
@@ -122,16 +122,15 @@ class SearchAgentLoop(AgentLoopBase):
 
         async def complete(messages: list[Message]) -> str:
             memory = self._settings.memory()
-            limit = min(memory.max_tokens, self.rollout_config.response_length)
-            asked = {**sampling_params, "temperature": memory.temperature}
-            output = await self.server_manager.generate(
-                request_id=uuid4().hex,
-                # a base model without a chat template is asked in plain text
-                prompt_ids=self._codec.encode_prompt(
-                    messages if getattr(self.tokenizer, "chat_template", None) else messages[-1]["content"] + "\n"
-                ),
-                sampling_params=_sampling(asked, limit, ()),
-            )
+            # a base model without a chat template is asked in plain text
+            asked = messages if getattr(self.tokenizer, "chat_template", None) else messages[-1]["content"] + "\n"
+            ids = self._codec.encode_prompt(asked)
+            context = self.rollout_config.max_model_len or len(ids) + memory.max_tokens
+            limit = min(memory.max_tokens, self.rollout_config.response_length, context - len(ids))
+            if limit < 1:
+                return ""  # too long to be rewritten: this one path is not accepted
+            parameters = _sampling({**sampling_params, "temperature": memory.temperature}, limit, ())
+            output = await self.server_manager.generate(request_id=uuid4().hex, prompt_ids=ids, sampling_params=parameters)
             ids = [number for number in output.token_ids if number not in self._codec.eos_ids]
             return self._codec.decode(ids)
 
@@ -223,19 +222,13 @@ class _SearchAgentLoopWorker(_Worker):
         self._failed_queries = FailedQueries(self._settings.max_failed_query_share)
         self._unmeasured = 0  # questions of the validation under way that were dropped
 
-    async def generate_sequences(self, batch: Any) -> None:
+    async def fail_if_failed(self) -> None:
+        """Raise the failure that ends the run, if there was one."""
         if _Fatal.error is not None:
             raise _Fatal.error
-        await super().generate_sequences(batch)
 
-    async def after_validation(self) -> int:
-        """Return how many questions the validation has lost to failed searches.
-
-        Raises:
-            Exception: the failure that ends the run.
-        """
-        if _Fatal.error is not None:
-            raise _Fatal.error
+    async def lost_questions(self) -> int:
+        """Return how many questions the validation that has ended lost to failed searches."""
         lost, self._unmeasured = self._unmeasured, 0
         return lost
 
@@ -275,7 +268,7 @@ class _SearchAgentLoopWorker(_Worker):
             except RetrievalError as too_many:
                 return too_many
             return None
-        if isinstance(error, RetrievalError):
+        if isinstance(error, RetrievalError) and not isinstance(error, WrongServiceError):
             client = retrieval_client(self._settings, row)
             return error if client.outage_s > self._settings.max_tolerated_outage_s else None
         return error
@@ -327,13 +320,18 @@ class SearchAgentLoopManager(AgentLoopManagerTQ):
         super().__init__(*args, **kwargs)
         self.agent_loop_workers_class = ray.remote(_SearchAgentLoopWorker)
 
-    def after_validation(self) -> int:
-        """Return how many questions the validation that has just ended lost to failed searches.
+    def generate_sequences(self, prompts: Any) -> None:
+        self.fail_if_failed()
+        super().generate_sequences(prompts)
 
-        Raises:
-            Exception: a worker met a failure that ends the run.
-        """
+    def fail_if_failed(self) -> None:
+        """Raise the failure that ends the run, if a worker met one. The trainer's calls ask: for more rollouts, after a validation, and
+        at the end of every step; verl itself would give the lost rollouts to other workers."""
         try:
-            return sum(ray.get([worker.after_validation.remote() for worker in self.agent_loop_workers]))
+            ray.get([worker.fail_if_failed.remote() for worker in self.agent_loop_workers])
         except RayTaskError as error:
             raise error.cause from None
+
+    def lost_questions(self) -> int:
+        """Return how many questions the validation that has just ended lost to failed searches."""
+        return sum(ray.get([worker.lost_questions.remote() for worker in self.agent_loop_workers]))

@@ -9,12 +9,11 @@ from typing import Any
 
 from research_rl.errors import missing_extra
 from research_rl.files import write_text
-from research_rl.training.export import say_dtype
 from research_rl.training.settings import Settings
 from research_rl.training.stages import ENDED, Progress, Until
 from research_rl.training.trajectory_log import TrajectoryReader
 from research_rl.verl_plugin.config import settings_of
-from research_rl.verl_plugin.manifest import write_manifest
+from research_rl.verl_plugin.manifest import finish_checkpoint
 
 try:
     from verl.trainer.ppo.checkpoint_callback import CheckpointCallback
@@ -35,8 +34,7 @@ class SearchCheckpoint(CheckpointCallback):
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any) -> None:
         """Write the manifest, and end the training if the stage has reached what it was to reach."""
-        write_manifest(self.config, self._settings, global_step, Path(checkpoint_dir))
-        say_dtype(Path(checkpoint_dir, "actor", "huggingface"))
+        finish_checkpoint(self.config, self._settings, global_step, Path(checkpoint_dir))
         if self._until.metric:
             self._end_if_reached(trainer, global_step)
 

@@ -17,7 +17,7 @@ from research_rl.training.stages import Until
 from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.verl_plugin.config import settings_of
 from research_rl.verl_plugin.data_checks import check_data
-from research_rl.verl_plugin.manifest import complete_last
+from research_rl.verl_plugin.manifest import finish_last
 from research_rl.verl_plugin.resuming import measure_once
 from research_rl.verl_plugin.training_checks import check_training
 
@@ -54,6 +54,10 @@ def check_config(config: Any) -> None:
         raise ConfigError(f"research_rl.until.metric={until.metric!r} is unknown; valid: {', '.join(sorted(names))}")
     if until.metric and not settings.trajectory_dir:
         raise ConfigError(f"research_rl.until.metric={until.metric} is read from trajectories: set research_rl.trajectory_dir")
+    if until.metric and not settings.trajectory_share:
+        raise ConfigError(
+            f"research_rl.until.metric={until.metric} is read from trajectories: research_rl.trajectory_share must be more than 0"
+        )
     if (memory := settings.memory()).mu and memory.rewriter.startswith("http"):
         _check_service(memory.rewriter, "/models", "rewriter (research_rl.memorisation.rewriter)")
     sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
@@ -62,7 +66,7 @@ def check_config(config: Any) -> None:
     check_training(config, settings)
     questions = check_data(config, settings)
     measure_once(config, questions)
-    complete_last(config, settings)
+    finish_last(config, settings)
     with open_dict(config):
         config.research_rl.attempt = time.time()
         config.research_rl.method_options = with_prompt_texts(settings.method, settings.method_options or {})

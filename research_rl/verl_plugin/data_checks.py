@@ -60,6 +60,7 @@ def check_data(config: Any, settings: Settings) -> int | None:
     for line in told:
         print(f"research_rl: {line}; left out")
     _check_enough(counts, data.train_batch_size)
+    _check_epochs(counts["train_files"], config)
     return counts["train_files"]
 
 
@@ -77,7 +78,18 @@ def _questions(file: str) -> list[str]:
 def _told(found: Mapping[int, int], total: int, limit: int) -> str:
     rows = ", ".join(f"row {row} ({tokens:,} tokens)" for row, tokens in list(found.items())[:_SHOWN])
     more = f" and {len(found) - _SHOWN:,} more" if len(found) > _SHOWN else ""
-    return f"{len(found):,} of {total:,} prompts are longer than data.max_prompt_length={limit}: {rows}{more}"
+    are = "is" if len(found) == 1 else "are"
+    return f"{len(found):,} of {total:,} prompts {are} longer than data.max_prompt_length={limit}: {rows}{more}"
+
+
+def _check_epochs(questions: int | None, config: Any) -> None:
+    """verl ends after `total_epochs` whatever `total_training_steps` says, without a last checkpoint and with exit code 0."""
+    steps, batch, epochs = config.trainer.total_training_steps, config.data.train_batch_size, config.trainer.total_epochs
+    if questions is not None and steps and (possible := questions // batch * epochs) < steps:
+        raise ConfigError(
+            f"trainer.total_training_steps={steps} cannot be reached: {questions:,} questions in batches of {batch} make {possible} steps "
+            f"in trainer.total_epochs={epochs}; raise it"
+        )
 
 
 def _check_enough(counts: Mapping[str, int | None], batch: int) -> None:

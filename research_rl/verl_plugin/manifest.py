@@ -12,26 +12,30 @@ import httpx
 
 from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, prompt_hash
+from research_rl.training.export import say_dtype
 from research_rl.training.settings import Settings
 from research_rl.training.train import last_step
 from research_rl.verl_plugin.config import chat_template_kwargs
 
 
-def write_manifest(config: Any, settings: Settings, step: int, checkpoint: Path) -> None:
-    """Write the manifest into a checkpoint's directory, and into the exported model's: it goes where the model goes."""
+def finish_checkpoint(config: Any, settings: Settings, step: int, checkpoint: Path) -> None:
+    """Write the manifest into a checkpoint's directory and into the exported model's (it goes where the model goes), whose configuration
+    is told the type of its weights."""
     text = json.dumps(manifest(config, settings, step), indent=1)
     if (exported := checkpoint / "actor" / "huggingface").is_dir():
         write_text(exported / MANIFEST, text)
+        say_dtype(exported)
     write_text(checkpoint / MANIFEST, text)
 
 
-def complete_last(config: Any, settings: Settings) -> None:
-    """Write the manifest of the last checkpoint if it has none: verl counts a checkpoint as the last one before it lets us write, and a
-    kill in between would leave it without for ever."""
+def finish_last(config: Any, settings: Settings) -> None:
+    """Finish the last checkpoint of a run that goes on, if it has no manifest: verl counts a checkpoint as the last one before it lets us
+    write, and a kill in between would leave it without for ever."""
     checkpoints = Path(config.trainer.default_local_dir)
     step = last_step(checkpoints)
-    if step is not None and not (checkpoints / f"global_step_{step}" / MANIFEST).is_file():
-        write_manifest(config, settings, step, checkpoints / f"global_step_{step}")
+    last = checkpoints / f"global_step_{step}"
+    if step is not None and config.trainer.resume_mode == "auto" and last.is_dir() and not (last / MANIFEST).is_file():
+        finish_checkpoint(config, settings, step, last)
 
 
 def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:

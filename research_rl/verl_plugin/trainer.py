@@ -9,6 +9,8 @@ from typing import Any
 
 import wrapt
 
+from research_rl.errors import RetrievalError
+
 
 def install(trainer_base: Any) -> None:
     """Wrap two methods of the trainer (hooked to the import of `verl.trainer.ppo.v1.trainer_base`)."""
@@ -23,6 +25,7 @@ def _compute_metrics(compute: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
         return done
     import transfer_queue as tq
 
+    trainer.agent_loop_manager.fail_if_failed()
     batch, metrics = (*args, *(kwargs[name] for name in ("batch", "metrics") if name in kwargs))[:2]
     keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
     fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
@@ -41,13 +44,17 @@ def search_metrics(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 def _validate(validate: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
     """End the run if a rollout failed for good, and tell how many questions the figures are without."""
-    metrics = validate(*args, **kwargs)
-    if "research_rl" in trainer.config:
-        metrics["validation/search/lost_questions"] = lost = trainer.agent_loop_manager.after_validation()
-        if lost:
-            print(
-                f"research_rl: THE VALIDATION at step {trainer.global_steps} LOST {lost} QUESTIONS to failed searches: "
-                "its figures are those of the rest",
-                file=sys.stderr,
-            )
-    return metrics
+    if "research_rl" not in trainer.config:
+        return validate(*args, **kwargs)
+    try:
+        metrics, error = validate(*args, **kwargs), None
+    except Exception as failed:  # verl fails where no rollout of a whole batch is there: the cause is in the workers
+        metrics, error = {}, failed
+    trainer.agent_loop_manager.fail_if_failed()
+    lost = trainer.agent_loop_manager.lost_questions()
+    told = f"the validation at step {trainer.global_steps} lost {lost} questions to failed searches"
+    if error is not None:
+        raise (RetrievalError(f"{told}, and none of a batch is left to measure") if lost else error) from error
+    if lost:
+        print(f"research_rl: {told}: ITS FIGURES ARE THOSE OF THE REST", file=sys.stderr)
+    return {**metrics, "validation/search/lost_questions": lost}

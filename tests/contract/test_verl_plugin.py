@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from research_rl.codec import HFCodec
-from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError
+from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError, WrongServiceError
 from research_rl.training.trajectory_log import read
 from research_rl.types import Passage
 from tests.models import model_like, tokenizer_like
@@ -289,12 +289,8 @@ def test_the_rollouts_of_a_question_enter_the_batch_together_or_not_at_all(run_g
 
 
 def ends_the_run(worker) -> None:
-    """Raise what the worker raises when it is asked for more, and when a validation has ended."""
-    with pytest.raises(Exception, match=r".*") as caught:
-        asyncio.run(worker.after_validation())
-    with pytest.raises(type(caught.value)):
-        asyncio.run(worker.generate_sequences(None))
-    raise caught.value
+    """Raise what the worker tells the manager that asks it."""
+    asyncio.run(worker.fail_if_failed())
 
 
 @pytest.mark.parametrize("validate", [False, True])
@@ -317,7 +313,79 @@ def test_a_log_that_cannot_be_written_costs_no_rollout(run_group, tmp_path, caps
     statuses, put = run_group([GOOD] * 4, {"trajectory_dir": str(tmp_path / "file" / "t")})
     assert (statuses, sorted(put)) == (["running", "finished"], [0, 1, 2, 3])
     assert capsys.readouterr().err.count("TRAJECTORIES CANNOT BE WRITTEN") == 1
-    asyncio.run(run_group.worker.after_validation())
+    ends_the_run(run_group.worker)
+
+
+def test_the_manager_asks_every_worker_before_it_hands_out_more(loop_module, monkeypatch):
+    handed_out = []
+
+    def get(failures):
+        for failure in failures:
+            if failure:
+                raise loop_module.RayTaskError("fail_if_failed", "traceback", failure)
+
+    def worker(failure):
+        return SimpleNamespace(fail_if_failed=SimpleNamespace(remote=lambda: failure))
+
+    monkeypatch.setattr(loop_module.ray, "get", get)
+    monkeypatch.setattr(loop_module.AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: handed_out.append(prompts))
+    manager = object.__new__(loop_module.SearchAgentLoopManager)
+    manager.agent_loop_workers = [worker(None), worker(None)]
+    manager.generate_sequences("some")
+    manager.agent_loop_workers = [worker(None), worker(ZeroDivisionError("in the second"))]
+    with pytest.raises(ZeroDivisionError, match="in the second"):
+        manager.generate_sequences("more")
+    assert handed_out == ["some"]
+
+
+def test_a_path_that_is_too_long_to_be_rewritten_is_not_asked_for(loop_module, tokenizer, tmp_path):
+    server = Server(tokenizer, [f"{GOOD}<|endoftext|>", "rewritten"])
+    loop = make(loop_module, tokenizer, config(tmp_path), server)
+    loop.rollout_config.max_model_len = 300
+    rollout = asyncio.run(loop.run({"temperature": 1.0}, **ROW)).extra_fields["rollout"]
+    asked = len(server.parameters)
+    assert asyncio.run(rollout.complete([{"role": "user", "content": "word " * 400}])) == ""
+    assert len(server.parameters) == asked
+    assert asyncio.run(rollout.complete([{"role": "user", "content": "word"}])) == "rewritten"
+
+
+def test_a_service_that_refuses_everything_ends_the_run_at_once(run_group):
+    run_group([GOOD] * 2, failing=0, loop_error=WrongServiceError)
+    with pytest.raises(WrongServiceError):
+        ends_the_run(run_group.worker)
+
+
+@pytest.mark.parametrize(("failure", "lost", "raised", "says"), [
+    (None, 0, None, ""), (None, 3, None, "lost 3 questions"), (ValueError("keys"), 3, RetrievalError, "lost 3 questions"),
+    (ValueError("a bug"), 0, ValueError, "a bug"),
+])  # fmt: skip
+def test_a_validation_tells_what_it_is_without(failure, lost, raised, says, capsys):
+    from research_rl.verl_plugin import trainer as hooks
+
+    def validate():
+        if failure:
+            raise failure
+        return {"em": 1.0}
+
+    manager = SimpleNamespace(fail_if_failed=lambda: None, lost_questions=lambda: lost)
+    trainer = SimpleNamespace(config={"research_rl": {}}, agent_loop_manager=manager, global_steps=4)
+    if raised:
+        with pytest.raises(raised, match=says):
+            hooks._validate(validate, trainer, (), {})
+    else:
+        assert hooks._validate(validate, trainer, (), {}) == {"em": 1.0, "validation/search/lost_questions": lost}
+        assert says in capsys.readouterr().err
+
+
+def test_a_failure_that_ends_the_run_is_the_end_of_a_validation_whatever_it_says():
+    from research_rl.verl_plugin import trainer as hooks
+
+    def down():
+        raise RetrievalError("down")
+
+    trainer = SimpleNamespace(config={"research_rl": {}}, agent_loop_manager=SimpleNamespace(fail_if_failed=down))
+    with pytest.raises(RetrievalError, match="down"):
+        hooks._validate(lambda: [][0], trainer, (), {})
 
 
 @pytest.mark.parametrize(("outage_s", "ends"), [(100.0, False), (400.0, True)])
@@ -330,20 +398,20 @@ def test_an_outage_ends_the_run_once_it_is_longer_than_what_is_tolerated(run_gro
         with pytest.raises(RetrievalError, match="down"):
             ends_the_run(run_group.worker)
     else:
-        asyncio.run(run_group.worker.after_validation())
+        ends_the_run(run_group.worker)
 
 
 def test_a_measurement_that_lost_questions_tells_how_many(run_group):
     run_group([GOOD] * 2, failing=0, validate=True)
-    assert asyncio.run(run_group.worker.after_validation()) == 1
-    assert asyncio.run(run_group.worker.after_validation()) == 0
+    assert asyncio.run(run_group.worker.lost_questions()) == 1
+    assert asyncio.run(run_group.worker.lost_questions()) == 0
 
 
 def test_queries_that_fail_alone_cost_their_questions_and_too_many_end_the_run(run_group):
     from research_rl.verl_plugin.groups import FailedQueries
 
     run_group([GOOD] * 2, failing=0, loop_error=QueryFailedError)
-    asyncio.run(run_group.worker.after_validation())
+    ends_the_run(run_group.worker)
     counted = FailedQueries(0.05)
     counted.questions = 200
     for _ in range(10):
@@ -414,17 +482,22 @@ def test_a_checkpoint_that_finds_no_training_trajectory_tells(tmp_path, run_grou
 def test_a_checkpoint_that_a_kill_left_without_manifest_gets_it_when_the_run_goes_on(tmp_path):
     from research_rl.inference.protocol import MANIFEST
     from research_rl.verl_plugin.config import settings_of
-    from research_rl.verl_plugin.manifest import complete_last
+    from research_rl.verl_plugin.manifest import finish_last
 
     configuration = config(tmp_path)
-    configuration.merge_with({"trainer": {"default_local_dir": str(tmp_path)}, "algorithm": {"adv_estimator": "grpo"}})
+    configuration.merge_with(
+        {"trainer": {"default_local_dir": str(tmp_path), "resume_mode": "auto"}, "algorithm": {"adv_estimator": "grpo"}}
+    )
     configuration.actor_rollout_ref.model = {"path": str(WEIGHTS)}
     exported = tmp_path / "global_step_3" / "actor" / "huggingface"
     exported.mkdir(parents=True)
-    complete_last(configuration, settings_of(configuration))
+    finish_last(configuration, settings_of(configuration))
     assert not (exported / MANIFEST).exists()  # verl does not count it as a checkpoint
+    (tmp_path / "latest_checkpointed_iteration.txt").write_text("4")
+    finish_last(configuration, settings_of(configuration))
+    assert not (tmp_path / "global_step_4").exists()  # somebody has removed it
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("3")
-    complete_last(configuration, settings_of(configuration))
+    finish_last(configuration, settings_of(configuration))
     assert '"step": 3' in (exported / MANIFEST).read_text()
     assert (exported.parents[1] / MANIFEST).read_text() == (exported / MANIFEST).read_text()
 
@@ -462,7 +535,7 @@ def test_the_figures_of_the_training_rollouts_reach_verls_loggers(monkeypatch):
     monkeypatch.setattr(transfer_queue, "kv_batch_get", kv_batch_get)
     batch = SimpleNamespace(keys=list(rows), tags=[{}, {}, {"is_padding": True}], partition_id="train")
     metrics = {"loss": 1.0}
-    trainer = SimpleNamespace(config={"research_rl": {}})
+    trainer = SimpleNamespace(config={"research_rl": {}}, agent_loop_manager=SimpleNamespace(fail_if_failed=lambda: None))
     hooks._compute_metrics(lambda *args, **kwargs: None, trainer, (batch, metrics, {}), {"global_steps": 1, "epoch": 0})
     assert metrics == {
         "loss": 1.0, "training/search/em": 0.5, "training/search/searches": 1.5, "training/search/memorised": 1.0,

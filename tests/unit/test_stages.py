@@ -209,6 +209,43 @@ def test_a_stage_that_its_metric_ended_goes_on_when_the_metric_is_to_reach_more(
     assert next(jobs(recipe, tmp_path / "run", [second])).stage == "search"
 
 
+def test_a_run_that_is_only_measured_counts_as_nothing_done(recipe, tmp_path):
+    seen = []
+
+    def launch(job):
+        seen.append(job.stage)
+        if "trainer.val_only=true" not in job.command:
+            finish(job, 3 if job.stage == "search" else 5)
+        return 0
+
+    measure = ["trainer.val_only=true"]
+    assert train(recipe, tmp_path / "run", measure, launch) == 0
+    assert train(recipe, tmp_path / "run", [], launch, accept_changes=True) == 0
+    assert train(recipe, tmp_path / "run", measure, launch, accept_changes=True) == 0
+    assert seen == ["search", "search", "answer", "answer"]
+
+
+def test_a_stage_whose_forerunner_was_ended_by_its_metric_is_measured_before_it_starts(recipe, tmp_path):
+    for early in (True, False):
+        run = jobs(recipe, tmp_path / str(early), [])
+        first = next(run)
+        finish(first, 2)
+        if early:
+            (first.directory / "checkpoints" / ENDED).write_text("{}")
+        assert f"trainer.val_before_train={'true' if early else 'false'}" in next(run).command
+
+
+def test_a_run_of_a_version_that_noted_no_end_is_done(recipe, tmp_path):
+    def launch(job):
+        finish(job, 3 if job.stage == "search" else 5)
+        return 0
+
+    assert train(recipe, tmp_path / "run", [], launch) == 0
+    for path in (tmp_path / "run").glob("*/done.json"):
+        path.write_text(json.dumps({"step": 3, "ended_by_metric": False}))
+    assert list(jobs(recipe, tmp_path / "run", [])) == []
+
+
 def test_two_processes_do_not_train_in_one_directory(recipe, tmp_path):
     import fcntl
 

@@ -5,20 +5,15 @@ Arguments: rank, ranks, rendezvous file, file to save to.
 
 from __future__ import annotations
 
-import os
 import sys
 from functools import partial
-from pathlib import Path
 
 import torch
-import verl.workers.engine  # noqa: F401 (registers the engines)
-from verl.trainer.config import CheckpointConfig
+from ranks import engine_of
 from verl.utils import tensordict_utils as tu
-from verl.workers.config import FSDPActorConfig, FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
-from verl.workers.engine.base import EngineRegistry
+from verl.workers.config import FSDPActorConfig, FSDPOptimizerConfig
 from verl.workers.utils.losses import ppo_loss, sft_loss
 
-WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
 MU = 0.1
 PATHS = [
     {"prompt_ids": [11, 12, 13], "response_ids": [20, 21, 22, 23], "mu": MU},
@@ -71,22 +66,7 @@ def supervised(rank: int, ranks: int):
 
 
 def main(rank: int, ranks: int, rendezvous: str, out: str) -> None:
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
-    single = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
-    engine = EngineRegistry.new(
-        model_type="language_model", backend="fsdp2",
-        model_config=HFModelConfig(
-            path=str(WEIGHTS), use_remove_padding=False, enable_gradient_checkpointing=False,
-            override_config={"attn_implementation": "sdpa"},
-        ),
-        engine_config=FSDPEngineConfig(
-            strategy="fsdp2", model_dtype="float32", dtype="float32", mixed_precision=single, use_torch_compile=False,
-            use_dynamic_bsz=False,
-        ),
-        optimizer_config=FSDPOptimizerConfig(lr=0.0), checkpoint_config=CheckpointConfig(),
-    )  # fmt: skip
-    engine.initialize()
+    engine = engine_of(rank, ranks, rendezvous)
     actor = FSDPActorConfig(
         strategy="fsdp2", rollout_n=1, ppo_mini_batch_size=4, ppo_micro_batch_size_per_gpu=2, optim=FSDPOptimizerConfig(lr=0.0),
         clip_ratio=0.2, loss_agg_mode="token-mean", use_kl_loss=False, entropy_coeff=0.0,

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -15,6 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from research_rl.errors import ConfigError
 from research_rl.training.export import export, say_dtype
+from tests.contract.ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("save_shards.py")
 START = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
@@ -23,17 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 def saved(directory: Path, contents: str, ranks: int) -> Path:
     """Return what verl's engine saves of the starting model, on that many ranks."""
-    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
     actor = directory / "actor"
-    arguments = [str(ranks), str(directory / "meet"), str(actor), contents]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), *arguments], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(ranks)
-    ]
-    told = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, told[0][-3000:]
+    run_ranks(SCRIPT, ranks, [str(directory / "meet"), str(actor), contents])
     return actor
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+
+from tests.contract.ranks import run_ranks
 
 SCRIPT = Path(__file__).with_name("memory_gradient.py")
 MU = 0.1
@@ -17,17 +17,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 def run(tmp_path, ranks: int):
     """Return gradients and metrics of an update on that many ranks."""
-    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1"}
     out = tmp_path / f"{ranks}.pt"
-    arguments = [str(ranks), str(tmp_path / f"meet-{ranks}"), str(out)]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), *arguments], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(ranks)
-    ]
-    told = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, told[0][-3000:]
+    run_ranks(SCRIPT, ranks, [str(tmp_path / f"meet-{ranks}"), str(out)])
     return torch.load(out)
 
 

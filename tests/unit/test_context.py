@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
@@ -106,20 +107,15 @@ def test_a_question_that_does_not_fit_is_told_and_the_chat_goes_on(small, monkey
     assert shown.count("─ answer ─") == 1
 
 
+def evaluation_of(questions: Path) -> list[str]:
+    """Return the command that evaluates the served model on questions, without `--out`."""
+    return ["run", "--questions", str(questions), "--model", "m", "--tokenizer", str(WEIGHTS), "--method", "research"]
+
+
 def test_an_evaluation_records_that_the_budget_was_smaller_than_asked(small, tmp_path, capsys):
     rows = [{"id": str(n), "question": "Who is it?" + "?" * n, "golden_answers": ["Orla"]} for n in range(3)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    given = [
-        "run",
-        "--questions",
-        str(tmp_path / "q.jsonl"),
-        "--model",
-        "m",
-        "--tokenizer",
-        str(WEIGHTS),
-        "--method",
-        "research",
-    ]
+    given = evaluation_of(tmp_path / "q.jsonl")
     assert evaluate([*given, "--out", str(tmp_path / "o.jsonl")]) == 0
     figures = json.loads(capsys.readouterr().out)
     records = [json.loads(line) for line in (tmp_path / "o.jsonl").read_text().splitlines()]
@@ -134,17 +130,7 @@ def test_an_evaluation_records_that_the_budget_was_smaller_than_asked(small, tmp
 def test_a_question_that_does_not_fit_ends_an_evaluation_with_an_error_that_names_it(small, tmp_path, capsys):
     row = {"id": "1", "question": "who " * CONTEXT, "golden_answers": ["Orla"]}
     (tmp_path / "q.jsonl").write_text(json.dumps(row) + "\n")
-    given = [
-        "run",
-        "--questions",
-        str(tmp_path / "q.jsonl"),
-        "--model",
-        "m",
-        "--tokenizer",
-        str(WEIGHTS),
-        "--method",
-        "research",
-    ]
+    given = evaluation_of(tmp_path / "q.jsonl")
     assert evaluate([*given, "--out", str(tmp_path / "o.jsonl")]) == 1
     assert "the question 'who who" in (err := capsys.readouterr().err)
     assert "--max-model-len" in err

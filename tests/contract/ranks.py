@@ -1,0 +1,52 @@
+"""verl's FSDP2 engine of the starting model on several ranks, each a process: what starts them, and what each makes."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
+
+
+def run_ranks(script: Path, ranks: int, arguments: Sequence[str]) -> None:
+    """Run a script on that many ranks, as ``script RANK RANKS ARGUMENTS…``, to the end."""
+    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(ranks), *arguments], env=environment, stderr=subprocess.PIPE, text=True
+        )
+        for rank in range(ranks)
+    ]
+    told = [process.communicate(timeout=300)[1] for process in processes]
+    assert [process.returncode for process in processes] == [0] * ranks, told[0][-3000:]
+
+
+def engine_of(rank: int, ranks: int, rendezvous: str, **checkpoint: Any) -> Any:
+    """Return the initialised engine of one rank; `checkpoint`: fields of verl's `CheckpointConfig`."""
+    import torch
+    import verl.workers.engine  # noqa: F401 (registers the engines)
+    from verl.trainer.config import CheckpointConfig
+    from verl.workers.config import FSDPEngineConfig, FSDPOptimizerConfig, HFModelConfig
+    from verl.workers.engine.base import EngineRegistry
+
+    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
+    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    single = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
+    engine = EngineRegistry.new(
+        model_type="language_model", backend="fsdp2",
+        model_config=HFModelConfig(
+            path=str(WEIGHTS), use_remove_padding=False, enable_gradient_checkpointing=False,
+            override_config={"attn_implementation": "sdpa"},
+        ),
+        engine_config=FSDPEngineConfig(
+            strategy="fsdp2", model_dtype="float32", dtype="float32", mixed_precision=single, use_torch_compile=False,
+            use_dynamic_bsz=False,
+        ),
+        optimizer_config=FSDPOptimizerConfig(lr=0.0), checkpoint_config=CheckpointConfig(**checkpoint),
+    )  # fmt: skip
+    engine.initialize()
+    return engine

@@ -71,9 +71,7 @@ class Settings:
                 f"research_rl.memorisation: the method {method.name} cannot memorise (see research_rl.training.memorisation.Memorises)"
             )
         Until.from_mapping(settings.until or {})
-        settings.retrieval_for("")
-        for source in settings.retrieval.get("url_by_data_source") or {}:
-            settings.retrieval_for(source)
+        settings.retrieval_urls()
         return settings
 
     def load(self) -> Method:
@@ -95,6 +93,11 @@ class Settings:
     def budget(self, response_tokens: int) -> Budget:
         """Return the budget of one rollout."""
         return Budget(response_tokens, self.max_turn_tokens, self.max_searches, self.max_observation_tokens, self.top_k)
+
+    def retrieval_urls(self) -> list[str]:
+        """Return the URLs of all services that the run searches in."""
+        sources = ["", *(self.retrieval.get("url_by_data_source") or {})]
+        return sorted({self.retrieval_for(source).url for source in sources})
 
     def retrieval_for(self, data_source: str) -> RetrievalSettings:
         """Return where questions of a data source are searched: its own service if `url_by_data_source` names one."""

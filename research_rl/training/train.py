@@ -136,12 +136,14 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
             "VERL_FILE_LOGGER_PATH": str(directory / f"metrics-{int(time.time())}.jsonl"),
             "TENSORBOARD_DIR": str(directory / "tensorboard"),
         }  # fmt: skip
+        job = Job(stage.name if stage else "", directory, command, environment)
         end = _end(stage, content, others)
-        if only_measures and (not _is_done(directory, end) or number >= len(stages) - 1):
+        done = _is_done(directory, end)
+        if only_measures and (not done or number >= len(stages) - 1):
             directory.mkdir(parents=True, exist_ok=True)
-            yield Job(stage.name if stage else "", directory, command, environment)
+            yield job
             return  # nothing was trained, so nothing is done
-        if not _is_done(directory, end):
+        if not done:
             if (directory / DONE).is_file():  # it is to go on
                 if later := [after.name for after in stages[number + 1 :] if (run_dir / after.name).is_dir()]:
                     raise ConfigError(
@@ -151,7 +153,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
                 (directory / DONE).unlink()
             directory.mkdir(parents=True, exist_ok=True)
             if not (checkpoints / ENDED).is_file():
-                yield Job(stage.name if stage else "", directory, command, environment)
+                yield job
             if stage and last_step(checkpoints) is None:
                 raise ConfigError(
                     f"stage {stage.name} has left no checkpoint in {checkpoints}: trainer.save_freq must be positive"
@@ -169,8 +171,12 @@ def _end(stage: Stage | None, content: Mapping[str, Any], overrides: Sequence[st
     if stage:
         return vars(stage.until)
     trainer = content.get("trainer") or {}
-    given = {override_key(override): yaml.safe_load(override.partition("=")[2]) for override in overrides}
-    return {name: given.get(f"trainer.{name}", trainer.get(name)) for name in ("total_training_steps", "total_epochs")}
+    end = {name: trainer.get(name) for name in ("total_training_steps", "total_epochs")}
+    for override in overrides:
+        section, _, name = override_key(override).partition(".")
+        if section == "trainer" and name in end:  # the others need not be YAML: Hydra's grammar is another
+            end[name] = yaml.safe_load(override.partition("=")[2])
+    return end
 
 
 def _is_done(directory: Path, end: Mapping[str, Any]) -> bool:

@@ -68,9 +68,8 @@ class TrajectoryLog:
     def _append(self, line: bytes) -> None:
         if self._file is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            self._file = FileIO(
-                self._directory / f"{self._name}-{self._parts:05d}.jsonl", "ab"
-            )  # unbuffered: a line is there or not
+            # unbuffered: a line is there or not
+            self._file = FileIO(self._directory / f"{self._name}-{self._parts:05d}.jsonl", "ab")
         left = memoryview(line)
         while left:  # a disk that is nearly full takes a part of it first
             left = left[self._file.write(left) :]

@@ -60,8 +60,7 @@ def check_config(config: Any) -> None:
         )
     if (memory := settings.memory()).mu and memory.rewriter.startswith("http"):
         _check_service(memory.rewriter, "/models", "rewriter (research_rl.memorisation.rewriter)")
-    sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
-    for url in sorted({settings.retrieval_for(source).url for source in sources}):
+    for url in settings.retrieval_urls():
         _check_service(url)
     check_training(config, settings)
     questions = check_data(config, settings)

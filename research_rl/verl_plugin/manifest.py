@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +68,7 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
 
 def indexes(settings: Settings) -> Mapping[str, Any]:
     """Return the id of the index behind each service's URL; None where a foreign service does not tell."""
-    return {url: _index_of(url) for url in _urls(settings)}
-
-
-def _urls(settings: Settings) -> Iterable[str]:
-    sources = ["", *(settings.retrieval.get("url_by_data_source") or {})]
-    return sorted({settings.retrieval_for(source).url for source in sources})
+    return {url: _index_of(url) for url in settings.retrieval_urls()}
 
 
 def _index_of(url: str) -> Any:

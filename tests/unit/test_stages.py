@@ -235,6 +235,12 @@ def test_a_stage_whose_forerunner_was_ended_by_its_metric_is_measured_before_it_
         assert f"trainer.val_before_train={'true' if early else 'false'}" in next(run).command
 
 
+def test_an_override_that_is_no_yaml_is_handed_on_as_it_is(tmp_path):
+    path = tmp_path / "train.yaml"
+    path.write_text("defaults: [ppo_trainer, research_rl]\n")
+    assert next(jobs(path, tmp_path / "run", ["+a=@b", "a=%c"])).command[-2:] == ["+a=@b", "a=%c"]
+
+
 def test_a_run_of_a_version_that_noted_no_end_is_done(recipe, tmp_path):
     def launch(job):
         finish(job, 3 if job.stage == "search" else 5)

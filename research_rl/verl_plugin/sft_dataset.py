@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from research_rl.codec import HFCodec, load_codec
+from research_rl.codec import encode_row, load_codec
 from research_rl.errors import DataError, missing_extra
 from research_rl.verl_plugin.config import chat_template_kwargs
 
@@ -37,7 +36,7 @@ class TrajectoryDataset(Dataset):
         files = [parquet_files] if isinstance(parquet_files, str) else list(parquet_files)
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
         codec = load_codec(tokenizer, bos=config.get("bos"), chat_template_kwargs=chat_template_kwargs(config))
-        self._rows = [encode(codec, row) for row in (rows[:max_samples] if max_samples > 0 else rows)]
+        self._rows = [encode_row(codec, row) for row in (rows[:max_samples] if max_samples > 0 else rows)]
         longest = max(len(ids) for ids, _ in self._rows)
         if longest > config.get("max_length", longest):
             raise DataError(f"a row has {longest} tokens, data.max_length is {config['max_length']}: raise it, or drop the row")
@@ -49,14 +48,3 @@ class TrajectoryDataset(Dataset):
         ids, mask = self._rows[index]
         return {"input_ids": torch.tensor(ids), "position_ids": torch.arange(len(ids)), "loss_mask": torch.tensor(mask)}
 
-
-def encode(codec: HFCodec, row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Return ids and mask of one row; the mask is 1 on what the policy wrote, and on the EOS that ends its turn."""
-    prompt = json.loads(row["prompt"])
-    ids = codec.encode_prompt(prompt, row["prefill"])
-    mask = [0] * len(ids)
-    for segment in row["segments"]:
-        new = codec.encode(segment["text"])
-        ids += new
-        mask += [int(segment["learn"])] * len(new)
-    return [*ids, codec.end_of_turn(prompt)], [*mask, 1]

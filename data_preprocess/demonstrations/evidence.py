@@ -98,8 +98,9 @@ def proof(
 ) -> tuple[str, str] | None:
     """Return the best sentence that holds one of `phrases`, and that phrase; any sentence, and "", if there is no phrase to hold.
 
-    It is at most `max_words` long. Best is what shares most words with the question, and the earliest of equals. A passage whose id is not
-    among `annotated` must say, title included, at least half of the question's words: another may hold the answer by chance.
+    It is at most `max_words` long. Best is what shares most words with the question, and the earliest of equals. A passage may hold the
+    answer by chance: one whose id is not among `annotated` must say, title included, at least half of the question's words. Of a question
+    of one hop, the sentence itself must share a word with it.
     """
     found: list[tuple[float, str, str]] = []
     for passage in passages:
@@ -109,7 +110,8 @@ def proof(
             if len(sentence.split()) > max_words or (phrases and not phrase):
                 continue
             shared = overlap(task.question, f"{title} {sentence}")
-            if passage.id in annotated or shared >= 0.5:
+            enough = task.all_needed or overlap(task.question, sentence) if passage.id in annotated else shared >= 0.5
+            if enough:
                 found.append((shared, sentence, phrase))
     best = max(found, key=lambda one: one[0], default=None)
     return best and (best[1], best[2])
@@ -117,7 +119,8 @@ def proof(
 
 @lru_cache(maxsize=100_000)
 def _sentences(split: Split, text: str) -> list[str]:
-    return [sentence for sentence in split(text) if sentence[-1:] in '.!?"”)']  # a text cut short ends in no sentence
+    # a text that is cut short ends in no sentence, and an infobox is none
+    return [sentence for sentence in split(text) if re.match(r'["“]?[A-Z0-9]', sentence) and sentence[-1:] in '.!?"”)']
 
 
 @lru_cache(maxsize=100_000)

@@ -6,7 +6,8 @@ import argparse
 import asyncio
 import json
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,20 @@ def add_demonstrations(commands: Any) -> None:
         help="FlashRAG questions, JSON lines (.gz too); metadata.supporting_ids or supporting_titles name their evidence",
     )  # fmt: skip
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
-    parser.add_argument("--top-k", type=int, default=5, help="passages of a search, as in the training that follows (default 5)")
+    parser.add_argument(
+        "--top-k", type=int, default=5, help="passages of a search, as in the training that follows (default 5)"
+    )
     parser.add_argument("--out", type=Path, required=True, help="directory of train.parquet, dev.parquet and card.json")
     parser.add_argument(
-        "--passages", type=Path, nargs="*", default=[], help="corpus files: the titles of supporting_ids, where the questions lack them"
+        "--passages",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="corpus files: the titles of supporting_ids, where the questions lack them",
     )
-    parser.add_argument("--rows", type=int, nargs="+", default=None, help="most rows in all, or of each file of --questions in turn")
+    parser.add_argument(
+        "--rows", type=int, nargs="+", default=None, help="most rows in all, or of each file of --questions in turn"
+    )
     parser.add_argument("--dev", type=int, default=0, help="of these rows, how many go to dev.parquet (default 0)")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of questions, wordings and habits")
     parser.add_argument("--max-searches", type=int, default=3)
@@ -57,8 +66,12 @@ def add_demonstrations(commands: Any) -> None:
         ("extra-search", "search once more, for nothing"),
     ):  # fmt: skip
         default = getattr(Habits, habit.replace("-", "_"))
-        parser.add_argument(f"--{habit}", type=float, default=default, help=f"share of questions that {what} (default {default})")
-    parser.add_argument("--tokenizer", help="of the model to be trained: tokens are counted, its special tokens taken out of passages")
+        parser.add_argument(
+            f"--{habit}", type=float, default=default, help=f"share of questions that {what} (default {default})"
+        )
+    parser.add_argument(
+        "--tokenizer", help="of the model to be trained: tokens are counted, its special tokens taken out of passages"
+    )
     parser.add_argument("--max-observation-tokens", type=int, help="of a search's result, as in the training that follows")
     parser.add_argument("--max-tokens", type=int, help="of a row; longer ones are skipped")
     add_prompting(parser)
@@ -141,7 +154,6 @@ async def _make(options: argparse.Namespace, files: Sequence[Sequence[Task]], ha
         else NoTokens()
     )
     split = sentence_splitter("en")
-    most = options.rows or [None]
     made = Made()
     async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
         maker = Maker(
@@ -150,8 +162,8 @@ async def _make(options: argparse.Namespace, files: Sequence[Sequence[Task]], ha
             options.top_k, options.seed, options.max_observation_tokens, options.max_tokens,
         )  # fmt: skip
         with tqdm(total=sum(map(len, files)), unit="question", disable=None) as progress:
-            for number, tasks in enumerate(_groups(files, most)):
-                limit = None if most[number] is None else len(made.rows) + most[number]
+            for tasks, most in _groups(files, options.rows):
+                limit = None if most is None else len(made.rows) + most
                 for at in range(0, len(tasks), BLOCK):
                     if limit is not None and len(made.rows) >= limit:
                         break
@@ -160,6 +172,9 @@ async def _make(options: argparse.Namespace, files: Sequence[Sequence[Task]], ha
     return made
 
 
-def _groups(files: Sequence[Sequence[Task]], most: Sequence[int | None]) -> Sequence[Sequence[Task]]:
-    """Return the questions that share a limit: each file's, or all."""
-    return files if len(most) == len(files) else [[task for tasks in files for task in tasks]]
+def _groups(files: Sequence[Sequence[Task]], rows: Sequence[int] | None) -> Iterator[tuple[Sequence[Task], int | None]]:
+    """Yield questions and how many rows they may give: each file's, or those of all files, in random order already."""
+    if rows and len(rows) == len(files):
+        yield from zip(files, rows, strict=True)
+    else:
+        yield [task for turn in zip_longest(*files) for task in turn if task], rows[0] if rows else None

@@ -1,4 +1,4 @@
-"""What proves an answer: the passages that a question's annotation names, and the sentences in them. Compared as SQuAD's metric compares."""
+"""What proves an answer: the passages that a question's annotation names, and sentences in them. Texts are compared as SQuAD's metric does."""
 
 from __future__ import annotations
 
@@ -55,7 +55,8 @@ class Task:
 def task_of(row: Mapping[str, Any], evidence: str, titles: Mapping[str, str]) -> Task:
     """Return the task of a FlashRAG question with `metadata.supporting_ids` or `supporting_titles`.
 
-    `evidence`: "all" of them are needed, "any" of them does, or "auto": all where `metadata.hops` is 2 or more. `titles`: of passages, by id.
+    `evidence`: "all" of them are needed, "any" of them does, or "auto": all where `metadata.hops` is 2 or more (to yes and no, always all).
+    `titles`: of passages, by id.
     """
     metadata = row.get("metadata") or {}
     ids = [str(identifier) for identifier in metadata.get("supporting_ids") or ()]

@@ -101,7 +101,9 @@ class Maker:
         except Dropped as reason:
             made.reasons[str(reason)] += 1
             return False
-        text = self._method.write_search(neutralize(thought, self._forbidden), neutralize(query, self._forbidden))
+        text = self._follow(
+            play, self._method.write_search(neutralize(thought, self._forbidden), neutralize(query, self._forbidden))
+        )
         action = self._method.parse(text)
         if not isinstance(action, Search):
             made.reasons[_MALFORMED] += 1
@@ -110,9 +112,17 @@ class Maker:
         play.query = action.query
         return True
 
+    def _follow(self, play: _Play, text: str) -> str:
+        """Return a turn without the space before its first word if white space stands there already, or nothing (messages)."""
+        prompt = self._method.prompt(play.task.question)
+        before = (
+            play.turns[-1].observation if play.turns else (prompt if isinstance(prompt, str) else "") + self._method.prefill
+        )
+        return text if before.rstrip() == before != "" else text.lstrip()
+
     def _finish(self, play: _Play, end: Told, made: Made) -> None:
         method, question = self._method, play.task.question
-        text = method.write_answer(neutralize(end.thought, self._forbidden), end.answer)
+        text = self._follow(play, method.write_answer(neutralize(end.thought, self._forbidden), end.answer))
         turns = (*play.turns, Turn(text, method.parse(text)))
         trajectory = Trajectory(question, [], [], [], [], turns, StopReason.ANSWERED, ended_with_eos=True)
         reads_back = isinstance(turns[-1].action, Answer) and method.answer(trajectory) == end.answer
@@ -144,5 +154,3 @@ def summary(made: Made) -> dict[str, Any]:
         "searches": {str(count): rows for count, rows in sorted(made.searches.items())},
         "habits": dict(sorted(made.habits.items())), **({"tokens": tokens} if tokens else {}),
     }  # fmt: skip
-
-

@@ -11,11 +11,13 @@ import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from data_preprocess.demonstrations.evidence import Needed, Split, Task, content_words, holds, overlap, proof
+from data_preprocess.demonstrations.evidence import Needed, Split, Task, content_words, holds, proof
 from research_rl.questions import Dropped
 from research_rl.types import Passage
 
-_ASKS = re.compile(r"(?:(?:in|on|at|from|for|to|by|of|with|about) )?(?:who|whom|whose|what|which|when|where|why|how)\b", re.IGNORECASE)
+_ASKS = re.compile(
+    r"(?:(?:in|on|at|from|for|to|by|of|with|about) )?(?:who|whom|whose|what|which|when|where|why|how)\b", re.IGNORECASE
+)
 _UNQUOTABLE = "the needed passages hold the answer in no sentence that is short enough to quote"
 
 
@@ -65,8 +67,8 @@ class _Reader:
 
     def plan(self) -> Plan:
         """Search until the evidence is there, and tell the answer."""
-        if self.task.yes_no and not self.task.needed:
-            raise Dropped("yes or no, and the annotation names no passage")
+        if self.task.all_needed and not self.task.needed:
+            raise Dropped("the annotation names no passage")
         stops, repeats = (self.rng.random() < share for share in (self.habits.stop_early, self.habits.extra_search))
         yield from self._search(*self._first())
         while not self._complete():
@@ -118,11 +120,14 @@ class _Reader:
     def _next_name(self) -> str:
         """Return the name of a passage that is missing and that a reader can know: the question or what was read names it."""
         seen = " ".join((self.task.question, *(passage.contents for passage in self._evidence())))
-        for needed in self._missing():
-            if needed.name not in self.asked and holds(seen, needed.name):
-                return needed.name
+        named = [needed.name for needed in self._missing() if holds(seen, needed.name)]
+        for name in named:
+            if name not in self.asked:
+                return name
         if self.task.all_needed:
-            raise Dropped("nothing that was read names what is missing")
+            raise Dropped(
+                "a needed passage is not found by its name" if named else "nothing that was read names what is missing"
+            )
         raise Dropped(_UNQUOTABLE if self._evidence() else "no passage that is found proves the answer")
 
     def _query_for(self, name: str) -> str:

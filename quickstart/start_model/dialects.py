@@ -34,7 +34,11 @@ class Dialect:
         """Return the turn with the final answer; `boxed` is False if the policy forgets the form of the answer."""
         text = self.method.write_answer(self.recalled.format(noted) if noted == I_KNOW else noted, answer)
         # the innermost form alone: ReSearch's box stands between tags, which stay
-        return text if boxed else re.sub(rf"\\boxed{{ {re.escape(answer)}}}|<answer> {re.escape(answer)}</answer>", f" {answer}", text)
+        return (
+            text
+            if boxed
+            else re.sub(rf"\\boxed{{ {re.escape(answer)}}}|<answer> {re.escape(answer)}</answer>", f" {answer}", text)
+        )
 
     def tell_broken(self, noted: str, answer: str, rng: random.Random) -> str:
         """Return the same with broken tags."""

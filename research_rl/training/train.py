@@ -201,7 +201,7 @@ def _point_to(link: Path, model: Path) -> None:
     part.unlink(missing_ok=True)
     part.symlink_to(os.path.relpath(model, link.parent))
     part.replace(link)
-    print(f"research_rl: the model is in {link} ({os.readlink(link)})", flush=True)
+    print(f"research_rl: the model is in {link} ({link.readlink()})", flush=True)
 
 
 def _end(stage: Stage | None, content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,11 +30,16 @@ class TrajectoryDataset(Dataset):
         Its `apply_chat_template_kwargs` and `bos` (of recipes/r1_searcher_pp/cold_start.yaml) mean what they mean in rollouts.
 
         Raises:
-            DataError: a row is longer than max_length.
+            DataError: a file is missing, or a row is longer than max_length.
         """
         if config.get("pad_mode", "no_padding") != "no_padding":
             raise DataError(f"the cold start needs data.pad_mode=no_padding, got {config.get('pad_mode')!r}")
         files = [parquet_files] if isinstance(parquet_files, str) else list(parquet_files)
+        if missing := [str(file) for file in files if not Path(file).is_file()]:
+            raise DataError(
+                f"no rows at {', '.join(missing)}: make them by `python -m data_preprocess demonstrations` or `cold-start`, or set "
+                "data.train_files"
+            )
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
         codec = load_codec(tokenizer, bos=config.get("bos"), chat_template_kwargs=chat_template_kwargs(config))
         self._rows = [encode_row(codec, row) for row in (rows[:max_samples] if max_samples > 0 else rows)]
@@ -47,4 +53,3 @@ class TrajectoryDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids, mask = self._rows[index]
         return {"input_ids": torch.tensor(ids), "position_ids": torch.arange(len(ids)), "loss_mask": torch.tensor(mask)}
-

@@ -1,4 +1,4 @@
-"""What proves an answer: the passages that a question's annotation names, and sentences in them. Texts are compared as SQuAD's metric does."""
+"""What proves an answer: the passages that a question's annotation names, and sentences in them; compared as SQuAD's metric does."""
 
 from __future__ import annotations
 
@@ -100,10 +100,10 @@ def proof(
     """Return the best sentence that holds one of `phrases`, and that phrase; any sentence, and "", if there is no phrase to hold.
 
     It is at most `max_words` long. Best is what shares most words with the question, and the earliest of equals. A passage may hold the
-    answer by chance: one whose id is not among `annotated` must say, title included, at least half of the question's words. Of a question
-    of one hop, the sentence itself must share a word with it.
+    answer by chance: those whose ids are among `annotated` go before the others, which must say, title included, at least half of the
+    question's words; and of a question of one hop the sentence itself must share a word with it.
     """
-    found: list[tuple[float, str, str]] = []
+    found: list[tuple[tuple[bool, float], str, str]] = []
     for passage in passages:
         title, _, text = passage.contents.partition("\n")
         for sentence in _sentences(split, text):
@@ -111,9 +111,9 @@ def proof(
             if len(sentence.split()) > max_words or (phrases and not phrase):
                 continue
             shared = overlap(task.question, f"{title} {sentence}")
-            enough = task.all_needed or overlap(task.question, sentence) if passage.id in annotated else shared >= 0.5
-            if enough:
-                found.append((shared, sentence, phrase))
+            named = passage.id in annotated
+            if (task.all_needed or overlap(task.question, sentence) > 0) if named else shared >= 0.5:
+                found.append(((named, shared), sentence, phrase))
     best = max(found, key=lambda one: one[0], default=None)
     return best and (best[1], best[2])
 
@@ -121,7 +121,7 @@ def proof(
 @lru_cache(maxsize=100_000)
 def _sentences(split: Split, text: str) -> list[str]:
     # a text that is cut short ends in no sentence, and an infobox is none
-    return [sentence for sentence in split(text) if re.match(r'["“]?[A-Z0-9]', sentence) and sentence[-1:] in '.!?"”)']
+    return [one for one in split(text) if not one.lstrip('"“')[:1].islower() and one[0] not in "(),;" and one[-1] in '.!?"”)']
 
 
 @lru_cache(maxsize=100_000)

@@ -62,10 +62,8 @@ async def search(queries, top_k):
     found = []
     for query in queries:
         words = set(query.lower().split())
-        scored = [
-            (sum(len(words & set(re.findall(r"\w+", part))) for part in (one.contents.lower(), title_of(one).lower())), -n)
-            for n, one in enumerate(CORPUS)
-        ]
+        parts = [(one.contents.lower(), title_of(one).lower()) for one in CORPUS]
+        scored = [(sum(len(words & set(re.findall(r"\w+", part))) for part in both), -n) for n, both in enumerate(parts)]
         found.append([CORPUS[-n] for score, n in sorted(scored, reverse=True)[:top_k] if score])
     return found
 

@@ -220,14 +220,33 @@ def _patch_weight_receiver(module: Any) -> None:
     module.BucketedWeightReceiver.receive_weights = receive_weights
 
 
-def keep_vllm_weights_unpacked() -> None:
-    """Entry point of group `vllm.general_plugins`, which every vLLM process loads.
+def prepare_vllm() -> None:
+    """Entry point of group `vllm.general_plugins`, which every vLLM process loads."""
+    if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
+        _keep_vllm_weights_unpacked()
+        _sample_with_one_number_per_token()
 
-    vLLM packs linear weights when it loads a model and drops their `weight_loader`; the next weight update then fails. Unpacked weights
-    are somewhat slower and can be updated.
+
+def _sample_with_one_number_per_token() -> None:
+    """vLLM draws a random number for every word of the vocabulary, on one thread: half of an engine step with 50,000 words.
+
+    The inverse of the cumulative distribution needs one number, and samples the same distribution.
     """
-    if os.environ.get("VERL_PLATFORM", "").strip().lower() != "cpu":
-        return
+    from vllm.v1.sample.ops import topk_topp_sampler
+
+    def random_sample(logits: torch.Tensor) -> torch.Tensor:
+        cumulative = logits.softmax(dim=-1, dtype=torch.float32).cumsum(dim=-1)
+        drawn = torch.rand(len(logits), 1) * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, drawn, right=True).clamp_(max=logits.shape[1] - 1).view(-1)
+
+    topk_topp_sampler.compiled_random_sample = random_sample
+
+
+def _keep_vllm_weights_unpacked() -> None:
+    """vLLM packs linear weights when it loads a model and drops their `weight_loader`; the next weight update then fails.
+
+    Unpacked weights are somewhat slower and can be updated.
+    """
     import vllm.model_executor.layers.utils as utils
 
     def keep(layer: Any, remove_weight: bool) -> None:

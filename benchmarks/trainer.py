@@ -137,10 +137,14 @@ def main() -> None:
     """Print tokens per second of both, and their ratio."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", required=True, help="a Hugging Face causal LM")
-    parser.add_argument("--trajectories", type=Path, default=None, help="JSON lines with prompt_ids, response_ids, response_mask")
+    parser.add_argument(
+        "--trajectories", type=Path, default=None, help="JSON lines with prompt_ids, response_ids, response_mask"
+    )
     parser.add_argument("--rows", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--tokens", type=int, default=2048, help="of a micro-batch of verl's; the plain loop has as many rows of 512")
+    parser.add_argument(
+        "--tokens", type=int, default=2048, help="of a micro-batch of verl's; the plain loop has as many rows of 512"
+    )
     parser.add_argument("--precision", default="bfloat16")
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
@@ -156,7 +160,10 @@ def main() -> None:
         seconds = (middle - started, time.perf_counter() - middle)
         if number:  # the first one prepares kernels
             ratios.append(seconds[0] / seconds[1])
-            print(f"plain {tokens / seconds[0]:.0f} tok/s, verl {tokens / seconds[1]:.0f} tok/s, ratio {ratios[-1]:.2f}", flush=True)
+            print(
+                f"plain {tokens / seconds[0]:.0f} tok/s, verl {tokens / seconds[1]:.0f} tok/s, ratio {ratios[-1]:.2f}",
+                flush=True,
+            )
     print(json.dumps({"tokens": tokens, "rows": len(rows), "ratio_median": round(statistics.median(ratios), 3)}))
 
 

@@ -31,12 +31,16 @@ class CPUEngine(FSDPEngineWithLMHead):
         module = super()._build_module()
         windows = {kind for kind in getattr(module.config, "layer_types", None) or () if kind != "full_attention"}
         if self.use_remove_padding and not windows and not getattr(module.config, "attention_dropout", 0):
-            module.set_attn_implementation(NAME)  # in other models transformers builds the mask of a packed row, for any kind of layer
+            module.set_attn_implementation(
+                NAME
+            )  # in other models transformers builds the mask of a packed row, for any kind of layer
         return module
 
     def _build_fsdp_module(self, module: Any) -> Any:
         module = super()._build_fsdp_module(module)
-        self._autocast_dtype = torch.float32  # none: FSDP has cast the weights already, and autocast would cast whatever it can again
+        self._autocast_dtype = (
+            torch.float32
+        )  # none: FSDP has cast the weights already, and autocast would cast whatever it can again
         return module
 
     def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -110,6 +110,7 @@ def _check_lengths(config: Any, settings: Settings) -> None:
         if owner[key] * _sequence_parallel(actor) < need:
             raise ConfigError(f"actor_rollout_ref.{section}.{key}={owner[key]} is less than one trajectory, {told}: raise it")
     context = _context(config.actor_rollout_ref.model)
+    _check_bucket(config)
     if context is not None and need > context:
         raise ConfigError(
             f"{told} is more than the {context} positions of {config.actor_rollout_ref.model.path}: lower them; if rope scaling extends "
@@ -129,21 +130,42 @@ def _check_lengths(config: Any, settings: Settings) -> None:
         )
 
 
+def _check_bucket(config: Any) -> None:
+    """Check that the largest tensor fits into what weights travel to a CPU's engine in: verl finds out at the first update of weights."""
+    model = _model_config(config.actor_rollout_ref.model) if config.trainer.device == "cpu" else None
+    if model is None:
+        return  # GPUs hand a tensor over that is larger
+    text = model.get_text_config()
+    megabytes = text.vocab_size * text.hidden_size * 4 / 2**20
+    bucket = config.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes
+    if bucket < megabytes:
+        raise ConfigError(
+            f"actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes={bucket} holds less than the embedding of "
+            f"{config.actor_rollout_ref.model.path}, {text.vocab_size} x {text.hidden_size} in float32: make it {int(megabytes) + 1} or more"
+        )
+
+
 def _context(model: Any) -> int | None:
     """Return how many positions verl takes the model to have, None if its configuration is not on this machine."""
-    from transformers import AutoConfig
     from verl.workers.rollout.utils import get_max_position_embeddings
 
     overridden = model.get("override_config") or {}
     overridden = overridden.get("model_config", overridden)
     if positions := overridden.get("max_position_embeddings"):
         return positions
+    config = _model_config(model)
+    if config is None:
+        print(f"research_rl: no configuration of {model.path} here: its context is not checked")
+        return None
+    return get_max_position_embeddings(config)
+
+
+def _model_config(model: Any) -> Any:
+    """Return the model's configuration, None if it is not on this machine."""
+    from transformers import AutoConfig
+
     path = model.get("hf_config_path") or model.path
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=model.get("trust_remote_code", False))
-        return get_max_position_embeddings(config)
-    except (OSError, ValueError) as error:
-        print(
-            f"research_rl: no configuration of {path} here ({str(error).strip().splitlines()[0]}): its context is not checked"
-        )
+        return AutoConfig.from_pretrained(path, trust_remote_code=model.get("trust_remote_code", False))
+    except (OSError, ValueError):
         return None

@@ -35,7 +35,9 @@ def batch(ranks_share: slice, packed: bool, old_log_probs=None, whole_mask: bool
         advantage = 0.0 if number in WITHOUT_ADVANTAGE else float(torch.randn(1, generator=random))
         rows["advantages"].append(torch.full((response,), advantage))
     rows["position_ids"] = [torch.arange(len(ids)) for ids in rows["input_ids"]]
-    padded = [torch.cat([torch.zeros(p, dtype=torch.long), mask]) for (p, _), mask in zip(LENGTHS, rows["response_mask"], strict=True)]
+    padded = [
+        torch.cat([torch.zeros(p, dtype=torch.long), mask]) for (p, _), mask in zip(LENGTHS, rows["response_mask"], strict=True)
+    ]
     rows["loss_mask"] = padded if whole_mask else rows["response_mask"]
     settings = {
         "use_remove_padding": packed, "use_dynamic_bsz": True, "max_token_len_per_gpu": 400, "use_fused_kernels": False,
@@ -80,7 +82,9 @@ def main(rank: int, ranks: int, rendezvous: str, out: str) -> None:
             made[packed][name] = gradients(engine, batch(share, packed, sampled), partial(ppo_loss, config=actor))
             made[packed][f"rows_{name}"] = sum(passes)
             passes.clear()
-        made[packed]["supervised"] = gradients(engine, batch(share, packed, whole_mask=True, temperature=1.0), partial(sft_loss, config=None))
+        made[packed]["supervised"] = gradients(
+            engine, batch(share, packed, whole_mask=True, temperature=1.0), partial(sft_loss, config=None)
+        )
     if rank == 0:
         torch.save(made, out)
     torch.distributed.destroy_process_group()

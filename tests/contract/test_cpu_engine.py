@@ -17,7 +17,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(scope="module", params=[1, 2], ids=["one rank", "two ranks"])
 def made(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("packed")
-    run_ranks(Path(__file__).with_name("packed_update.py"), request.param, [str(folder / "rendezvous"), str(folder / "made.pt")])
+    run_ranks(
+        Path(__file__).with_name("packed_update.py"), request.param, [str(folder / "rendezvous"), str(folder / "made.pt")]
+    )
     return request.param, torch.load(folder / "made.pt", weights_only=False)
 
 

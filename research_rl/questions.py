@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -77,14 +78,14 @@ def to_flashrag(question: Question) -> dict[str, Any]:
 
 
 def read_questions(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield FlashRAG questions ``{"id", "question", "golden_answers", …}``; further fields are kept under `metadata`.
+    """Yield FlashRAG questions ``{"id", "question", "golden_answers", …}``; further fields are kept under `metadata`. `path` may end in .gz.
 
     Raises:
         DataError: the file is missing or a row is malformed; the message names the line.
     """
     if not path.is_file():
         raise DataError(f"no questions at {path}: give a file of JSON lines with id, question and golden_answers")
-    with path.open(encoding="utf-8") as lines:
+    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue

@@ -79,7 +79,5 @@ def remove_run(run_dir: Path) -> None:
     if not run_dir.exists():
         return
     if not (run_dir / "settings.json").is_file() and any(run_dir.iterdir()):
-        raise ConfigError(
-            f"{run_dir} is no run of ours (it has no settings.json): it is not deleted. Choose another RUN_DIR"
-        )
+        raise ConfigError(f"{run_dir} is no run of ours (it has no settings.json): it is not deleted. Choose another RUN_DIR")
     shutil.rmtree(run_dir)

@@ -1,4 +1,7 @@
-"""The model that an experiment starts from: a directory as it is, the hub's, or the default one, which PyPI has as well."""
+"""The model that an experiment starts from: a directory as it is, the hub's, or the default one, which PyPI has as well.
+
+``python -m experiment.model NAME DIRECTORY`` fetches one and prints where it is: a process of its own, since torch would stay in memory.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from research_rl.errors import ConfigError, missing_extra
+from research_rl.errors import ConfigError, MissingExtraError, missing_extra
 from research_rl.files import write_text
 
 DEFAULT = "smollm2-135m-instruct"
@@ -87,7 +90,7 @@ def _convert(file: Path, out: Path) -> None:
         raise missing_extra(error.name or "gguf", "train") from error
     tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
-    # the file's metadata name <|im_start|> as EOS and BOS; the model's own tokenizer ends a turn by <|im_end|> and begins a text with nothing
+    # the file names <|im_start|> as EOS and BOS; the model itself ends a turn by <|im_end|> and begins a text with nothing
     tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>", None
     for config in (model.config, model.generation_config):
         config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id, None
@@ -95,6 +98,15 @@ def _convert(file: Path, out: Path) -> None:
     tokenizer.save_pretrained(out)
 
 
-def model_path(record: Path) -> Path:
-    """Return the model that `fetch_model` found, as it was written to a file."""
-    return Path(json.loads(record.read_text(encoding="utf-8"))["path"])
+def main(name: str, directory: str) -> int:
+    """Fetch a model; return the exit code."""
+    try:
+        print(json.dumps(fetch_model(name, Path(directory))))
+    except (ConfigError, MissingExtraError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

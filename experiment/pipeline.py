@@ -15,7 +15,6 @@ from evaluation.run import answer_recall
 from experiment.data import prepare
 from experiment.declaration import Declaration
 from experiment.measure import START, TRAINED, Measurement, baselines, controls
-from experiment.model import fetch_model
 from experiment.report import write_report
 from experiment.running import Services, Step, run_child
 from experiment.summary import summarize_run
@@ -65,8 +64,12 @@ class Pipeline:
 
     def model(self) -> None:
         """Fetch the model."""
-        with self.console.status("fetching the model"):
-            self._write("model.json", fetch_model(self.declaration.model, self.run_dir / "model"))
+        log = self.run_dir / "logs" / "model.log"
+        command = [sys.executable, "-m", "experiment.model", self.declaration.model, str(self.run_dir / "model")]
+        run_child(command, log, self.console, lambda: "fetching the model")
+        found = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        self._write("model.json", found)
+        self.console.print(f"{found['path']} ({found['source']})", highlight=False)
 
     def prepare_data(self) -> None:
         """Make questions, training set and corpora."""

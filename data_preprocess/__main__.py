@@ -11,6 +11,7 @@ from typing import Any
 from data_preprocess.corpus.cutting import UNITS, Cutting
 from data_preprocess.dataset_commands import add_dataset
 from data_preprocess.datasets import DATASETS
+from data_preprocess.demonstrations.command import add_demonstrations
 from data_preprocess.mixing import add_mix
 from data_preprocess.sampling_commands import add_cold_start, add_select
 from data_preprocess.world import Split
@@ -29,6 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_mix(commands)
     add_select(commands)
     add_cold_start(commands)
+    add_demonstrations(commands)
     add_corpus(commands)
     add_world(commands)
     options = parser.parse_args(arguments)

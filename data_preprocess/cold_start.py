@@ -27,13 +27,27 @@ def outcome(method: Method, trajectory: Trajectory, golden_answers: Sequence[str
         else "malformed" if not method.well_formed(trajectory)
         else ""
     )  # fmt: skip
-    segments = [
+    return {"reason": reason, "searches": len(trajectory.searches), "segments": segments(trajectory) if not reason else []}
+
+
+def segments(trajectory: Trajectory) -> list[dict[str, Any]]:
+    """Return the pieces of a response, in order, and whether the policy wrote them."""
+    return [
         {"text": text, "learn": learn}
         for turn in trajectory.turns
         for text, learn in ((turn.text, True), (turn.observation, False))
         if text
     ]
-    return {"reason": reason, "searches": len(trajectory.searches), "segments": segments if not reason else []}
+
+
+def training_row(method: Method, identifier: str, question: str, pieces: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return a row of `train.parquet`; what reads it is `research_rl.codec.encode_row`."""
+    return {
+        "id": identifier,
+        "prompt": json.dumps(method.prompt(question), ensure_ascii=False),  # a text, or messages
+        "prefill": method.prefill,
+        "segments": list(pieces),
+    }
 
 
 def select(
@@ -61,15 +75,7 @@ def select(
         raise DataError(f"no rollout was accepted of {sum(reasons.values())} ({dict(reasons)}): see {log}")
     rng.shuffle(kept)
     kept = kept[:rows]
-    table = [
-        {
-            "id": str(row["id"]),
-            "prompt": json.dumps(method.prompt(row["question"]), ensure_ascii=False),  # a text, or messages
-            "prefill": method.prefill,
-            "segments": outcome["segments"],
-        }
-        for row, outcome in kept
-    ]
+    table = [training_row(method, str(row["id"]), row["question"], outcome["segments"]) for row, outcome in kept]
     write_parquet(out / "train.parquet", table)
     card = {"questions": len(questions), "rollouts": dict(sorted(reasons.items())), "rows": len(table), "method": method.name}
     write_text(out / "card.json", json.dumps(card, indent=2))

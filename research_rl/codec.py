@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -125,6 +126,21 @@ def load_codec(
         raise missing_extra("transformers", "eval") from error
     loaded = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
     return HFCodec(loaded, eos_ids(str(model or loaded.name_or_path)), bos, chat_template_kwargs)
+
+
+def encode_row(codec: HFCodec, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
+    """Return ids and mask of a row for supervised training: its `prompt` (JSON: a text, or messages), `prefill` and `segments`.
+
+    Each segment is encoded by itself, as in a rollout. The mask is 1 on what the policy wrote (`learn`), and on the EOS that ends its turn.
+    """
+    prompt = json.loads(row["prompt"])
+    ids = codec.encode_prompt(prompt, row["prefill"])
+    mask = [0] * len(ids)
+    for segment in row["segments"]:
+        new = codec.encode(segment["text"])
+        ids += new
+        mask += [int(segment["learn"])] * len(new)
+    return [*ids, codec.end_of_turn(prompt)], [*mask, 1]
 
 
 def eos_ids(model: str) -> list[int]:

@@ -110,7 +110,7 @@ async def rollout(
             started = time.perf_counter()
             results = await search([action.query], budget.top_k)
             clock["search"] += time.perf_counter() - started
-            observation, ids, shown = _observe(method, codec, results, budget.observation_tokens)
+            observation, ids, shown = observe(method, codec, results, budget.observation_tokens)
         else:
             observation, ids, shown = hint, codec.encode(hint), ()
         observations += 1
@@ -147,8 +147,11 @@ def _check(generation: Generation, limit: int) -> None:
 _Shown = tuple[str, list[int], tuple[Passage, ...]]  # an observation's text, ids and passages
 
 
-def _observe(method: Method, codec: Codec, results: list[list[Passage]], limit: int | None) -> _Shown:
-    """Return the observation; passages are shortened evenly until the whole fits in `limit` tokens."""
+def observe(method: Method, codec: Codec, results: list[list[Passage]], limit: int | None) -> _Shown:
+    """Return the observation of one turn's results: text, ids, and the passages as they are shown.
+
+    They are shortened evenly until the whole fits in `limit` tokens, and what has a meaning in the protocol is taken out of them.
+    """
     forbidden = (*method.tags, *codec.special_tokens)
 
     def render(width: int | None) -> _Shown:

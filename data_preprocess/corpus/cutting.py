@@ -58,7 +58,7 @@ def cutter(cutting: Cutting) -> Callable[[Document], Iterator[str]]:
     if cutting.unit == "words":
         return lambda document: (" ".join(window) for window in windows(document.text.split(), size, overlap))
     if cutting.unit == "sentences":
-        sentences = _sentences(cutting.language)
+        sentences = sentence_splitter(cutting.language)
         return lambda document: (
             " ".join(window) for window in windows(document.sentences or sentences(document.text), size, overlap)
         )
@@ -68,7 +68,12 @@ def cutter(cutting: Cutting) -> Callable[[Document], Iterator[str]]:
     )
 
 
-def _sentences(language: str) -> Callable[[str], list[str]]:
+def sentence_splitter(language: str) -> Callable[[str], list[str]]:
+    """Return the function that gives a text's sentences, white space squeezed.
+
+    Raises:
+        MissingExtraError: sentencex is not installed.
+    """
     try:
         from sentencex import segment  # type: ignore[attr-defined]  # a compiled module
     except ModuleNotFoundError as error:

@@ -18,6 +18,7 @@ from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward,
 
 Prompt = str | Sequence[str] | None  # the option `prompt`: a template's text, or pieces of it that are joined
 _TEMPLATES = Path(__file__).parent / "templates"
+_UNWRITTEN = "the method {} does not say how a demonstration reads: give its class write_search and write_answer"
 
 
 class Method(ABC):
@@ -59,6 +60,20 @@ class Method(ABC):
     def hint(self, action: Invalid) -> str:
         """Return what the environment tells the policy after an invalid action; empty: the rollout ends there."""
         return ""
+
+    def write_search(self, thought: str, query: str) -> str:
+        """Return a turn that ends in a search, as a policy that knows the protocol writes it: for demonstrations.
+
+        `thought` stands as it is, the space before its first word included.
+
+        Raises:
+            ConfigError: the method does not say it.
+        """
+        raise ConfigError(_UNWRITTEN.format(self.name))
+
+    def write_answer(self, thought: str, answer: str) -> str:
+        """Return the last turn, with the final answer; see `write_search`."""
+        raise ConfigError(_UNWRITTEN.format(self.name))
 
     def regroup(self, trajectories: Sequence[Trajectory], rewards: Sequence[Reward]) -> list[Reward]:
         """Return the rewards of all rollouts of one question, when they depend on one another; in order."""

@@ -159,6 +159,12 @@ class R1Searcher(Method):
         listed = "".join(f"({number}){contents}\n" for number, contents in enumerate(found, 1)) or "None\n"
         return f"\n\n{BEGIN_DOCUMENTS}\n{listed}{END_DOCUMENTS}\n\n"
 
+    def write_search(self, thought: str, query: str) -> str:
+        return f"{thought}{BEGIN_QUERY} {query}{END_QUERY}"
+
+    def write_answer(self, thought: str, answer: str) -> str:
+        return f"{thought}</think><answer> {answer}</answer>"
+
     def answer(self, trajectory: Trajectory) -> str | None:
         return answer_text(trajectory.policy_text) if has_answer(trajectory.policy_text) else None
 

@@ -134,6 +134,12 @@ class R1SearcherPP(Method):
         )
         return f"\n<document>\n{listed}</document>\n"
 
+    def write_search(self, thought: str, query: str) -> str:
+        return f"{thought}<external> {query}</external>"
+
+    def write_answer(self, thought: str, answer: str) -> str:
+        return f"{thought}\\boxed{{ {answer}}}"
+
     def judged(self, trajectory: Trajectory) -> str:
         """Return what the policy wrote, with each observation reduced to its tags."""
         bare = self.render([])

@@ -82,6 +82,12 @@ class ReSearch(Method):
             and "\\boxed{" in _answer_block(text)
         )
 
+    def write_search(self, thought: str, query: str) -> str:
+        return f"<think>{thought}</think><search> {query}</search>"
+
+    def write_answer(self, thought: str, answer: str) -> str:
+        return f"<think>{thought}</think><answer>\\boxed{{ {answer}}}</answer>"
+
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
         """Return the outcome reward.
 

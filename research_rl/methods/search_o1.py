@@ -54,6 +54,12 @@ class SearchO1(Method):
         shown = "\n\n".join(passage.contents for result in passages for passage in result)
         return f"\n\n{BEGIN_RESULT}\n{shown}\n{END_RESULT}\n\n"
 
+    def write_search(self, thought: str, query: str) -> str:
+        return f"{thought}{BEGIN_QUERY} {query}{END_QUERY}"
+
+    def write_answer(self, thought: str, answer: str) -> str:
+        return f"{thought}\\boxed{{ {answer}}}"
+
     def well_formed(self, trajectory: Trajectory) -> bool:
         """Return whether it ended in an answer."""
         return self.answer(trajectory) is not None

@@ -91,6 +91,12 @@ class SearchR1(Method):
             documents.append(f"Doc {number}(Title: {title}) {text}\n")
         return f"\n\n<information>{''.join(documents)}</information>\n\n"
 
+    def write_search(self, thought: str, query: str) -> str:
+        return f"<think>{thought}</think><search> {query}</search>"
+
+    def write_answer(self, thought: str, answer: str) -> str:
+        return f"<think>{thought}</think><answer> {answer}</answer>"
+
     def answer(self, trajectory: Trajectory) -> str | None:
         """Return the last complete answer that the policy wrote (in a rollout there is one at most: it ends there)."""
         answers = _ANSWER.findall(trajectory.policy_text)

@@ -1,7 +1,8 @@
 """``python -m research_rl.train RECIPE.yaml [--run-dir DIR] [hydra overrides]``: a recipe from beginning to end, stage by stage.
 
-Each stage is one job of verl's trainer. A stage starts from the model of the one before (a fresh optimiser, and its model as KL reference,
-as when the papers' stages are run by hand). Run again after an interruption, the same command goes on in the stage where it was.
+Each stage is one job of verl's trainer, and so is a recipe for its supervised trainer. A stage starts from the model of the one before (a
+fresh optimiser, and its model as KL reference, as when the papers' stages are run by hand). Run again after an interruption, the same
+command goes on in the stage where it was.
 """
 
 from __future__ import annotations
@@ -74,6 +75,7 @@ def load_recipe(recipe: Path) -> Mapping[str, Any]:
     return content
 
 
+SUPERVISED = "sft_trainer_engine"  # verl's configuration of its SFT trainer, in a recipe's defaults
 MODEL = "actor_rollout_ref.model.path"
 # stages that shared one of these would take each other's checkpoints and trajectories for their own
 _DIRECTORY = "--run-dir, in which every stage has its directory"
@@ -119,7 +121,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
     """
     stages, others = stages_of(recipe, overrides)
     content = load_recipe(recipe)
-    cpu = "on_cpu" in (content.get("defaults") or [])
+    cpu = not {"on_cpu", "sft_on_cpu"}.isdisjoint(_defaults(content))
     experiment = (content.get("trainer") or {}).get("experiment_name", recipe.stem)
     only_measures = any(override_key(part) == "trainer.val_only" and yaml.safe_load(part.partition("=")[2]) for part in others)
     model, ended_early = None, False
@@ -127,7 +129,8 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         directory = run_dir / stage.name if stage else run_dir
         checkpoints = directory / "checkpoints"
         command = [
-            *(sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
+            *(sys.executable, "-m", *_trainer(content, others)),
+            *("--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
             *(_stage_overrides(stage, directory, number, model, experiment, ended_early) if stage else []),
             *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is the first stage's
         ]  # fmt: skip
@@ -164,19 +167,58 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
             )
         model = _model_of(checkpoints, stage if number < len(stages) - 1 else None)
         ended_early = (checkpoints / ENDED).is_file()
+    if model:
+        _point_to(run_dir / "model", model)
+
+
+def _defaults(content: Mapping[str, Any]) -> list[str]:
+    return [part for part in content.get("defaults") or [] if isinstance(part, str)]
+
+
+def _trainer(content: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
+    """Return the module that trains, and what goes before it: verl's SFT trainer runs under torchrun, a process per accelerator.
+
+    Raises:
+        ConfigError: their number is none, or a supervised recipe is to run on several nodes.
+    """
+    if SUPERVISED not in _defaults(content):
+        return ["verl.trainer.main_ppo"]
+    trainer = _settings(content, overrides, "trainer", ("nnodes", "n_gpus_per_node"))
+    processes, nodes = (1 if trainer[name] is None else trainer[name] for name in ("n_gpus_per_node", "nnodes"))
+    if not isinstance(processes, int) or processes < 1:
+        raise ConfigError(f"trainer.n_gpus_per_node must be a number, at least 1, got {processes!r}")
+    if nodes != 1:
+        raise ConfigError(
+            f"this command trains supervised on one node, got trainer.nnodes={nodes!r}: on several, run "
+            "`torchrun --nnodes=… -m verl.trainer.sft_trainer --config-dir … --config-name …` on each"
+        )
+    return ["torch.distributed.run", "--standalone", f"--nproc_per_node={processes}", "-m", "verl.trainer.sft_trainer"]
+
+
+def _point_to(link: Path, model: Path) -> None:
+    """Let a link in the run's directory lead to the model it has left, and tell where it is."""
+    part = link.with_name(f".{link.name}.part")
+    part.unlink(missing_ok=True)
+    part.symlink_to(os.path.relpath(model, link.parent))
+    part.replace(link)
+    print(f"research_rl: the model is in {link} ({link.readlink()})", flush=True)
 
 
 def _end(stage: Stage | None, content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return what decides when a job ends; None where the recipe's base configuration does."""
     if stage:
         return vars(stage.until)
-    trainer = content.get("trainer") or {}
-    end = {name: trainer.get(name) for name in ("total_training_steps", "total_epochs")}
+    return _settings(content, overrides, "trainer", ("total_training_steps", "total_epochs"))
+
+
+def _settings(content: Mapping[str, Any], overrides: Sequence[str], section: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return some settings of a section as recipe and overrides have them; None: neither does."""
+    found = {name: (content.get(section) or {}).get(name) for name in names}
     for override in overrides:
-        section, _, name = override_key(override).partition(".")
-        if section == "trainer" and name in end:  # the others need not be YAML: Hydra's grammar is another
-            end[name] = yaml.safe_load(override.partition("=")[2])
-    return end
+        where, _, name = override_key(override).partition(".")
+        if where == section and name in found:  # the others need not be YAML: Hydra's grammar is another
+            found[name] = yaml.safe_load(override.partition("=")[2])
+    return found
 
 
 def _is_done(directory: Path, end: Mapping[str, Any]) -> bool:
@@ -197,7 +239,8 @@ def _model_of(checkpoints: Path, before_another: Stage | None) -> Path | None:
     Raises:
         ConfigError: `before_another`, the stage, has left none that the next one can start from; or the export failed.
     """
-    actor = checkpoints / f"global_step_{last_step(checkpoints)}" / "actor"
+    step = checkpoints / f"global_step_{last_step(checkpoints)}"
+    actor = step / "actor" if (step / "actor").is_dir() else step  # the SFT trainer has nothing else to put there
     if not (actor / "huggingface").is_dir():
         if before_another:
             raise ConfigError(

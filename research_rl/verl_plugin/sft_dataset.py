@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from research_rl.codec import HFCodec, load_codec
+from research_rl.codec import encode_row, load_codec
 from research_rl.errors import DataError, missing_extra
 from research_rl.verl_plugin.config import chat_template_kwargs
 
@@ -30,14 +30,19 @@ class TrajectoryDataset(Dataset):
         Its `apply_chat_template_kwargs` and `bos` (of recipes/r1_searcher_pp/cold_start.yaml) mean what they mean in rollouts.
 
         Raises:
-            DataError: a row is longer than max_length.
+            DataError: a file is missing, or a row is longer than max_length.
         """
         if config.get("pad_mode", "no_padding") != "no_padding":
             raise DataError(f"the cold start needs data.pad_mode=no_padding, got {config.get('pad_mode')!r}")
         files = [parquet_files] if isinstance(parquet_files, str) else list(parquet_files)
+        if missing := [str(file) for file in files if not Path(file).is_file()]:
+            raise DataError(
+                f"no rows at {', '.join(missing)}: make them by `python -m data_preprocess demonstrations` or `cold-start`, or set "
+                "data.train_files"
+            )
         rows = [row for file in files for row in pq.read_table(file).to_pylist()]
         codec = load_codec(tokenizer, bos=config.get("bos"), chat_template_kwargs=chat_template_kwargs(config))
-        self._rows = [encode(codec, row) for row in (rows[:max_samples] if max_samples > 0 else rows)]
+        self._rows = [encode_row(codec, row) for row in (rows[:max_samples] if max_samples > 0 else rows)]
         longest = max(len(ids) for ids, _ in self._rows)
         if longest > config.get("max_length", longest):
             raise DataError(f"a row has {longest} tokens, data.max_length is {config['max_length']}: raise it, or drop the row")
@@ -48,15 +53,3 @@ class TrajectoryDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
         ids, mask = self._rows[index]
         return {"input_ids": torch.tensor(ids), "position_ids": torch.arange(len(ids)), "loss_mask": torch.tensor(mask)}
-
-
-def encode(codec: HFCodec, row: dict[str, Any]) -> tuple[list[int], list[int]]:
-    """Return ids and mask of one row; the mask is 1 on what the policy wrote, and on the EOS that ends its turn."""
-    prompt = json.loads(row["prompt"])
-    ids = codec.encode_prompt(prompt, row["prefill"])
-    mask = [0] * len(ids)
-    for segment in row["segments"]:
-        new = codec.encode(segment["text"])
-        ids += new
-        mask += [int(segment["learn"])] * len(new)
-    return [*ids, codec.end_of_turn(prompt)], [*mask, 1]

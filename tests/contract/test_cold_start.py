@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data_preprocess.cold_start import outcome, select
 from research_rl.codec import HFCodec, load_codec
@@ -162,42 +162,44 @@ def test_a_row_has_the_tokens_of_the_rollout_that_it_was_sampled_from(codec, tmp
     assert rollouts.decode(row[-1:]) == end
 
 
+SINGLE = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
+RECIPES = {
+    "recipes/r1_searcher_pp/cold_start.yaml": (  # for GPUs: what sft_on_cpu sets
+        *("trainer.device=cpu", "trainer.n_gpus_per_node=1", "trainer.logger=[console]", "data.num_workers=0"),
+        *("model.use_remove_padding=false", "model.enable_gradient_checkpointing=false", "engine.use_torch_compile=false"),
+        *("+model.override_config={attn_implementation:sdpa}", "engine.dtype=float32", f"+engine.mixed_precision={SINGLE}"),
+    ),
+    "recipes/wikipedia/cold_start_cpu.yaml": (),
+}
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="the CPU platform is for Linux")
-def test_verls_sft_trainer_trains_on_it(codec, tmp_path):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_supervised_recipe_trains_goes_on_and_leaves_a_model_that_loads(codec, tmp_path, recipe):
     run(codec, tmp_path / "samples.jsonl")
-    data = tmp_path / "r1_searcher_pp" / "cold_start"
-    select(METHOD, tmp_path / "samples.jsonl", QUESTIONS, data, per_question=2, rows=None, seed=1)
-    single = "{param_dtype:fp32,reduce_dtype:fp32,buffer_dtype:fp32}"
-    command = [
-        *(
-            sys.executable,
-            "-m",
-            "torch.distributed.run",
-            "--standalone",
-            "--nproc_per_node=1",
-            "-m",
-            "verl.trainer.sft_trainer",
-        ),
-        *("--config-dir", "recipes/r1_searcher_pp", "--config-name", "cold_start"),
-        *(
-            "data.train_batch_size=2",
-            "data.num_workers=0",
-            "data.max_length=300",
-            "trainer.total_epochs=2",
-            "trainer.logger=[console]",
-        ),
-        *("trainer.n_gpus_per_node=1", "model.use_remove_padding=false", "model.enable_gradient_checkpointing=false"),
-        *("+model.override_config={attn_implementation:sdpa}", "engine.use_torch_compile=false", "engine.dtype=float32"),
-        *(f"+engine.mixed_precision={single}", "optim.lr=0.001", "trainer.device=cpu"),
-    ]
+    select(METHOD, tmp_path / "samples.jsonl", QUESTIONS, tmp_path, per_question=2, rows=None, seed=1)
+    out = tmp_path / "run"
     environment = {
-        **os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "RUN_DIR": str(tmp_path / "run"), "DATA_DIR": str(tmp_path),
-        "MODEL": str(WEIGHTS), "TORCHDYNAMO_DISABLE": "1",
+        **os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "MODEL": str(WEIGHTS), "TORCHDYNAMO_DISABLE": "1",
     }  # fmt: skip
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
-    assert done.returncode == 0, done.stderr[-3000:]
-    losses = [float(part.split("train/loss:")[1].split()[0]) for part in done.stdout.splitlines() if "train/loss:" in part]
-    assert len(losses) == 2
+
+    def train(epochs: int) -> str:
+        command = [
+            *(sys.executable, "-m", "research_rl.train", recipe, "--run-dir", str(out), "--accept-changes", *RECIPES[recipe]),
+            *(f"data.train_files=[{tmp_path}/train.parquet]", "data.train_batch_size=2", "data.max_length=300"),
+            *(f"trainer.total_epochs={epochs}", "trainer.save_freq=1", "optim.lr=0.001", "optim.lr_scheduler_type=constant"),
+        ]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, cwd=ROOT, timeout=600)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    said = train(1) + train(2)
+    losses = [float(part.split("train/loss:")[1].split()[0]) for part in said.splitlines() if "train/loss:" in part]
+    assert len(losses) == 2  # the second run did not begin again
     assert losses[1] < losses[0]
-    assert json.loads((tmp_path / "run" / "checkpoints" / "global_step_2" / "huggingface" / "config.json").read_text())
+    assert "done already" in train(2)
+    model = AutoModelForCausalLM.from_pretrained(out / "model")
+    assert model.dtype is torch.bfloat16
+    assert (out / "model").resolve().parent.name == "global_step_2"
+    assert load_codec(out / "model").eos_ids == codec.eos_ids

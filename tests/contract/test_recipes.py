@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -18,7 +19,9 @@ from research_rl.training.train import jobs, stages_of
 from research_rl.verl_plugin.training_checks import check_training
 
 ROOT = Path(__file__).parents[2]
-TRAINERS = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if path.stem != "cold_start")
+RECIPES = sorted((ROOT / "recipes").glob("*/*.yaml"))
+SUPERVISED = [path for path in RECIPES if path.stem.startswith("cold_start")]
+TRAINERS = [path for path in RECIPES if path not in SUPERVISED]
 IDS = [f"{path.parent.name}/{path.name}" for path in TRAINERS]
 SEARCHPATH = "hydra.searchpath=[pkg://research_rl.config,pkg://verl.trainer.config]"
 pytestmark = pytest.mark.slow
@@ -50,6 +53,22 @@ def test_a_recipe_and_each_of_its_stages_pass_the_checks_made_before_training(re
         assert config.actor_rollout_ref.rollout.max_model_len >= budget
         assert settings.load().name in ("research", "r1_searcher", "r1_searcher_pp", "search_r1")
     assert next(jobs(recipe, tmp_path, [])).command
+
+
+@pytest.mark.parametrize("recipe", SUPERVISED, ids=[f"{path.parent.name}/{path.name}" for path in SUPERVISED])
+def test_a_supervised_recipe_composes_and_keeps_what_training_goes_on_from(recipe, tmp_path, monkeypatch):
+    monkeypatch.setenv("MODEL", "m")
+    config = composed(recipe)
+    resolved: Any = OmegaConf.to_container(config, resolve=True)
+    assert resolved["data"]["custom_cls"]["name"] == "TrajectoryDataset"
+    assert resolved["data"]["pad_mode"] == "no_padding"
+    assert resolved["data"]["max_length"] <= resolved["data"]["max_token_len_per_gpu"]  # a row fits in a micro-batch
+    assert set(resolved["checkpoint"]["save_contents"]) == {"model", "optimizer", "extra"}
+    assert resolved["trainer"]["save_freq"] > 0
+    assert resolved["trainer"]["default_local_dir"] == f"{resolved['run_dir']}/checkpoints"
+    job = next(jobs(recipe, tmp_path, []))
+    assert f"--nproc_per_node={resolved['trainer']['n_gpus_per_node']}" in job.command
+    assert ("VERL_PLATFORM" in job.environment) == (resolved["trainer"]["device"] == "cpu") == recipe.stem.endswith("cpu")
 
 
 @pytest.mark.parametrize("recipe", TRAINERS, ids=IDS)

@@ -19,7 +19,7 @@ from research_rl.errors import GenerationError, RetrievalError
 from research_rl.methods.base import neutralize
 from research_rl.methods.research import ReSearch
 from research_rl.methods.search_r1 import SearchR1
-from research_rl.rollout import Generation, _observe, _widest, rollout
+from research_rl.rollout import Generation, _widest, observe, rollout
 from research_rl.types import Budget, Invalid, Passage, Search, StopReason, Trajectory, Turn
 
 METHOD = ReSearch()
@@ -224,7 +224,7 @@ def test_long_passages_are_not_encoded_whole_to_be_cut():
 
     codec = Counting(random_codec(1)._tokenizer)
     passages = [[Passage(str(n), "word " * 4000) for n in range(3)]]
-    _, ids, shown = _observe(METHOD, codec, passages, 500)
+    _, ids, shown = observe(METHOD, codec, passages, 500)
     assert 450 < len(ids) <= 500
     assert sum(encoded) < 15 * sum(len(passage.contents) for passage in shown)
     assert max(encoded) < 12_000  # of 60,000

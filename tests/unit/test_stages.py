@@ -366,3 +366,60 @@ def test_the_model_of_each_stage_and_of_a_run_without_stages_is_exported_where_i
     assert train(plain, tmp_path / "plain", [], launch) == 0
     ends = [("run/search", 3), ("run/answer", 5), ("plain", 7)]
     assert made == [tmp_path / where / "checkpoints" / f"global_step_{step}" / "actor" for where, step in ends]
+
+
+SFT = "trainer: {total_epochs: 2, n_gpus_per_node: 4}\n"
+
+
+def supervised(tmp_path, defaults: str) -> Path:
+    path = tmp_path / "r" / "cold_start.yaml"
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"defaults: [{defaults}]\n{SFT}")
+    return path
+
+
+def test_a_supervised_recipe_runs_verls_sft_trainer_with_a_process_per_accelerator(tmp_path):
+    path = supervised(tmp_path, "sft_trainer_engine, _self_")
+    job = next(jobs(path, tmp_path / "run", ["data.train_batch_size=8"]))
+    assert job.command[1:] == [
+        *("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=4", "-m", "verl.trainer.sft_trainer"),
+        *("--config-dir", str(path.parent), "--config-name", "cold_start", "data.train_batch_size=8"),
+    ]
+    assert "VERL_PLATFORM" not in job.environment
+    assert job.environment["RUN_DIR"] == str(tmp_path / "run")
+    path = supervised(tmp_path, "sft_trainer_engine, sft_on_cpu, _self_")
+    job = next(jobs(path, tmp_path / "cpu", ["trainer.n_gpus_per_node=1"]))
+    assert "--nproc_per_node=1" in job.command
+    assert job.environment["VERL_PLATFORM"] == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("override", "told"), [("trainer.nnodes=2", "on one node"), ("trainer.n_gpus_per_node=0", "at least 1, got 0")]
+)
+def test_what_a_supervised_recipe_cannot_do_is_told(tmp_path, override, told):
+    with pytest.raises(ConfigError, match=told):
+        next(jobs(supervised(tmp_path, "sft_trainer_engine"), tmp_path / "run", [override]))
+
+
+def test_a_supervised_run_goes_on_is_done_once_and_leaves_its_model_where_the_next_step_finds_it(tmp_path, capsys):
+    path, seen = supervised(tmp_path, "sft_trainer_engine"), []
+
+    def launch(job):
+        seen.append(job)
+        if len(seen) == 1:
+            return 1  # interrupted
+        step = job.directory / "checkpoints" / "global_step_12"
+        (step / "huggingface").mkdir(parents=True)
+        (step / "huggingface" / "model.safetensors").write_text("weights")
+        (step.parent / "latest_checkpointed_iteration.txt").write_text("12")
+        return 0
+
+    run = tmp_path / "run"
+    assert [train(path, run, [], launch) for _ in range(3)] == [1, 0, 0]
+    assert len(seen) == 2
+    assert json.loads((run / DONE).read_text())["step"] == 12
+    assert (run / "model" / "model.safetensors").read_text() == "weights"
+    assert not (run / "model").readlink().is_absolute()  # the run's directory can be moved
+    told = capsys.readouterr().out
+    assert "done already" in told
+    assert told.count(f"the model is in {run / 'model'}") == 2

@@ -25,7 +25,7 @@ from research_rl.files import whole_lines, write_text
 from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.training.processes import start
-from research_rl.training.train import Job, hydra_value, last_step, stages_of
+from research_rl.training.train import Job, hydra_value
 from research_rl.training.train import train as run_recipe
 from research_rl.training.trajectory_log import read
 
@@ -126,7 +126,7 @@ class Pipeline:
 
         files = [str(self.run_dir / "demonstrations" / "train.parquet")]
         run_recipe(recipe, out, [f"data.train_files={hydra_value(files)}"], launch)
-        self._write("cold_start.json", {"path": str(exported(out / "checkpoints")), "source": str(recipe)})
+        self._write("cold_start.json", {"path": str(trained_model(out)), "source": str(recipe)})
 
     def start(self) -> None:
         """Measure the model that reinforcement learning starts from, and what the bare question finds."""
@@ -160,8 +160,7 @@ class Pipeline:
             return 0
 
         run_recipe(recipe, out, self._protocol(), launch)
-        last = [out / stage.name for stage in stages_of(recipe, [])[0]][-1:] or [out]
-        self._write("trained.json", {"path": str(exported(last[0] / "checkpoints")), "source": str(recipe)})
+        self._write("trained.json", {"path": str(trained_model(out)), "source": str(recipe)})
 
     def trained(self) -> None:
         """Measure the trained model, and its controls."""
@@ -217,14 +216,13 @@ def last_metrics(directory: Path) -> str:
     return f"step {row['step']}, loss {row['data'].get('train/loss', float('nan')):.3f}"
 
 
-def exported(checkpoints: Path) -> Path:
-    """Return the model of the last checkpoint of a training, supervised or not.
+def trained_model(directory: Path) -> Path:
+    """Return the model that a training has left in its directory.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: it has left none.
     """
-    step = checkpoints / f"global_step_{last_step(checkpoints)}"
-    for model in (step / "actor" / "huggingface", step / "huggingface"):
-        if (model / "config.json").is_file():
-            return model
-    raise ConfigError(f"the training has left no model in {step}: the recipe's checkpoint.save_contents must have hf_model")
+    model = (directory / "model").resolve()
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"the training in {directory} has left no model: the recipe's trainer.save_freq must be positive")
+    return model

@@ -116,7 +116,7 @@ def test_a_smaller_sample_of_test_questions_is_part_of_a_larger_one(tmp_path):
     assert len(ids(None)) == 50
     assert ids(3)[0].startswith("a/q")
     assert ids(10) != [f"a/q{number}" for number in range(10)]
-    with pytest.raises(DataError, match="has 50 questions, sets.a.questions asks for 51"):
+    with pytest.raises(DataError, match=r"has 50 questions, sets\.a\.questions asks for 51"):
         ids(51)
 
 
@@ -231,7 +231,9 @@ def record(identifier, em, searches, observation="", **metadata):
 
 
 def test_the_summary_of_a_set_has_conditions_tests_and_what_the_queries_find():
-    before = [record(str(number), 0.0, 1, "Bonn is it" if number < 5 else "bonnet", hops=1 + number % 2) for number in range(20)]
+    before = [
+        record(str(number), 0.0, 1, "Bonn is it" if number < 5 else "bonnet", hops=1 + number % 2) for number in range(20)
+    ]
     after = [record(str(number), float(number < 15), 2, "bonn", hops=1 + number % 2) for number in range(20)]
     ranks = {str(number): number for number in range(20)}
     found = one_set({"start": before, "trained": after, "control_random": before, "baseline_direct": before}, ranks, 2)

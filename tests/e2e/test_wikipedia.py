@@ -55,7 +55,8 @@ def command(declared, run_dir: Path, port: int, *arguments: str) -> list[str]:
     """Return the command that runs the experiment in a directory."""
     file, data = declared
     return [
-        sys.executable, "-m", "experiment", str(file), "--run-dir", str(run_dir), "--data", str(data), "--port", str(port), *arguments, *SMALL,
+        *(sys.executable, "-m", "experiment", str(file), "--run-dir", str(run_dir), "--data", str(data)),
+        *("--port", str(port), *arguments, *SMALL),
     ]  # fmt: skip
 
 

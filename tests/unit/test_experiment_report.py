@@ -105,8 +105,10 @@ BROWSER = next((path for name in ("chromium", "chromium-browser", "google-chrome
 def test_a_browser_without_a_network_shows_the_page_as_wide_as_a_window(run_dir, declaration):
     written(declaration, run_dir)
     page = run_dir / "report.html"
-    probe = "<script>document.title = [document.documentElement.scrollWidth <= innerWidth, document.querySelectorAll('td').length].join()</script>"
-    page.write_text(page.read_text() + probe)
+    probe = (
+        "document.title = [document.documentElement.scrollWidth <= innerWidth, document.querySelectorAll('td').length].join()"
+    )
+    page.write_text(page.read_text() + f"<script>{probe}</script>")
     done = subprocess.run(
         [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND", "--window-size=1200,900",
          f"--user-data-dir={run_dir / 'profile'}", "--dump-dom", page.as_uri()],

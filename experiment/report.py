@@ -58,5 +58,6 @@ def step_parts(steps: Sequence[Mapping[str, float]]) -> str:
         axis.bar(numbers, values, bottom=bottom, label=label, color=colour)
         bottom = [under + value for under, value in zip(bottom, values, strict=True)]
     axis.set(xlabel="step", ylabel="seconds")
+    axis.xaxis.get_major_locator().set_params(integer=True)
     axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     return svg(figure)

@@ -155,7 +155,7 @@ async def _make(options: argparse.Namespace, files: Sequence[Sequence[Task]], ha
     )
     split = sentence_splitter("en")
     made = Made()
-    async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
+    async with RetrievalClient(RetrievalSettings(options.retrieval_url, deadline_s=30)) as client:
         maker = Maker(
             load_method(options.method, **options.method_options), codec, client.search,
             lambda task, rng: plan(task, habits, split, options.max_searches, options.max_quote_words, rng),

@@ -99,23 +99,24 @@ def proof(
 ) -> tuple[str, str] | None:
     """Return the best sentence that holds one of `phrases`, and that phrase; any sentence, and "", if there is no phrase to hold.
 
-    It is at most `max_words` long. Best is what shares most words with the question, and the earliest of equals. A passage may hold the
-    answer by chance: those whose ids are among `annotated` go before the others, which must say, title included, at least half of the
-    question's words; and of a question of one hop the sentence itself must share a word with it.
+    It is at most `max_words` long; where there is no phrase to hold, a long one that is best has no substitute (None). Best is what shares
+    most words with the question, and the earliest of equals. A passage may hold the answer by chance: those whose ids are among `annotated`
+    go before the others, which must say, title included, at least half of the question's words; and of a question of one hop the sentence
+    itself must share a word with it.
     """
     found: list[tuple[tuple[bool, float], str, str]] = []
     for passage in passages:
         title, _, text = passage.contents.partition("\n")
         for sentence in _sentences(split, text):
             phrase = next((phrase for phrase in phrases if holds(sentence, phrase)), "")
-            if len(sentence.split()) > max_words or (phrases and not phrase):
+            if phrases and (not phrase or len(sentence.split()) > max_words):
                 continue
             shared = overlap(task.question, f"{title} {sentence}")
             named = passage.id in annotated
             if (task.all_needed or overlap(task.question, sentence) > 0) if named else shared >= 0.5:
                 found.append(((named, shared), sentence, phrase))
     best = max(found, key=lambda one: one[0], default=None)
-    return best and (best[1], best[2])
+    return (best[1], best[2]) if best and len(best[1].split()) <= max_words else None
 
 
 @lru_cache(maxsize=100_000)

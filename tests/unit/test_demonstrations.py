@@ -103,9 +103,8 @@ def test_a_demonstration_reads_back_as_the_method_reads_it_and_earns_what_can_be
         text = "".join(piece["text"] for piece in one["segments"])
         trajectory = method.read(text, asked["question"])
         assert [piece["learn"] for piece in one["segments"]] == [n % 2 == 0 for n in range(len(one["segments"]))]
-        assert [turn.text.strip() for turn in trajectory.turns] == [
-            piece["text"] for piece in one["segments"] if piece["learn"]
-        ]
+        written = [piece["text"].strip() for piece in one["segments"] if piece["learn"]]
+        assert [turn.text.strip() for turn in trajectory.turns] == written
         assert all(isinstance(turn.action, Search) for turn in trajectory.turns[:-1])
         assert isinstance(trajectory.turns[-1].action, Answer)
         assert method.answer(trajectory) == asked["golden_answers"][0]

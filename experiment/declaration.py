@@ -51,6 +51,7 @@ class Declaration:
     max_searches: int = 3
     max_turn_tokens: int = 128
     response_tokens: int = 640
+    max_observation_tokens: int | None = None  # of a search's passages, which are shortened to fit; null: as they are
     cold_start: ColdStart | None = None  # null: RL starts from the model as it comes
     train: str | None = None  # the recipe of the reinforcement learning; null: none
     controls: Sequence[Control] = get_args(Control)
@@ -158,6 +159,8 @@ def _sound(one: Declaration) -> Declaration:
     load_method(one.method, **one.method_options)
     for name in COUNTS:
         _count(getattr(one, name), name)
+    if one.max_observation_tokens is not None:
+        _count(one.max_observation_tokens, "max_observation_tokens")
     for name, valid, given in (("controls", Control, one.controls), ("baselines", Baseline, one.baselines)):
         if unknown := sorted(set(given) - set(get_args(valid))):
             raise ConfigError(f"{name}: unknown {unknown}; valid: {', '.join(get_args(valid))}")

@@ -109,6 +109,7 @@ class Measurement:
             *command, "--method", one.method, "--method-options", json.dumps({**one.method_options, **condition.method_options}),
             "--max-searches", str(searches), "--max-turn-tokens", str(one.max_turn_tokens),
             "--response-tokens", str(one.response_tokens),
+            *(("--max-observation-tokens", str(one.max_observation_tokens)) if one.max_observation_tokens else ()),
         ]  # fmt: skip
 
     def _summary(self, condition: Condition) -> Path:

@@ -100,7 +100,9 @@ class Pipeline:
             *("--rows", *map(str, start_of.demonstrations.values())),
             *("--method", one.method, "--method-options", json.dumps(one.method_options), "--retrieval-url", self.services.url()),
             *("--top-k", str(one.top_k), "--max-searches", str(one.max_searches)),
-            *("--tokenizer", str(self._path("model.json"))),
+            # no row is longer than a rollout may be, so that none shows what would be cut short
+            *("--tokenizer", str(self._path("model.json")), "--max-tokens", str(one.response_tokens)),
+            *(("--max-observation-tokens", str(one.max_observation_tokens)) if one.max_observation_tokens else ()),
             *start_of.options,
         ]  # fmt: skip
         run_child(command, self.run_dir / "logs" / "demonstrations.log", self.console, lambda: "making demonstrations")
@@ -188,6 +190,7 @@ class Pipeline:
             "research_rl.top_k": one.top_k,
             "research_rl.max_searches": one.max_searches,
             "research_rl.max_turn_tokens": one.max_turn_tokens,
+            "research_rl.max_observation_tokens": one.max_observation_tokens,
             "data.max_response_length": one.response_tokens,
         }
         return [

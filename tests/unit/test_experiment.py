@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 import yaml
@@ -19,6 +20,10 @@ from experiment.running import Step, run_child, run_steps
 from experiment.summary import one_set, queries, step_seconds
 from quickstart.progress import Phases
 from research_rl.errors import ConfigError, DataError
+from research_rl.methods.base import load_method
+from research_rl.types import Search
+
+ROOT = Path(__file__).parents[2]
 
 SOUND = {
     "sets": {"nq": {"train": "nq_train.jsonl", "test": "nq_test.jsonl", "questions": 2}, "two": {"test": "two_test.jsonl"}},
@@ -93,6 +98,32 @@ def test_settings_are_what_json_gives_back(tmp_path):
     settings = one.settings()
     assert json.loads(json.dumps(settings)) == settings
     assert settings["cold_start.demonstrations.nq"] == 5
+
+
+def test_the_declaration_that_is_shipped_is_sound_and_its_recipe_speaks_the_same_protocol_by_itself(monkeypatch):
+    monkeypatch.chdir(ROOT)  # prompts are named from here
+    one = read_declaration(Path("recipes/wikipedia/experiment.yaml"))
+    recipe = yaml.safe_load(Path(str(one.train)).read_text())
+    section = recipe["research_rl"]
+    for name in ("method", "method_options", "top_k", "max_searches", "max_turn_tokens"):
+        assert section[name] == getattr(one, name), name
+    assert section.get("max_observation_tokens") == one.max_observation_tokens
+    assert recipe["data"]["max_response_length"] == one.response_tokens
+    assert one.cold_start is not None
+    assert all(Path(name).is_file() for name in (one.cold_start.recipe, one.few_shot_prompt))
+
+
+def test_the_worked_examples_are_in_the_methods_own_form(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    one = read_declaration(Path("recipes/wikipedia/experiment.yaml"))
+    method = load_method(one.method, **one.method_options)
+    blocks = Path(str(one.few_shot_prompt)).read_text().split("Question: ")[1:]
+    assert len(blocks) == 2
+    for block in blocks:
+        trajectory = method.read(block.partition("\n")[2].strip())
+        assert method.well_formed(trajectory)
+        assert method.answer(trajectory)
+        assert [turn.action for turn in trajectory.turns[:-1]] == [Search(turn.action.query) for turn in trajectory.turns[:-1]]
 
 
 def write(path, rows):

@@ -156,7 +156,7 @@ class Pipeline:
             records = [record for record in read(job.directory / "trajectories") if record["time"] >= started]
             for name, seconds in timeline(records, started, time.time()).items():
                 if round(seconds):
-                    self.phases.add(f"train: {name}", seconds)
+                    self.phases.add(f"train, of that: {name}", seconds)
             if code:
                 raise failure(log, logged, code)
             return 0

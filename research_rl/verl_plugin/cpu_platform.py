@@ -181,9 +181,12 @@ def _patch_vllm_version() -> None:
 
 @_once
 def _patch_engine_registry(module: types.ModuleType) -> None:
-    """verl registers its FSDP engines for cuda and npu only, though FSDP2 works on gloo."""
+    """verl registers its FSDP engines for cuda and npu only, though FSDP2 works on gloo; the policy's gets one of our own (cpu_engine.py)."""
     from verl.workers.engine.base import EngineRegistry
 
+    from research_rl.verl_plugin.cpu_engine import CPUEngine
+
+    EngineRegistry.register(model_type="language_model", backend=["fsdp2"], device=["cpu"])(CPUEngine)
     for engines in EngineRegistry._engines.values():
         for backend in ("fsdp", "fsdp2"):
             if backend in engines and "cpu" not in engines[backend] and "cuda" in engines[backend]:

@@ -25,8 +25,8 @@ def run_ranks(script: Path, ranks: int, arguments: Sequence[str]) -> None:
     assert [process.returncode for process in processes] == [0] * ranks, told[0][-3000:]
 
 
-def engine_of(rank: int, ranks: int, rendezvous: str, **checkpoint: Any) -> Any:
-    """Return the initialised engine of one rank; `checkpoint`: fields of verl's `CheckpointConfig`."""
+def engine_of(rank: int, ranks: int, rendezvous: str, packed: bool = False, **checkpoint: Any) -> Any:
+    """Return the initialised engine of one rank, with packed rows or padded ones; `checkpoint`: fields of verl's `CheckpointConfig`."""
     import torch
     import verl.workers.engine  # noqa: F401 (registers the engines)
     from verl.trainer.config import CheckpointConfig
@@ -34,12 +34,13 @@ def engine_of(rank: int, ranks: int, rendezvous: str, **checkpoint: Any) -> Any:
     from verl.workers.engine.base import EngineRegistry
 
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_RANK": str(rank)}
-    torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    if not torch.distributed.is_initialized():
+        torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
     single = {"param_dtype": "fp32", "reduce_dtype": "fp32", "buffer_dtype": "fp32"}
     engine = EngineRegistry.new(
         model_type="language_model", backend="fsdp2",
         model_config=HFModelConfig(
-            path=str(WEIGHTS), use_remove_padding=False, enable_gradient_checkpointing=False,
+            path=str(WEIGHTS), use_remove_padding=packed, enable_gradient_checkpointing=False,
             override_config={"attn_implementation": "sdpa"},
         ),
         engine_config=FSDPEngineConfig(

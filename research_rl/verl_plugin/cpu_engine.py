@@ -1,0 +1,116 @@
+"""verl's FSDP engine on CPUs, where every token costs: no padding, logits only where the loss looks, no rows that teach nothing.
+
+The results are verl's own, but for rounding (tests/contract/test_cpu_engine.py compares them). Used with `use_remove_padding`; without it,
+or for what it does not know (images, distillation, sequence parallelism), verl's own code runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from tensordict import TensorDict
+from torch.nn.functional import cross_entropy
+from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, get_policy_loss_fn
+from verl.utils import tensordict_utils as tu
+from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
+from verl.workers.utils.losses import ppo_loss
+
+from research_rl.verl_plugin.cpu_attention import NAME
+
+SHAPES = 64  # packed lengths are rounded up to multiples of it: oneDNN prepares its kernels anew for every length that it meets
+_UNKNOWN = ("distillation_use_topk", "distillation_only", "calculate_sum_pi_squared", "use_fused_kernels")
+
+
+class CPUEngine(FSDPEngineWithLMHead):
+    """`language_model` engine of the device `cpu`."""
+
+    def _build_module(self) -> Any:
+        module = super()._build_module()
+        windows = {kind for kind in getattr(module.config, "layer_types", None) or () if kind != "full_attention"}
+        if self.use_remove_padding and not windows and not getattr(module.config, "attention_dropout", 0):
+            module.set_attn_implementation(NAME)  # in other models transformers builds the mask of a packed row, for any kind of layer
+        return module
+
+    def _build_fsdp_module(self, module: Any) -> Any:
+        module = super()._build_fsdp_module(module)
+        self._autocast_dtype = torch.float32  # none: FSDP has cast the weights already, and autocast would cast whatever it can again
+        return module
+
+    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+        """Return one packed row of all sequences (1, tokens), and the positions whose logits are needed."""
+        inputs, arguments = super().prepare_model_inputs(micro_batch)
+        if not self._knows(micro_batch):
+            return inputs, arguments
+        tokens = inputs["input_ids"].shape[1]
+        missing = -tokens % SHAPES
+        if missing:  # the padding is one more sequence, which nobody looks at
+            inputs["input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (0, missing))
+            inputs["position_ids"] = torch.cat([inputs["position_ids"], torch.arange(missing)[None]], dim=1)
+        arguments["kept"] = inputs["logits_to_keep"] = predicting_positions(micro_batch)
+        return inputs, arguments
+
+    def prepare_model_outputs(self, output: Any, output_args: Any, micro_batch: TensorDict, logits_processor_func: Any) -> Any:
+        """Return log-probabilities (and entropy) of the targets, 0 everywhere else: nested like `input_ids`."""
+        if "kept" not in output_args:
+            return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
+        kept, input_ids = output_args["kept"], micro_batch["input_ids"]
+        logits = output.logits[0].float()
+        if not output_args["temperature_is_one"]:
+            logits = logits / output_args["temperature_rmpad"][kept, None]
+
+        def spread(values: torch.Tensor) -> torch.Tensor:
+            whole = values.new_zeros(input_ids.values().shape[0]).index_put((kept,), values)
+            return torch.nested.nested_tensor_from_jagged(whole, input_ids.offsets())
+
+        labels = output_args["input_ids_rmpad_rolled"][kept]
+        outputs = {"log_probs": spread(-cross_entropy(logits, labels, reduction="none"))}
+        if tu.get_non_tensor_data(micro_batch, key="calculate_entropy", default=False):
+            outputs["entropy"] = spread(self.compute_entropy_from_logits(logits))
+        return outputs
+
+    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+        """As verl's; rows without an advantage are left out where their gradient is zero."""
+        if forward_only or self.get_data_parallel_size() > 1 or not zero_advantage_is_zero_gradient(loss_function):
+            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        teaching = [row for row, values in enumerate(data["advantages"].unbind()) if values.any()] or [0]
+        if len(teaching) == len(data) or not tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True):
+            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
+        tokens = data["loss_mask"].sum().item()
+        return super().forward_backward_batch(
+            tu.index_select_tensor_dict(data, teaching), partial(_with_tokens_of_all, loss_function, tokens)
+        )
+
+    def _knows(self, micro_batch: TensorDict) -> bool:
+        asked = [name for name in _UNKNOWN if tu.get_non_tensor_data(micro_batch, key=name, default=False)]
+        packed = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
+        return packed and not asked and not self.use_ulysses_sp and not self.pad_to_length
+
+
+def predicting_positions(micro_batch: TensorDict) -> torch.Tensor:
+    """Return the positions, in the packed row, that predict a target: those before each token whose mask is 1.
+
+    The mask is nested, of whole sequences (supervised training) or of responses only (RL).
+    """
+    offsets, mask = micro_batch["input_ids"].offsets(), micro_batch["loss_mask"]
+    ends = offsets[1:].tolist()
+    found = [end - len(one) + one.nonzero()[:, 0] - 1 for end, one in zip(ends, mask.unbind(), strict=True)]
+    kept = torch.cat(found)
+    return kept if len(kept) else torch.zeros(1, dtype=torch.long)  # a row without any target still needs a gradient of zero
+
+
+def zero_advantage_is_zero_gradient(loss_function: Any) -> bool:
+    """Return whether a row whose advantages are all 0 cannot change the gradient: PPO's clipped loss without entropy or KL terms."""
+    settings = getattr(loss_function, "keywords", {}).get("config")
+    if getattr(loss_function, "func", None) is not ppo_loss or settings is None:
+        return False
+    policy_loss: Callable[..., Any] = get_policy_loss_fn(settings.policy_loss.get("loss_mode", "vanilla"))
+    return policy_loss is compute_policy_loss_vanilla and not settings.entropy_coeff and not settings.use_kl_loss
+
+
+def _with_tokens_of_all(loss_function: Any, tokens: float, *, model_output: Any, data: TensorDict, dp_group: Any = None) -> Any:
+    """Return the loss, its mean taken over the tokens of the whole batch."""
+    tu.assign_non_tensor(data, batch_num_tokens=tokens)
+    return loss_function(model_output=model_output, data=data, dp_group=dp_group)

@@ -6,12 +6,15 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 # Where CPU builds of PyTorch come from, if the configured index has none.
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 RUN_DIR ?= runs/quickstart
+DATA ?= data
 SEED ?= 1
 PORT ?= 8765
 METHODS = research,r1_searcher,r1_searcher_pp,search_r1
+wikipedia wikipedia-fresh: RUN_DIR = runs/wikipedia
+WIKIPEDIA = $(BIN)/python -m experiment recipes/wikipedia/experiment.yaml --run-dir $(RUN_DIR) --data $(DATA) --seed $(SEED) --port $(PORT)
 QUICKSTART = $(BIN)/python -m quickstart --run-dir $(RUN_DIR) --seed $(SEED) --port $(PORT)
 
-.PHONY: help install quickstart quickstart-fresh test lint format doctor start-model clean
+.PHONY: help install quickstart quickstart-fresh wikipedia wikipedia-fresh test lint format doctor start-model clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -36,6 +39,12 @@ quickstart: install ## train a small model to search, measured before and after 
 
 quickstart-fresh: install ## the same, from the beginning
 	$(QUICKSTART) --fresh
+
+wikipedia: install ## a pre-trained model learns to search Wikipedia (DATA=…, RUN_DIR=…, SEED=…, PORT=…); hours
+	$(WIKIPEDIA)
+
+wikipedia-fresh: install ## the same, from the beginning
+	$(WIKIPEDIA) --fresh
 
 test: install ## all tests, the end-to-end run included
 	$(BIN)/python -m pytest

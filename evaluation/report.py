@@ -11,7 +11,7 @@ from evaluation.summary import by_step
 from research_rl.files import write_text
 from research_rl.web.page import render, subplots, svg
 
-_METRICS = {
+METRICS = {
     "em": "Exact match",
     "f1": "F1",
     "searches": "Searches per question",
@@ -25,17 +25,17 @@ def write_report(
     path: Path, summary: Mapping[str, Any], records: Sequence[Mapping[str, Any]], last_step: int, examples: int = 12
 ) -> None:
     """Write the page; `examples` questions are shown, before and after side by side."""
-    pairs, curves = _pairs(records, last_step, examples), _curves(summary["steps"])
-    write_text(path, render("report.html.j2", summary=summary, metrics=_METRICS, pairs=pairs, curves=curves))
-
-
-def _pairs(
-    records: Sequence[Mapping[str, Any]], last_step: int, count: int
-) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Choose test questions evenly: of those mended by training, those right in both, those lost, those wrong in both."""
     groups = by_step(records, "test")
-    before = {record["question"]: record for record in groups.get(0, [])}
-    after = {record["question"]: record for record in groups.get(last_step, [])}
+    pairs = choose_pairs(groups.get(0, []), groups.get(last_step, []), examples)
+    write_text(path, render("report.html.j2", summary=summary, metrics=METRICS, pairs=pairs, curves=curves(summary["steps"])))
+
+
+def choose_pairs(
+    before_all: Sequence[Mapping[str, Any]], after_all: Sequence[Mapping[str, Any]], count: int
+) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Choose questions evenly: of those mended by training, those right in both, those lost, those wrong in both."""
+    before = {record["question"]: record for record in before_all}
+    after = {record["question"]: record for record in after_all}
     kinds: dict[tuple[bool, bool], list] = {(False, True): [], (True, True): [], (True, False): [], (False, False): []}
     for question in sorted(before.keys() & after.keys()):
         pair = (before[question], after[question])
@@ -48,9 +48,9 @@ def _pairs(
     return chosen
 
 
-def _curves(steps: Sequence[Mapping[str, Any]]) -> str:
-    """Return the training curves as inline SVG."""
-    shown = [(name, label) for name, label in _METRICS.items() if name != "f1"]
+def curves(steps: Sequence[Mapping[str, Any]], left_out: str = "f1") -> str:
+    """Return the training curves as inline SVG, of every metric but one."""
+    shown = [(name, label) for name, label in METRICS.items() if name != left_out]
     figure, axes = subplots(len(shown), 3.5 * len(shown), 3.2)
     for axis, (name, label) in zip(axes, shown, strict=True):
         axis.plot([row["step"] for row in steps], [row.get(name) for row in steps], color="#2563eb", marker="o", markersize=3)

@@ -127,8 +127,12 @@ async def answer_recall(questions: Sequence[dict[str, Any]], client: RetrievalCl
     for start in tqdm(range(0, len(questions), 64), unit="batch", disable=None):
         batch = questions[start : start + 64]
         for row, passages in zip(batch, await client.search([row["question"] for row in batch], top_k), strict=True):
-            texts = [f" {normalize_answer(passage.contents)} " for passage in passages]
-            golden = [f" {normalize_answer(answer)} " for answer in row["golden_answers"]]
-            ranks = (rank for rank, text in enumerate(texts, 1) if any(answer in text for answer in golden))
+            ranks = (rank for rank, passage in enumerate(passages, 1) if holds_answer(passage.contents, row["golden_answers"]))
             found.append(next(ranks, 0))
     return found
+
+
+def holds_answer(text: str, golden_answers: Sequence[str]) -> bool:
+    """Return whether a golden answer stands in a text as whole words, both normalised."""
+    padded = f" {normalize_answer(text)} "
+    return any(f" {normalize_answer(answer)} " in padded for answer in golden_answers)

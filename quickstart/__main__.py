@@ -21,6 +21,7 @@ from data_preprocess.world.write import write_world
 from evaluation.report import write_report
 from evaluation.summary import summarize
 from quickstart.preflight import check, check_same_run, remove_run
+from quickstart.progress import Phases
 from quickstart.training import records_of, train
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
 from research_rl.files import write_text
@@ -30,19 +31,6 @@ from research_rl.training.train import DONE
 ROOT = Path(__file__).parents[1]
 MODELS = tuple(ROOT / "quickstart" / "start_model" / name for name in ("weights", "weights_all_methods"))
 console = Console()
-
-
-class Phases:
-    """Wall-clock seconds by phase, kept across resumes."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
-
-    def add(self, name: str, seconds: float) -> None:
-        """Add seconds to a phase and save."""
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
-        self._path.write_text(json.dumps(self.seconds, indent=1))
 
 
 def main(arguments: list[str] | None = None) -> int:

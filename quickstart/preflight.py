@@ -33,7 +33,7 @@ def check(run_dir: Path, ports: tuple[int, ...], models: tuple[Path, ...]) -> No
         if not (model / "config.json").is_file():
             problems.append(f"no starting model in {model}. Make it: make start-model")
     for port in ports:
-        if not _free(port):
+        if not port_is_free(port):
             problems.append(f"port {port} is in use. End the process that has it, or choose another: make quickstart PORT=…")
     memory = psutil.virtual_memory().available / 2**30
     if memory < MEMORY_GIB:
@@ -46,7 +46,8 @@ def check(run_dir: Path, ports: tuple[int, ...], models: tuple[Path, ...]) -> No
         raise ConfigError("cannot start:\n" + "\n".join(f"  - {problem}" for problem in problems))
 
 
-def _free(port: int) -> bool:
+def port_is_free(port: int) -> bool:
+    """Return whether a port of this machine can be listened on."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -56,16 +57,16 @@ def _free(port: int) -> bool:
     return True
 
 
-def check_same_run(run_dir: Path, settings: dict[str, Any]) -> None:
-    """Refuse to resume a run with other settings than it was started with.
+def check_same_run(run_dir: Path, settings: dict[str, Any], target: str = "quickstart") -> None:
+    """Refuse to resume a run with other settings than it was started with; `target` is make's.
 
     Raises:
         ConfigError: the directory holds a run with other settings.
     """
     if changed := changed_settings(run_dir / "settings.json", settings):
         raise ConfigError(
-            f"{run_dir} holds a run with other settings ({changed}). Start over with: make quickstart-fresh, "
-            "or choose another directory: make quickstart RUN_DIR=…"
+            f"{run_dir} holds a run with other settings ({changed}). Start over with: make {target}-fresh, "
+            f"or choose another directory: make {target} RUN_DIR=…"
         )
 
 
@@ -78,7 +79,5 @@ def remove_run(run_dir: Path) -> None:
     if not run_dir.exists():
         return
     if not (run_dir / "settings.json").is_file() and any(run_dir.iterdir()):
-        raise ConfigError(
-            f"{run_dir} is no quickstart run (it has no settings.json): it is not deleted. Choose another RUN_DIR"
-        )
+        raise ConfigError(f"{run_dir} is no run of ours (it has no settings.json): it is not deleted. Choose another RUN_DIR")
     shutil.rmtree(run_dir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from pathlib import Path
@@ -11,8 +12,22 @@ from rich.live import Live
 from rich.spinner import Spinner
 
 from evaluation.summary import TRAINING, by_step, mean_metrics, part_of
+from research_rl.files import write_text
 from research_rl.training.processes import tail
 from research_rl.training.trajectory_log import TrajectoryReader
+
+
+class Phases:
+    """Wall-clock seconds by phase, kept across resumes."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+
+    def add(self, name: str, seconds: float) -> None:
+        """Add seconds to a phase and save."""
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 1)
+        write_text(self._path, json.dumps(self.seconds, indent=1))
 
 
 def follow(process: subprocess.Popen, run_dir: Path, console: Console) -> int:

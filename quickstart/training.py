@@ -44,7 +44,7 @@ def train(
         for name, seconds in timeline(records, started, ended).items():
             add_seconds(f"{job.stage}: {name}" if job.stage else name, seconds)
         if code:
-            raise _failure(log, logged, code)
+            raise failure(log, logged, code)
         return 0
 
     run_recipe(options.recipe, run_dir, overrides, launch)
@@ -76,8 +76,8 @@ def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dic
     }  # fmt: skip
 
 
-def _failure(log: Path, logged: int, code: int) -> Exception:
-    """Return the error that ended a training, in one line if it is one of ours; `logged` is where its part of the log begins."""
+def failure(log: Path, logged: int, code: int, what: str = "training") -> Exception:
+    """Return the error that ended a command, in one line if it is one of ours; `logged` is where its part of the log begins."""
     with log.open(errors="replace") as file:
         file.seek(logged)
         lines = file.read().splitlines()
@@ -86,4 +86,4 @@ def _failure(log: Path, logged: int, code: int) -> Exception:
             _, found, message = line.partition(f"{kind.__name__}: ")
             if found:
                 return kind(message)
-    return ConfigError(f"training ended with exit code {code}; the end of {log}:\n{tail(log)}")
+    return ConfigError(f"{what} ended with exit code {code}; the end of {log}:\n{tail(log)}")

@@ -30,8 +30,9 @@ class Settings(BaseSettings):
 
     # what is served
     index: Path | None = Field(default=None, description="directory made by `rag-serving index`")
-    retriever: Literal["auto", "bm25", "dense", "hybrid", "web", "milvus"] = Field(
-        default="auto", description="auto: what the index holds; both bm25 and dense make a hybrid"
+    retriever: Literal["auto", "bm25", "dense", "hybrid", "web", "milvus", "random", "nothing"] = Field(
+        default="auto",
+        description="auto: what the index holds; both bm25 and dense make a hybrid. random, nothing: controls, which do not search",
     )
     verify: Literal["auto", "always", "never"] = Field(
         default="auto", description="check the files' hashes at start; auto: up to 2 GiB, beyond that sizes only"

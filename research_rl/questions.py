@@ -80,6 +80,8 @@ def to_flashrag(question: Question) -> dict[str, Any]:
 def read_questions(path: Path) -> Iterator[dict[str, Any]]:
     """Yield FlashRAG questions ``{"id", "question", "golden_answers", …}``; further fields are kept under `metadata`.
 
+    `path` may end in .gz.
+
     Raises:
         DataError: the file is missing or a row is malformed; the message names the line.
     """

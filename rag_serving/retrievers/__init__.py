@@ -86,6 +86,10 @@ def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str]:
     manifest = read_manifest(directory)
     report("checking the files against the manifest")
     check(directory, manifest, settings.verify)
+    if settings.retriever in ("random", "nothing"):
+        from rag_serving.retrievers.controls import Nothing, RandomPassages
+
+        return Nothing() if settings.retriever == "nothing" else RandomPassages(Corpus(directory)), str(manifest["index_id"])
     held = list(manifest["engines"])
     wanted = (
         held if settings.retriever == "auto" else ["bm25", "dense"] if settings.retriever == "hybrid" else [settings.retriever]

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -21,8 +21,12 @@ GRACE_S = 20.0
 
 
 @contextmanager
-def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s: float = 900.0) -> Iterator[str]:
+def vllm_server(
+    model: str, name: str, options: list[str], log: Path, timeout_s: float = 900.0, environment: Mapping[str, str] | None = None
+) -> Iterator[str]:
     """Start ``vllm serve`` for a model (directory or hub id) on a free port, yield its base URL, and end it whatever happens.
+
+    `environment`: what is added to its environment.
 
     Raises:
         GenerationError: it ended, or did not answer in time; the message has the first error of its log.
@@ -36,7 +40,12 @@ def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s:
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(
-            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env={**os.environ, **(environment or {})},
         )
     url = f"http://127.0.0.1:{port}/v1"
     try:

@@ -51,9 +51,9 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> subproc
         )  # fmt: skip
 
 
-def start_service(index: Path, port: int, log: Path) -> subprocess.Popen:
-    """Start a retrieval service with one thread; `wait_until_healthy` before it is used."""
-    command = [sys.executable, "-m", "rag_serving.cli", "serve", "--index", str(index), "--port", str(port)]
+def start_service(index: Path, port: int, log: Path, *flags: str) -> subprocess.Popen:
+    """Start a retrieval service with one thread (`flags`: further settings); `wait_until_healthy` before it is used."""
+    command = [sys.executable, "-m", "rag_serving.cli", "serve", "--index", str(index), "--port", str(port), *flags]
     return start(command, log, {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"})
 
 

@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "verl", "vllm", "ray", "transformers", "httpx"}
-OURS = {"research_rl", "rag_serving", "data_preprocess", "evaluation", "quickstart"}
+OURS = {"research_rl", "rag_serving", "data_preprocess", "evaluation", "quickstart", "experiment"}
 OVER = OURS - {"research_rl"}
 WINGS = {f"research_rl.{name}" for name in ("training", "inference", "web", "verl_plugin")}
 CORE = [
@@ -33,8 +33,9 @@ FORBIDDEN = {
     "research_rl/web": (WINGS - {"research_rl.web", "research_rl.inference"}) | OVER,
     "research_rl/verl_plugin": (WINGS - {"research_rl.verl_plugin", "research_rl.training", "research_rl.inference"}) | OVER,
     "rag_serving": (OURS - {"rag_serving"}) | {"verl", "vllm", "ray"},
-    "evaluation": {"verl", "research_rl.verl_plugin", "rag_serving", "data_preprocess", "quickstart"},
-    "data_preprocess": {"verl", "research_rl.verl_plugin", "evaluation", "quickstart"},
+    "evaluation": {"verl", "research_rl.verl_plugin", "rag_serving", "data_preprocess", "quickstart", "experiment"},
+    "data_preprocess": {"verl", "research_rl.verl_plugin", "evaluation", "quickstart", "experiment"},
+    "quickstart": {"experiment"},
 }
 
 

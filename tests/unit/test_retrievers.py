@@ -314,3 +314,35 @@ def test_milvus_holds_passages_and_vectors_and_is_searched_like_an_index(corpus,
     opened.retriever.close()
     with pytest.raises(ServingError, match="no collection 'other'"):
         open_retriever(Settings(retriever="milvus", milvus_uri=uri, milvus_collection="other", encoder=minilm()))
+
+
+def test_random_passages_depend_on_the_query_alone(index):
+    control = load_index(index, retriever="random")
+    queries = [f"query {number}" for number in range(30)]
+    found = control.search(queries, 2)
+    assert found == load_index(index, retriever="random").search(queries, 2)
+    assert all(len(set(ids(hits))) == 2 for hits in found)
+    assert {hit.id for hits in found for hit in hits} == set(TEXTS)
+    assert len({tuple(ids(hits)) for hits in found}) > 5
+    assert all(hit.contents == TEXTS[hit.id] for hits in found for hit in hits)
+    assert sorted(ids(control.search(["who bakes loaves"], 100)[0])) == sorted(TEXTS)
+
+
+def test_the_control_that_finds_nothing_finds_nothing(index):
+    control = load_index(index, retriever="nothing")
+    assert control.search(["Cologne", "Paris"], 5) == [[], []]
+
+
+def test_controls_are_served_and_an_answer_of_one_is_no_answer_of_another(index):
+    import httpx
+
+    from rag_serving.retrievers import open_retriever
+    from rag_serving.settings import Settings
+    from tests.servers import serving
+
+    names = ("bm25", "random", "nothing")
+    assert len({open_retriever(Settings(index=index, retriever=name)).fingerprint for name in names}) == 3
+    for name, count in (("random", 2), ("nothing", 0)):
+        with serving("--index", str(index), "--retriever", name) as (url, _):
+            answer = httpx.post(f"{url}/v1/search", json={"queries": ["Cologne"], "top_k": 2}).json()
+            assert [len(hits) for hits in answer["results"]] == [count]

@@ -1,0 +1,144 @@
+"""Questions and passages of an experiment: one file of test questions, one of passages, and the passages without the evidence."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+from experiment.declaration import Declaration
+from rag_serving.indexing.formats import read_corpus
+from research_rl.errors import DataError
+from research_rl.files import write_jsonl
+from research_rl.metrics import normalize_answer
+from research_rl.questions import clean, read_questions
+
+CLOSED = (("yes",), ("no",))  # answers that no passage gives away
+
+
+def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[str, Any]:
+    """Write questions.jsonl, corpus.jsonl, train.parquet and test.parquet into `out`; return the counts.
+
+    Raises:
+        DataError: a file is malformed, two passages have the same id, or a command of `data_preprocess` refuses.
+    """
+    questions = list(asked_questions(declaration, data))
+    write_jsonl(out / "questions.jsonl", questions)
+    counts: dict[str, Any] = {"test": dict(Counter(row["metadata"]["data_source"] for row in questions))}
+    counts["passages"] = write_jsonl(out / "corpus.jsonl", corpus([data / name for name in declaration.passages]))
+    _preprocess("flashrag", "--input", f"test={out / 'questions.jsonl'}", "--out", str(out))
+    parts = []
+    for name, one in declaration.sets.items():
+        if one.train:
+            _preprocess(
+                "flashrag", "--input", f"train={data / one.train}", "--exclude", str(out / "questions.jsonl"), "--data-source", name,
+                "--out", str(out / name),
+            )  # fmt: skip
+            _write_demonstrable(data / one.train, out / name)
+            share = "" if one.share is None else f"={Fraction(str(one.share))}"
+            parts += ["--part", f"{out / name / 'train.jsonl'}{share}"]
+    if parts:
+        counts["train"] = _preprocess("mix", *parts, "--out", str(out), "--seed", str(seed))["questions"]
+    if "no_evidence" in declaration.controls:
+        passages: Counter[str] = Counter()
+        write_jsonl(out / "corpus_no_evidence.jsonl", without_evidence(_passages(out / "corpus.jsonl"), questions, passages))
+        counts["no_evidence"] = dict(passages)
+    return counts
+
+
+def _write_demonstrable(source: Path, out: Path) -> None:
+    """Write demonstrable.jsonl: the rows of a train file that are trained on, with the `supporting_ids` that the converted ones lack."""
+    kept = {row["question"] for row in read_questions(out / "train.jsonl")}
+    write_jsonl(out / "demonstrable.jsonl", (row for row in read_questions(source) if clean(row["question"]) in kept))
+
+
+def asked_questions(declaration: Declaration, data: Path) -> Iterator[dict[str, Any]]:
+    """Yield the questions of every set that are asked: the first of the test file in the order of sha1(id), named SET/ID.
+
+    The order is that of no file and of no seed, so that a smaller sample is part of a larger one, everywhere.
+
+    Raises:
+        DataError: a set has fewer than it is to have.
+    """
+    for name, one in declaration.sets.items():
+        rows = sorted(read_questions(data / one.test), key=lambda row: hashlib.sha1(row["id"].encode()).hexdigest())
+        if one.questions is not None and len(rows) < one.questions:
+            raise DataError(f"{data / one.test} has {len(rows)} questions, sets.{name}.questions asks for {one.questions}")
+        for row in rows[: one.questions]:
+            yield {**row, "id": f"{name}/{row['id']}", "metadata": {**row["metadata"], "data_source": name}}
+
+
+def corpus(files: Sequence[Path]) -> Iterator[dict[str, str]]:
+    """Yield the passages of all files, in any format that the service indexes.
+
+    Raises:
+        DataError: two have the same id.
+    """
+    seen: dict[str, Path] = {}
+    for path in files:
+        for passage in read_corpus(path):
+            if seen.setdefault(passage["id"], path) is not path:
+                raise DataError(f"{path} and {seen[passage['id']]} both have a passage {passage['id']!r}: give them other ids")
+            yield passage
+
+
+def without_evidence(
+    passages: Iterable[Mapping[str, str]], questions: Sequence[Mapping[str, Any]], counts: Counter[str]
+) -> Iterator[Mapping[str, str]]:
+    """Yield the passages that are no evidence for any of the questions; `counts` says at the end what became of all, by reason.
+
+    Taken out is what a question names as supporting (`supporting_ids`, else the passages whose title is one of `supporting_titles`), and
+    every passage that holds a golden answer of any question as whole words, normalised as SQuAD does; yes and no are no such answers.
+
+    Raises:
+        DataError: none is left.
+    """
+    metadata = [row["metadata"] for row in questions]
+    ids = {identifier for one in metadata for identifier in one.get("supporting_ids") or ()}
+    titles = {title for one in metadata if not one.get("supporting_ids") for title in one.get("supporting_titles") or ()}
+    answers: dict[str, set[tuple[str, ...]]] = {}  # by first word, so that a passage is walked through once
+    for row in questions:
+        for words in (tuple(normalize_answer(answer).split()) for answer in row["golden_answers"]):
+            if words and words not in CLOSED:
+                answers.setdefault(words[0], set()).add(words)
+    for passage in passages:
+        if passage["id"] in ids or passage["contents"].partition("\n")[0] in titles:
+            counts["supporting"] += 1
+        elif _holds(normalize_answer(passage["contents"]).split(), answers):
+            counts["hold an answer"] += 1
+        else:
+            counts["kept"] += 1
+            yield passage
+    if not counts["kept"]:
+        raise DataError("no passage is left without the evidence: leave no_evidence out of controls, or give more passages")
+
+
+def _holds(words: list[str], answers: Mapping[str, set[tuple[str, ...]]]) -> bool:
+    return any(
+        tuple(words[start : start + len(answer)]) == answer
+        for start, word in enumerate(words)
+        for answer in answers.get(word, ())
+    )
+
+
+def _passages(path: Path) -> Iterator[dict[str, str]]:
+    with path.open(encoding="utf-8") as lines:
+        yield from map(json.loads, lines)
+
+
+def _preprocess(*arguments: str) -> dict[str, Any]:
+    """Run a command of `data_preprocess`; return its card.
+
+    Raises:
+        DataError: it refuses.
+    """
+    done = subprocess.run([sys.executable, "-m", "data_preprocess", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise DataError(done.stderr.strip().splitlines()[-1])
+    return json.loads(done.stdout.splitlines()[-1])

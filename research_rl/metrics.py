@@ -91,6 +91,24 @@ def cover_em_tokens(prediction: str, golden_answers: Iterable[str], normalize: N
     return float(any(all(token in tokens for token in normalize(golden).split(" ")) for golden in golden_answers))
 
 
+def answer_rank(texts: Iterable[str], golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> int:
+    """Return the rank (from 1) of the first text that holds a normalised golden answer as whole words, 0 if none does.
+
+    A golden answer that normalises to nothing is in no text.
+    """
+    phrases = [f" {phrase} " for golden in golden_answers if (phrase := normalize(golden))]
+    for rank, text in enumerate(texts, 1):
+        padded = f" {normalize(text)} "
+        if any(phrase in padded for phrase in phrases):
+            return rank
+    return 0
+
+
+def is_yes_no(golden_answers: Iterable[str]) -> bool:
+    """Return whether every golden answer is yes or no, so that no passage can be said to hold it."""
+    return all(normalize_answer(golden) in ("yes", "no") for golden in golden_answers)
+
+
 NORMALIZERS: dict[str, Normalize] = {"squad": normalize_answer, "r1_searcher": normalize_answer_spaced}
 METRICS: dict[str, Callable[[str, Iterable[str], Normalize], float]] = {
     "em": exact_match,

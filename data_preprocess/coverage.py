@@ -1,12 +1,13 @@
 """What a corpus holds of what questions ask for: their golden answers and their supporting passages.
 
-Passages are read once, in blocks over all cores, and all answers are looked for at the same time: each word of a passage that begins some
-answer is followed by as many words as that answer has, and the words are looked up. So the work grows with the words of the corpus, not
+Passages are read once, in blocks over all cores, and all answers are looked for at the same time: where two neighbouring words begin
+some answer, as many words as it has are looked up among the answers. So the work grows with the words of the corpus, not
 with the number of questions.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,43 +19,50 @@ from data_preprocess.corpus.blocks import BLOCK, Block, blocks_of
 from data_preprocess.corpus.documents import MALFORMED, flashrag
 from data_preprocess.corpus.pool import in_order, progress_in_bytes
 from research_rl.errors import DataError
-from research_rl.metrics import answer_rank, is_yes_no, normalize_answer
+from research_rl.metrics import holds_phrase, is_yes_no, normalize_answer
 from research_rl.questions import clean
 
 _scan: Scan
 
 
 class Phrases:
-    """Normalised phrases to be found in texts as whole words, like `answer_rank` finds them one by one."""
+    """Normalised phrases to be found in texts as whole words, like `holds_phrase` finds them one by one."""
 
     def __init__(self, phrases: Iterable[str]) -> None:
         """A phrase without a word is left out: it is in no text."""
-        self._by_first: dict[str, dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
+        self._words: set[str] = set()  # the phrases of one word
+        # the others by their first two words, since single words begin many, and then by their number of words
+        self._longer: dict[tuple[str, str], dict[int, set[str]]] = defaultdict(lambda: defaultdict(set))
         for phrase in phrases:
-            if words := phrase.split():
-                self._by_first[words[0]][len(words)].add(phrase)
+            words = phrase.split()
+            if len(words) > 1:
+                self._longer[words[0], words[1]][len(words)].add(phrase)
+            else:
+                self._words.update(words)
 
     def take(self, normalized: str) -> set[str]:
         """Return the phrases that are in a normalised text, and look for them no longer."""
-        found: set[str] = set()
         words = normalized.split()
-        for at, word in enumerate(words):
-            if word in self._by_first:
-                for length, phrases in self._by_first[word].items():
-                    if (phrase := " ".join(words[at : at + length])) in phrases:
-                        found.add(phrase)
+        found = self._words.intersection(words)
+        self._words -= found
+        starts = [at for at, pair in enumerate(itertools.pairwise(words)) if pair in self._longer]
+        for at in starts:
+            for length, phrases in self._longer[words[at], words[at + 1]].items():
+                if (phrase := " ".join(words[at : at + length])) in phrases:
+                    found.add(phrase)
         for phrase in found:
-            self._remove(phrase)
+            self._remove(phrase.split())
         return found
 
-    def _remove(self, phrase: str) -> None:
-        words = phrase.split()
-        lengths = self._by_first[words[0]]
-        lengths[len(words)].remove(phrase)
+    def _remove(self, words: list[str]) -> None:
+        if len(words) < 2:
+            return
+        lengths = self._longer[words[0], words[1]]
+        lengths[len(words)].remove(" ".join(words))
         if not lengths[len(words)]:
             del lengths[len(words)]
         if not lengths:
-            del self._by_first[words[0]]
+            del self._longer[words[0], words[1]]
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,8 @@ class Scan:
     """What is looked for, in one process."""
 
     def __init__(self, questions: Sequence[Asked]) -> None:
-        self._questions = questions
-        self._phrases = Phrases({normalize_answer(answer) for asked in questions for answer in asked.golden_answers})
+        self._answers = [[normalize_answer(answer) for answer in asked.golden_answers] for asked in questions]
+        self._phrases = Phrases({answer for answers in self._answers for answer in answers})
         self._by_id: dict[str, list[int]] = defaultdict(list)
         self._by_title: dict[str, list[int]] = defaultdict(list)
         for number, asked in enumerate(questions):
@@ -115,18 +123,18 @@ class Scan:
             one of MALFORMED: it is none.
         """
         passage = flashrag(line)
-        contents, title = f"{passage.title}\n{passage.text}", clean(passage.title)
+        normalized, title = normalize_answer(f"{passage.title}\n{passage.text}"), clean(passage.title)
         seen.passages += 1
-        seen.answers |= self._phrases.take(normalize_answer(contents))
+        seen.answers |= self._phrases.take(normalized)
         if passage.id in self._by_id:
             seen.ids.add(passage.id)
-            seen.answered_by_id |= self._answered(self._by_id[passage.id], contents)
+            seen.answered_by_id |= self._answered(self._by_id[passage.id], normalized)
         if title in self._by_title:
             seen.titles.add(title)
-            seen.answered_by_title |= self._answered(self._by_title[title], contents)
+            seen.answered_by_title |= self._answered(self._by_title[title], normalized)
 
-    def _answered(self, numbers: Iterable[int], contents: str) -> set[int]:
-        return {number for number in numbers if answer_rank([contents], self._questions[number].golden_answers)}
+    def _answered(self, numbers: Iterable[int], normalized: str) -> set[int]:
+        return {number for number in numbers if holds_phrase(normalized, self._answers[number])}
 
 
 def _start(questions: Sequence[Asked]) -> None:

@@ -91,17 +91,16 @@ def cover_em_tokens(prediction: str, golden_answers: Iterable[str], normalize: N
     return float(any(all(token in tokens for token in normalize(golden).split(" ")) for golden in golden_answers))
 
 
-def answer_rank(texts: Iterable[str], golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> int:
-    """Return the rank (from 1) of the first text that holds a normalised golden answer as whole words, 0 if none does.
+def holds_phrase(normalized: str, phrases: Iterable[str]) -> bool:
+    """Return whether a normalised text holds one of the normalised phrases as whole words. A phrase without a word is in no text."""
+    padded = f" {normalized} "
+    return any(f" {phrase} " in padded for phrase in phrases if phrase)
 
-    A golden answer that normalises to nothing is in no text.
-    """
-    phrases = [f" {phrase} " for golden in golden_answers if (phrase := normalize(golden))]
-    for rank, text in enumerate(texts, 1):
-        padded = f" {normalize(text)} "
-        if any(phrase in padded for phrase in phrases):
-            return rank
-    return 0
+
+def answer_rank(texts: Iterable[str], golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> int:
+    """Return the rank (from 1) of the first text that holds a golden answer, both normalised, as whole words; 0 if none does."""
+    phrases = [normalize(golden) for golden in golden_answers]
+    return next((rank for rank, text in enumerate(texts, 1) if holds_phrase(normalize(text), phrases)), 0)
 
 
 def is_yes_no(golden_answers: Iterable[str]) -> bool:

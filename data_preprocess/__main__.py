@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocess.corpus.cutting import UNITS, Cutting
+from data_preprocess.coverage_command import add_coverage
 from data_preprocess.dataset_commands import add_dataset
 from data_preprocess.datasets import DATASETS
 from data_preprocess.demonstrations.command import add_demonstrations
@@ -32,6 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_cold_start(commands)
     add_demonstrations(commands)
     add_corpus(commands)
+    add_coverage(commands)
     add_world(commands)
     options = parser.parse_args(arguments)
     try:
@@ -43,7 +45,7 @@ def main(arguments: list[str] | None = None) -> int:
         print("data_preprocess: interrupted; the same command goes on where that is possible", file=sys.stderr)
         return 130
     for card in cards if isinstance(cards, list) else [cards]:
-        print(json.dumps(card, ensure_ascii=False))
+        print(card if isinstance(card, str) else json.dumps(card, ensure_ascii=False))
     return 0
 
 

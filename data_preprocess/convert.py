@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from data_preprocess.contexts import Contexts
 from data_preprocess.datasets import DATASETS
 from data_preprocess.overlap import Overlap
 from data_preprocess.sources import BadRow, Row
@@ -73,16 +74,17 @@ def answer_type(answer: str) -> str:
 
 def convert(
     dataset: str, rows: Iterable[Row | BadRow], split: str, *, limits: Limits | None = None, strict: bool = False,
-    aliases: Mapping[str, Sequence[str]] | None = None, data_source: str = "", unique: bool = True,
+    aliases: Mapping[str, Sequence[str]] | None = None, data_source: str = "", unique: bool = True, contexts: Contexts | None = None,
 ) -> Conversion:  # fmt: skip
     """Turn rows into questions. A question without an id gets ``SPLIT-number``; an id that stands for two questions gets ``#2``.
 
     With `unique`, what is asked a second time (after normalisation) is dropped; an evaluation set is kept as its authors count it.
+    `contexts` takes the paragraphs of every row in which they are sound, whatever becomes of the question.
 
     Raises:
         DataError: a row is malformed, and `strict`; or every row is.
     """
-    read, limits, done = DATASETS[dataset].read, limits or Limits(), Conversion()
+    read, paragraphs, limits, done = DATASETS[dataset].read, DATASETS[dataset].paragraphs, limits or Limits(), Conversion()
     asked: dict[str, str] = {}
     ids: Counter[str] = Counter()
     for number, row in enumerate(rows, 1):
@@ -90,9 +92,11 @@ def convert(
         try:
             if isinstance(row, BadRow):
                 raise ValueError(row.reason)
+            supporting = contexts.add(paragraphs(row.fields)) if contexts and paragraphs else ()
             question = read(row.fields)
             extra = (aliases or {}).get(question.answer_id, ())
             question = replace(question, golden_answers=(*question.golden_answers, *extra)).cleaned()
+            question = replace(question, supporting_ids=question.supporting_ids or supporting)
         except Dropped as dropped:
             done.drop(row.where, str(dropped))
             continue

@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from data_preprocess.contexts import PASSAGES, Contexts
 from data_preprocess.convert import (
     MALFORMED,
     Conversion,
@@ -23,7 +24,8 @@ from data_preprocess.datasets import DATASETS
 from data_preprocess.datasets.two_wiki import read_aliases
 from data_preprocess.overlap import Overlap
 from data_preprocess.sources import read_rows
-from research_rl.errors import DataError
+from research_rl.errors import ConfigError, DataError
+from research_rl.files import write_atomically
 from research_rl.questions import read_questions
 
 EVALUATION = ("dev", "test", "validation")  # splits that keep questions asked twice: figures are compared over all of them
@@ -59,18 +61,25 @@ def add_dataset(commands: Any, name: str) -> None:
     parser.add_argument("--max-answer-words", type=int, default=None)
     parser.add_argument("--no-yes-no", action="store_true", help="leave out questions answered by yes or no")
     parser.add_argument("--strict", action="store_true", help="stop at the first malformed row")
+    parser.add_argument("--contexts", action="store_true", help=f"write the rows' paragraphs as a corpus, too: {PASSAGES}")
     if name == "2wikimultihopqa":
         parser.add_argument("--aliases", type=Path, default=None, help="id_aliases.json")
     parser.set_defaults(run=run_dataset)
 
 
 def run_dataset(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Convert every split and return the cards; malformed rows are told on standard error."""
+    """Convert every split, then write them and return the cards; malformed rows are told on standard error.
+
+    Raises:
+        ConfigError: contexts of a data set that has none.
+        DataError: a split is given twice; a row is malformed, and `strict`; no question is left.
+    """
     inputs = dict(_inputs(options.input, options.split))
     if len(inputs) < len(options.input):
         raise DataError(f"a split is given twice: {options.input}; write --input train=A --input dev=B")
-    cards = []
-    for split, done, card in _splits(options, inputs):
+    cards: list[dict[str, Any]] = []
+    splits = _with_passages(options, inputs, cards) if options.contexts else list(_splits(options, inputs))
+    for split, done, card in splits:
         cards.append(write_split(options.out, split, done, card))
         malformed = [drop for drop in done.dropped if drop["reason"] == MALFORMED]
         for drop in malformed[:SHOWN]:
@@ -80,8 +89,32 @@ def run_dataset(options: argparse.Namespace) -> list[dict[str, Any]]:
     return cards
 
 
+def _with_passages(
+    options: argparse.Namespace, inputs: dict[str, tuple[str, str]], cards: list[dict[str, Any]]
+) -> list[tuple[str, Conversion, dict[str, Any]]]:
+    """Return what `_splits` yields, its questions with the ids of the passages that support them; write the passages and add their card."""
+    if not DATASETS[options.command].paragraphs:
+        having = ", ".join(name for name, dataset in DATASETS.items() if dataset.paragraphs)
+        raise ConfigError(f"the files of {options.command} carry no paragraphs; --contexts is for {having}")
+    made: list[Contexts] = []
+    splits: list[tuple[str, Conversion, dict[str, Any]]] = []
+
+    def write(part: Path) -> None:
+        with part.open("w", encoding="utf-8") as file:
+            made.append(Contexts(file, options.command))
+            splits.extend(_splits(options, inputs, made[0]))
+        if not made[0].titles:
+            raise DataError(f"no row of {', '.join(options.input)} carries a paragraph with a text: leave --contexts out")
+
+    write_atomically(options.out / PASSAGES, write)
+    for _, done, card in splits:
+        card["supporting"] = made[0].resolve(done.questions)
+    cards.append(made[0].card(options.out, [source_of(source, options.config, split) for source, split in inputs.values()]))
+    return splits
+
+
 def _splits(
-    options: argparse.Namespace, inputs: dict[str, tuple[str, str]]
+    options: argparse.Namespace, inputs: dict[str, tuple[str, str]], contexts: Contexts | None = None
 ) -> Iterator[tuple[str, Conversion, dict[str, Any]]]:
     """Yield (split, conversion, beginning of its card), train last: it must not ask what the others ask.
 
@@ -97,7 +130,7 @@ def _splits(
         shaped = split == "train" or len(inputs) == 1
         done = convert(
             options.command, rows, split, limits=limits if shaped else Limits(), strict=options.strict, aliases=aliases,
-            data_source=options.data_source, unique=split not in EVALUATION,
+            data_source=options.data_source, unique=split not in EVALUATION, contexts=contexts,
         )  # fmt: skip
         if not shaped:
             excluded += [question.question for question in done.questions]
@@ -115,7 +148,7 @@ def _splits(
                 raise DataError(f"--hold-out takes a new split and a number, for example dev=500; got {options.hold_out!r}")
             held = sample(done, int(count), options.seed)
             held.dropped = []  # they are train's
-            yield name, held, card
+            yield name, held, dict(card)  # its own: train's goes on
         if options.sample is not None:
             done = sample(done, options.sample, options.seed)
         yield split, done, card

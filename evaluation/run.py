@@ -20,7 +20,7 @@ from research_rl.inference.engine import vllm_server
 from research_rl.inference.sampling import REDUCED, read_log
 from research_rl.inference.served import open_served, sample_served
 from research_rl.methods.base import Method
-from research_rl.metrics import normalize_answer
+from research_rl.metrics import answer_rank
 from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient
 from research_rl.scoring import trajectory_metrics
@@ -127,12 +127,5 @@ async def answer_recall(questions: Sequence[dict[str, Any]], client: RetrievalCl
     for start in tqdm(range(0, len(questions), 64), unit="batch", disable=None):
         batch = questions[start : start + 64]
         for row, passages in zip(batch, await client.search([row["question"] for row in batch], top_k), strict=True):
-            ranks = (rank for rank, passage in enumerate(passages, 1) if holds_answer(passage.contents, row["golden_answers"]))
-            found.append(next(ranks, 0))
+            found.append(answer_rank((passage.contents for passage in passages), row["golden_answers"]))
     return found
-
-
-def holds_answer(text: str, golden_answers: Sequence[str]) -> bool:
-    """Return whether a golden answer stands in a text as whole words, both normalised."""
-    padded = f" {normalize_answer(text)} "
-    return any(f" {normalize_answer(answer)} " in padded for answer in golden_answers)

@@ -11,12 +11,13 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from evaluation.run import holds_answer, summarize
+from evaluation.run import summarize
 from evaluation.statistics import paired
 from evaluation.summary import TRAINING, by_step, mean_metrics
 from experiment.declaration import Declaration
 from quickstart.training import records_of
 from research_rl.inference.sampling import read_log
+from research_rl.metrics import answer_rank
 
 Record = Mapping[str, Any]
 KEPT = ("n", "em", "f1", "searches", "well_formed", "answered", "cost")
@@ -103,7 +104,7 @@ def difference(before: Sequence[Record], after: Sequence[Record], metric: str) -
 
 def queries(rows: Sequence[Record]) -> dict[str, Any]:
     """Return what a model's own queries do: for what share of the questions it was shown an answer, and how often it searches, by kind."""
-    shown = [holds_answer("\n".join(turn["observation"] for turn in row["turns"]), row["golden_answers"]) for row in rows]
+    shown = [bool(answer_rank((turn["observation"] for turn in row["turns"]), row["golden_answers"])) for row in rows]
     found: dict[str, Any] = {"answer_recall": round(mean(map(float, shown)), 4)}
     for kind in ("hops", "type"):
         groups: dict[str, list[float]] = defaultdict(list)

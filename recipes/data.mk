@@ -6,8 +6,8 @@ WORKERS ?= 0
 
 .PHONY: data-research data-r1_searcher data-r1_searcher_pp data-search_r1 corpus-kilt corpus-wiki18 corpus-hotpotqa index
 
-data-research: install ## MuSiQue for recipes/research
-	$(PREPROCESS) musique --out $(DATA_DIR)/musique --input train=$(RAW)/musique_ans_v1.0_train.jsonl --input dev=$(RAW)/musique_ans_v1.0_dev.jsonl
+data-research: install ## MuSiQue for recipes/research, its paragraphs as a corpus beside it
+	$(PREPROCESS) musique --contexts --out $(DATA_DIR)/musique --input train=$(RAW)/musique_ans_v1.0_train.jsonl --input dev=$(RAW)/musique_ans_v1.0_dev.jsonl
 
 data-r1_searcher: install ## R1-Searcher's stages, and 500 questions of HotpotQA to validate on, for recipes/r1_searcher
 	$(PREPROCESS) hotpotqa --out $(DATA_DIR)/r1_searcher --input dev=$(RAW)/hotpot_dev_fullwiki_v1.json --sample 500
@@ -37,5 +37,5 @@ corpus-hotpotqa: install ## the abstracts of October 2017 that HotpotQA was made
 	  --out $(DATA_DIR)/hotpotqa_abstracts/passages.jsonl --workers $(WORKERS)
 
 CORPUS ?= kilt
-index: install ## BM25 index of CORPUS=kilt|wiki18|hotpotqa_abstracts (a dense one: docs/serving.md)
+index: install ## BM25 index of CORPUS=kilt|wiki18|hotpotqa_abstracts|musique (a dense one: docs/serving.md)
 	$(BIN)/rag-serving index --corpus $(DATA_DIR)/$(CORPUS)/passages.jsonl --out $(DATA_DIR)/$(CORPUS)/bm25

@@ -91,6 +91,23 @@ def cover_em_tokens(prediction: str, golden_answers: Iterable[str], normalize: N
     return float(any(all(token in tokens for token in normalize(golden).split(" ")) for golden in golden_answers))
 
 
+def holds_phrase(normalized: str, phrases: Iterable[str]) -> bool:
+    """Return whether a normalised text holds one of the normalised phrases as whole words. A phrase without a word is in no text."""
+    padded = f" {normalized} "
+    return any(f" {phrase} " in padded for phrase in phrases if phrase)
+
+
+def answer_rank(texts: Iterable[str], golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> int:
+    """Return the rank (from 1) of the first text that holds a golden answer, both normalised, as whole words; 0 if none does."""
+    phrases = [normalize(golden) for golden in golden_answers]
+    return next((rank for rank, text in enumerate(texts, 1) if holds_phrase(normalize(text), phrases)), 0)
+
+
+def is_yes_no(golden_answers: Iterable[str]) -> bool:
+    """Return whether every golden answer is yes or no, so that no passage can be said to hold it."""
+    return all(normalize_answer(golden) in ("yes", "no") for golden in golden_answers)
+
+
 NORMALIZERS: dict[str, Normalize] = {"squad": normalize_answer, "r1_searcher": normalize_answer_spaced}
 METRICS: dict[str, Callable[[str, Iterable[str], Normalize], float]] = {
     "em": exact_match,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import html
 import json
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +30,7 @@ class Question:
     hops: int = 0
     level: str = ""
     supporting_titles: tuple[str, ...] = ()
+    supporting_ids: tuple[str, ...] = ()  # of passages of the corpus that was made beside the questions
     answer_id: str = ""
     data_source: str = ""
     difficulty: str = ""  # for a model, by its own rollouts (`select`); `level` is the annotators'
@@ -72,43 +74,47 @@ def to_flashrag(question: Question) -> dict[str, Any]:
             "hops": question.hops,
             "level": question.level,
             "supporting_titles": list(question.supporting_titles),
+            "supporting_ids": list(question.supporting_ids),
             "difficulty": question.difficulty,
         },
     }
 
 
 def read_questions(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield FlashRAG questions ``{"id", "question", "golden_answers", …}``; further fields are kept under `metadata`.
-
-    `path` may end in .gz.
+    """Yield FlashRAG questions ``{"id", "question", "golden_answers", …}`` (.gz too); further fields are kept under `metadata`.
 
     Raises:
         DataError: the file is missing or a row is malformed; the message names the line.
     """
     if not path.is_file():
         raise DataError(f"no questions at {path}: give a file of JSON lines with id, question and golden_answers")
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                question, golden = row["question"], row["golden_answers"]
-                identifier = str(row["id"])
-            except (json.JSONDecodeError, KeyError, TypeError) as error:
-                raise DataError(
-                    f"{path}, line {number}: expected id, question and golden_answers ({error!r}), got {line.strip()[:100]!r}"
-                ) from None
-            if not isinstance(question, str) or not question.strip():
-                raise DataError(f"{path}, line {number}: the question must be a text that is not blank, got {question!r}")
-            golden = [golden] if isinstance(golden, str) else golden
-            if not isinstance(golden, list) or not golden or not all(isinstance(g, str) and g.strip() for g in golden):
-                raise DataError(
-                    f"{path}, line {number}: golden_answers must be a list of texts that are not blank, got {golden!r}"
-                )
-            metadata = dict(row.get("metadata") or {})
-            metadata.update({k: v for k, v in row.items() if k not in ("id", "question", "golden_answers", "metadata")})
-            yield {"id": identifier, "question": question, "golden_answers": golden, "metadata": metadata}
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
+            yield from _questions(path, lines)
+    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read to its end ({error})") from None
+
+
+def _questions(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            question, golden = row["question"], row["golden_answers"]
+            identifier = str(row["id"])
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{path}, line {number}: expected id, question and golden_answers ({error!r}), got {line.strip()[:100]!r}"
+            ) from None
+        if not isinstance(question, str) or not question.strip():
+            raise DataError(f"{path}, line {number}: the question must be a text that is not blank, got {question!r}")
+        golden = [golden] if isinstance(golden, str) else golden
+        if not isinstance(golden, list) or not golden or not all(isinstance(g, str) and g.strip() for g in golden):
+            raise DataError(f"{path}, line {number}: golden_answers must be a list of texts that are not blank, got {golden!r}")
+        metadata = dict(row.get("metadata") or {})
+        metadata.update({k: v for k, v in row.items() if k not in ("id", "question", "golden_answers", "metadata")})
+        yield {"id": identifier, "question": question, "golden_answers": golden, "metadata": metadata}
 
 
 def to_verl_row(row: Mapping[str, Any], data_source: str, split: str, index: int) -> dict[str, Any]:
@@ -131,6 +137,7 @@ def to_verl_row(row: Mapping[str, Any], data_source: str, split: str, index: int
             "hops": int(metadata.get("hops") or 0),
             "level": str(metadata.get("level") or ""),
             "supporting_titles": [str(title) for title in metadata.get("supporting_titles") or ()],
+            "supporting_ids": [str(passage) for passage in metadata.get("supporting_ids") or ()],
             "difficulty": str(metadata.get("difficulty") or ""),
         },
     }
@@ -185,7 +192,7 @@ def write_verl_parquet(path: Path, rows: Sequence[Mapping[str, Any]], data_sourc
             "prompt": pa.list_(pa.struct({"role": text, "content": text})),
             "ability": text,
             "reward_model": pa.struct({"style": text, "ground_truth": texts}),
-            "extra_info": pa.struct({**info, "supporting_titles": texts, "difficulty": text}),
+            "extra_info": pa.struct({**info, "supporting_titles": texts, "supporting_ids": texts, "difficulty": text}),
         }
     )  # named, not inferred: a file without any title would otherwise have another type than one with titles, and verl joins them
     return write_parquet(path, (to_verl_row(row, data_source, split, index) for index, row in enumerate(rows)), schema)

@@ -7,15 +7,11 @@ the file back to that and goes on. At the end the file is renamed and `OUT.manif
 from __future__ import annotations
 
 import json
-import multiprocessing
 import os
-import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,7 +19,8 @@ from typing import Any
 from data_preprocess.corpus.blocks import Block, blocks_of, files_of
 from data_preprocess.corpus.cutting import Cutting, cutter
 from data_preprocess.corpus.documents import FORMATS, MALFORMED, Document, orjson
-from research_rl.errors import ConfigError, DataError, missing_extra
+from data_preprocess.corpus.pool import in_order, progress_in_bytes
+from research_rl.errors import ConfigError, DataError
 from research_rl.files import sha256, write_text
 
 JOURNAL_S = 5.0  # seconds of work that a kill may lose
@@ -83,15 +80,6 @@ def passages_of(block: Block, format: str, cutting: Cutting) -> Passages:
 
 def _start_worker(cutting: Cutting) -> None:
     global _cut  # one per process
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
-    parent = os.getppid()
-
-    def watch() -> None:  # a parent that is killed outright leaves its workers waiting for ever
-        while os.getppid() == parent:
-            time.sleep(1.0)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
     _cut = cutter(cutting)
 
 
@@ -118,7 +106,7 @@ def build(
     hashing.start()
     out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic() - journal.seconds
-    with part.open("ab") as passages, dropped.open("ab") as bad, _progress(sum(sizes.values())) as progress:
+    with part.open("ab") as passages, dropped.open("ab") as bad, progress_in_bytes(sum(sizes.values())) as progress:
         passages.truncate(journal.bytes)
         bad.truncate(journal.dropped_bytes)
 
@@ -131,7 +119,8 @@ def build(
             write_text(saved, json.dumps(asdict(journal)))
 
         written = time.monotonic()
-        for block, done in _results(source, format, cutting, workers or os.cpu_count() or 1, journal.blocks, progress):
+        blocks = _skipping(blocks_of(source, FORMATS[format].names), journal.blocks, progress)
+        for block, done in in_order(blocks, passages_of, (format, cutting), workers, _start_worker, (cutting,)):
             path = block.name
             before = journal.lines.get(path, 0)
             for number, reason in done.bad:
@@ -162,29 +151,6 @@ def _journal(saved: Path, settings: dict[str, Any], fresh: bool) -> Journal:
             f"{saved} belongs to a build with other {' and '.join(changed)}: pass --fresh to begin again, or another --out"
         )
     return journal
-
-
-def _results(
-    source: Path, format: str, cutting: Cutting, workers: int, skip: int, progress: Any
-) -> Iterator[tuple[Block, Passages]]:
-    """Yield blocks and their passages in order, at most two blocks a worker ahead."""
-    waiting: deque[tuple[Block, Future[Passages]]] = deque()
-    blocks = _skipping(blocks_of(source, FORMATS[format].names), skip, progress)
-    context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
-    with ProcessPoolExecutor(workers, context, _start_worker, (cutting,)) as pool:
-        try:
-            for block in blocks:
-                waiting.append((block, pool.submit(passages_of, block, format, cutting)))
-                if len(waiting) >= 2 * workers:
-                    first, future = waiting.popleft()
-                    yield first, future.result()
-            while waiting:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        except BrokenProcessPool as error:
-            raise DataError("a worker was killed (out of memory?): run again with fewer --workers to go on") from error
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _skipping(blocks: Iterator[Block], skip: int, progress: Any) -> Iterator[Block]:
@@ -234,11 +200,3 @@ def _finish(
 def _hash_all(files: list[Path], hashes: dict[str, str]) -> None:
     for path in files:
         hashes[str(path)] = sha256(path)
-
-
-def _progress(total: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        raise missing_extra("tqdm", "data") from error
-    return tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1024, disable=None)

@@ -21,6 +21,7 @@ from data_preprocess.datasets import (
     triviaqa,
     two_wiki,
 )
+from data_preprocess.datasets.paragraphs import Paragraph
 from research_rl.questions import Question
 
 
@@ -32,13 +33,15 @@ class Dataset:
     files: str  # what its files are called
     hub: str = ""
     columns: tuple[str, ...] = ()
+    paragraphs: Callable[[dict[str, Any]], list[Paragraph]] | None = None  # those that its rows carry
 
 
 DATASETS = {
     "hotpotqa": Dataset(hotpotqa.question, "hotpot_train_v1.1.json, hotpot_dev_distractor_v1.json, hotpot_dev_fullwiki_v1.json",
-                        "hotpotqa/hotpot_qa"),
-    "2wikimultihopqa": Dataset(two_wiki.question, "train.json, dev.json; aliases: id_aliases.json"),
-    "musique": Dataset(musique.question, "musique_ans_v1.0_{train,dev}.jsonl, musique_full_v1.0_{train,dev}.jsonl"),
+                        "hotpotqa/hotpot_qa", paragraphs=hotpotqa.paragraphs),
+    "2wikimultihopqa": Dataset(two_wiki.question, "train.json, dev.json; aliases: id_aliases.json", paragraphs=hotpotqa.paragraphs),
+    "musique": Dataset(musique.question, "musique_ans_v1.0_{train,dev}.jsonl, musique_full_v1.0_{train,dev}.jsonl",
+                       paragraphs=musique.paragraphs),
     "bamboogle": Dataset(bamboogle.question, "the CSV of the authors' table (125 questions)"),
     "strategyqa": Dataset(strategyqa.question, "strategyqa_train.json"),
     "nq": Dataset(nq.question, "NQ-open.{train,dev}.jsonl, v1.0-simplified_simplified-nq-train.jsonl.gz, DPR's nq-{train,test}.qa.csv",

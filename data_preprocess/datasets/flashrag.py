@@ -23,6 +23,7 @@ def question(row: dict[str, Any]) -> Question:
         hops=int(metadata.get("hops") or len(metadata.get("question_decomposition") or ())),
         level=str(metadata.get("level") or ""),
         supporting_titles=tuple(metadata.get("supporting_titles") or ()) or supporting_titles(facts),
+        supporting_ids=tuple(metadata.get("supporting_ids") or ()),
         data_source=str(metadata.get("data_source") or ""),
         difficulty=str(metadata.get("difficulty") or ""),
     )

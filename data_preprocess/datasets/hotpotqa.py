@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from research_rl.questions import Dropped, Question
+from data_preprocess.datasets.paragraphs import Paragraph, titled
+from research_rl.questions import Dropped, Question, clean
 
 
 def supporting_titles(facts: Any) -> tuple[str, ...]:
-    """Return the titles of ``[[title, sentence], …]`` or ``{"title": [title, …]}``."""
-    if isinstance(facts, dict):
-        return tuple(facts["title"])
-    return tuple(title for title, _ in facts or ())
+    """Return the titles of ``[[title, sentence], …]`` or ``{"title": [title, …], "sent_id": [sentence, …]}``."""
+    return tuple(title for title, _ in titled(facts))
 
 
 def question(row: dict[str, Any]) -> Question:
@@ -27,3 +26,15 @@ def question(row: dict[str, Any]) -> Question:
         level=row.get("level") or "",
         supporting_titles=supporting_titles(row.get("supporting_facts")),
     )
+
+
+def paragraphs(row: dict[str, Any]) -> list[Paragraph]:
+    """Read ``[[title, [sentence, …]], …]`` or ``{"title": [title, …], "sentences": [[sentence, …], …]}``; a text may stand uncut.
+
+    What supports is named by title in `supporting_facts`.
+    """
+    named = {clean(title) for title in supporting_titles(row.get("supporting_facts"))}
+    return [
+        Paragraph(title, text if isinstance(text, str) else " ".join(text), clean(title) in named)
+        for title, text in titled(row.get("context"))
+    ]

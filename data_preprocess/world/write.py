@@ -19,7 +19,7 @@ def to_flashrag(question: Question) -> dict[str, Any]:
         "id": question.id,
         "question": question.question,
         "golden_answers": list(question.golden_answers),
-        "metadata": {"type": question.type, "supporting": list(question.supporting)},
+        "metadata": {"type": question.type, "supporting_ids": list(question.supporting)},
     }
 
 
@@ -31,7 +31,7 @@ def write_world(out: Path, seed: int, scale: float, counts: dict[Split, int]) ->
     """
     world = World(seed, scale)
     questions = {split: [to_flashrag(q) for q in world.questions(split, counts[split])] for split in SPLITS}
-    evidence = {passage for question in questions["test"] for passage in question["metadata"]["supporting"]}
+    evidence = {passage for question in questions["test"] for passage in question["metadata"]["supporting_ids"]}
     card: dict[str, Any] = {"seed": seed, "scale": scale, "questions": counts}
     card["passages"] = write_jsonl(out / "corpus.jsonl", world.passages())
     card["passages_without_evidence"] = write_jsonl(

@@ -30,6 +30,7 @@ class Settings:
     max_observation_tokens: int | None = None
     bos: bool | None = None
     overlong_prompts: str = "error"
+    coverage_sample: int = 100
     max_tolerated_outage_s: float = 300.0
     max_failed_query_share: float = 0.05
     trajectory_dir: str | None = None
@@ -56,6 +57,10 @@ class Settings:
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
                 raise ConfigError(f"research_rl.{name} must be a positive integer or null, got {value!r}")
+        if not isinstance(settings.coverage_sample, int) or settings.coverage_sample < 0:
+            raise ConfigError(
+                f"research_rl.coverage_sample must be 0 (none) or a number of questions, got {settings.coverage_sample!r}"
+            )
         for name in ("max_failed_query_share", "trajectory_share"):
             if not 0 <= getattr(settings, name) <= 1:
                 raise ConfigError(f"research_rl.{name} must be a share, from 0 to 1, got {getattr(settings, name)!r}")

@@ -16,6 +16,7 @@ from research_rl.training.settings import check_sampling
 from research_rl.training.stages import Until
 from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.verl_plugin.config import settings_of
+from research_rl.verl_plugin.coverage import tell_coverage
 from research_rl.verl_plugin.data_checks import check_data
 from research_rl.verl_plugin.manifest import finish_last
 from research_rl.verl_plugin.resuming import measure_once
@@ -64,6 +65,7 @@ def check_config(config: Any) -> None:
         _check_service(url)
     check_training(config, settings)
     questions = check_data(config, settings)
+    tell_coverage(config, settings)
     measure_once(config, questions)
     finish_last(config, settings)
     with open_dict(config):

@@ -103,8 +103,8 @@ def _check_enough(counts: Mapping[str, int | None], batch: int) -> None:
         raise ConfigError("data.val_files hold no question to validate on")
 
 
-def read_rows(file: str) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file that verl reads, as far as `question_of` looks at them.
+def read_rows(file: str, columns: Sequence[str] = COLUMNS) -> Iterator[dict[str, Any]]:
+    """Yield the rows of a file that verl reads, with these columns where it has them.
 
     Raises:
         DataError: it is missing, or neither parquet nor JSON.
@@ -116,8 +116,8 @@ def read_rows(file: str) -> Iterator[dict[str, Any]]:
         )
     if path.suffix == ".parquet":
         parquet = pq.ParquetFile(path)
-        columns = [name for name in COLUMNS if name in parquet.schema_arrow.names]
-        for batch in parquet.iter_batches(columns=columns or None):
+        there = [name for name in columns if name in parquet.schema_arrow.names]
+        for batch in parquet.iter_batches(columns=there or None):
             yield from batch.to_pylist()
     elif path.suffix in (".json", ".jsonl"):
         import datasets  # verl's own reader

@@ -33,7 +33,7 @@ def raw(tmp_path_factory):
     for split in ("train", "dev"):
         row = {
             "id": "2hop__1_2",
-            "paragraphs": [],
+            "paragraphs": [{"title": "T", "paragraph_text": "Some words.", "is_supporting": True}],
             "question": f"{split}?",
             "answer": "x",
             "answer_aliases": [],
@@ -76,6 +76,9 @@ def test_the_recipes_files_are_there(raw, tmp_path, method):
         for file in named:
             if "cold_start/" not in file:  # written by the cold start itself
                 assert (tmp_path / file).is_file(), file
+    if method == "research":
+        make("index", raw, tmp_path, "CORPUS=musique")
+        assert (tmp_path / "musique" / "bm25" / "manifest.json").is_file()
     if method == "r1_searcher_pp":
         assert sum(1 for _ in (tmp_path / method / "cold_start.jsonl").open()) == 2000
 

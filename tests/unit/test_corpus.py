@@ -277,7 +277,7 @@ def test_other_settings_are_not_mixed_into_a_build_that_was_begun(tmp_path, monk
             if (tmp_path / ".p.jsonl.journal.json").exists():
                 raise Interrupted
 
-    monkeypatch.setattr(build, "_progress", Progress)
+    monkeypatch.setattr(build, "progress_in_bytes", Progress)
     with pytest.raises(Interrupted):
         build.build(source, out, "kilt", Cutting(), workers=1)
     monkeypatch.undo()

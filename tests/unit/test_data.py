@@ -87,7 +87,7 @@ def test_too_large_a_world_says_so_and_does_not_hang():
 def test_the_command_writes_both_formats_and_a_control_without_evidence(tmp_path, capsys):
     assert main(["world", "--out", str(tmp_path), "--scale", "0.2", "--train", "30", "--dev", "10", "--test", "20"]) == 0
     test = [json.loads(line) for line in (tmp_path / "test.jsonl").read_text().splitlines()]
-    evidence = {passage for row in test for passage in row["metadata"]["supporting"]}
+    evidence = {passage for row in test for passage in row["metadata"]["supporting_ids"]}
     left = {json.loads(line)["id"] for line in (tmp_path / "corpus_without_evidence.jsonl").read_text().splitlines()}
     everything = {json.loads(line)["id"] for line in (tmp_path / "corpus.jsonl").read_text().splitlines()}
     assert everything - left == evidence

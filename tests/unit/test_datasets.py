@@ -117,7 +117,7 @@ def test_hotpotqa(tmp_path, capsys, how):
     assert [row["id"] for row in rows] == ["5a8b57f25542995d1e6f1371", "5a8c7595554299585d9e36b6", "5a8c7595554299585d9e36b6#2"]
     assert rows[0]["metadata"] == {
         "data_source": "hotpotqa", "type": "comparison", "hops": 2, "level": "hard",
-        "supporting_titles": ["Scott Derrickson", "Ed Wood"], "difficulty": "",
+        "supporting_titles": ["Scott Derrickson", "Ed Wood"], "supporting_ids": [], "difficulty": "",
     }  # fmt: skip
     assert card["rows_read"] == 8
     assert card["dropped"] == {"malformed": 3, "asked twice": 1, "no answer": 1}
@@ -168,9 +168,9 @@ def test_parquet_and_json_lines_say_the_same(tmp_path):
         assert verl["prompt"] == [{"role": "user", "content": row["question"]}]
         assert verl["reward_model"] == {"style": "rule", "ground_truth": row["golden_answers"]}
         assert (info["id"], info["question"], info["split"]) == (row["id"], row["question"], "train")
-        assert {name: info[name] for name in ("type", "hops", "level", "supporting_titles", "difficulty")} == {
-            name: value for name, value in metadata.items() if name != "data_source"
-        }
+        assert {
+            name: info[name] for name in ("type", "hops", "level", "supporting_titles", "supporting_ids", "difficulty")
+        } == {name: value for name, value in metadata.items() if name != "data_source"}
 
 
 def test_what_was_converted_converts_to_itself(tmp_path):

@@ -1,6 +1,9 @@
-"""Rows of verl's form: which are read, and as what."""
+"""Rows of verl's form and of FlashRAG's: which are read, and as what."""
 
 from __future__ import annotations
+
+import gzip
+import json
 
 import numpy as np
 import pyarrow as pa
@@ -8,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from research_rl.errors import DataError
-from research_rl.questions import question_of, to_verl_row
+from research_rl.questions import question_of, read_questions, to_verl_row
 
 OURS = to_verl_row({"id": 1, "question": "Who?", "golden_answers": ["Orla Venn", "Venn"]}, "world", "train", 0)
 SEARCH_R1 = {  # as its scripts/data_process/nq_search.py writes it, the instruction shortened
@@ -57,3 +60,15 @@ def test_golden_answers_of_any_other_form_are_refused(truth):
 def test_an_instruction_is_never_taken_for_a_question_and_a_row_without_one_is_refused(change):
     with pytest.raises(DataError, match="must be a text"):
         question_of({**OURS, **change})
+
+
+def test_packed_questions_are_read_and_a_file_that_breaks_off_or_is_no_text_is_told(tmp_path):
+    path = tmp_path / "q.jsonl.gz"
+    row = {"id": "1", "question": "Who?", "golden_answers": ["Orla"], "metadata": {}}
+    packed = gzip.compress("".join(json.dumps({**row, "id": str(n)}) + "\n" for n in range(500)).encode())
+    path.write_bytes(packed)
+    assert [found["id"] for found in read_questions(path)] == [str(n) for n in range(500)]
+    for broken in (packed[: len(packed) // 2], b"no gzip at all", gzip.compress(b"\xff\xfe")):
+        path.write_bytes(broken)
+        with pytest.raises(DataError, match=r"q\.jsonl\.gz cannot be read to its end"):
+            list(read_questions(path))

@@ -1,4 +1,4 @@
-"""``python benchmarks/trainer.py --model DIR``: tokens per second of verl's update on a CPU, against a plain PyTorch loop over the same rows.
+"""``python benchmarks/trainer.py --model DIR``: tokens per second of verl's update on a CPU, against plain PyTorch over the same rows.
 
 The plain loop is what one would write by hand: bf16 weights, rows of like length padded together, PyTorch's own attention, logits at the
 targets only. Both update all weights once per batch; parts alternate, and the median of their ratios is what counts.

@@ -28,7 +28,8 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Return (1, tokens, heads, head size), and no weights: the interface of transformers' attention functions.
 
-    `query` is (1, heads, tokens, head size), `key` and `value` have as many heads or a divisor of it. A sequence begins where its position is 0.
+    `query` is (1, heads, tokens, head size), `key` and `value` have as many heads or a divisor of it. A sequence begins where its
+    position is 0.
     """
     if query.shape[0] != 1 or position_ids is None or dropout or getattr(module, "sliding_window", None):
         raise NotImplementedError(f"{NAME} is for packed sequences, without dropout or a sliding window: use sdpa")

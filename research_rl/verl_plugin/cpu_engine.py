@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from tensordict import TensorDict
 from torch.nn.functional import cross_entropy
 from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, get_policy_loss_fn
 from verl.utils import tensordict_utils as tu
@@ -24,7 +23,10 @@ SHAPES = 64  # packed lengths are rounded up to multiples of it: oneDNN prepares
 _UNKNOWN = ("distillation_use_topk", "distillation_only", "calculate_sum_pi_squared", "use_fused_kernels")
 
 
-class CPUEngine(FSDPEngineWithLMHead):
+_Engine: Any = FSDPEngineWithLMHead  # its decorator hides the class from type checkers
+
+
+class CPUEngine(_Engine):
     """`language_model` engine of the device `cpu`."""
 
     def _build_module(self) -> Any:
@@ -43,7 +45,7 @@ class CPUEngine(FSDPEngineWithLMHead):
         )  # none: FSDP has cast the weights already, and autocast would cast whatever it can again
         return module
 
-    def prepare_model_inputs(self, micro_batch: TensorDict) -> tuple[dict[str, Any], dict[str, Any]]:
+    def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
         """Return one packed row of all sequences (1, tokens), and the positions whose logits are needed."""
         inputs, arguments = super().prepare_model_inputs(micro_batch)
         if not self._knows(micro_batch):
@@ -56,7 +58,7 @@ class CPUEngine(FSDPEngineWithLMHead):
         arguments["kept"] = inputs["logits_to_keep"] = predicting_positions(micro_batch)
         return inputs, arguments
 
-    def prepare_model_outputs(self, output: Any, output_args: Any, micro_batch: TensorDict, logits_processor_func: Any) -> Any:
+    def prepare_model_outputs(self, output: Any, output_args: Any, micro_batch: Any, logits_processor_func: Any) -> Any:
         """Return log-probabilities (and entropy) of the targets, 0 everywhere else: nested like `input_ids`."""
         if "kept" not in output_args:
             return super().prepare_model_outputs(output, output_args, micro_batch, logits_processor_func)
@@ -75,11 +77,11 @@ class CPUEngine(FSDPEngineWithLMHead):
             outputs["entropy"] = spread(self.compute_entropy_from_logits(logits))
         return outputs
 
-    def forward_backward_batch(self, data: TensorDict, loss_function: Any, forward_only: bool = False) -> Any:
+    def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
         """As verl's; rows without an advantage are left out where their gradient is zero."""
         if forward_only or self.get_data_parallel_size() > 1 or not zero_advantage_is_zero_gradient(loss_function):
             return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
-        teaching = [row for row, values in enumerate(data["advantages"].unbind()) if values.any()] or [0]
+        teaching = [row for row, values in enumerate(data["advantages"].unbind()) if bool((values != 0).any())] or [0]
         if len(teaching) == len(data) or not tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True):
             return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
         tokens = data["loss_mask"].sum().item()
@@ -87,20 +89,20 @@ class CPUEngine(FSDPEngineWithLMHead):
             tu.index_select_tensor_dict(data, teaching), partial(_with_tokens_of_all, loss_function, tokens)
         )
 
-    def _knows(self, micro_batch: TensorDict) -> bool:
+    def _knows(self, micro_batch: Any) -> bool:
         asked = [name for name in _UNKNOWN if tu.get_non_tensor_data(micro_batch, key=name, default=False)]
         packed = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
-        return packed and not asked and not self.use_ulysses_sp and not self.pad_to_length
+        return bool(packed) and not asked and not self.use_ulysses_sp and not self.pad_to_length
 
 
-def predicting_positions(micro_batch: TensorDict) -> torch.Tensor:
+def predicting_positions(micro_batch: Any) -> torch.Tensor:
     """Return the positions, in the packed row, that predict a target: those before each token whose mask is 1.
 
     The mask is nested, of whole sequences (supervised training) or of responses only (RL).
     """
     offsets, mask = micro_batch["input_ids"].offsets(), micro_batch["loss_mask"]
     ends = offsets[1:].tolist()
-    found = [end - len(one) + one.nonzero()[:, 0] - 1 for end, one in zip(ends, mask.unbind(), strict=True)]
+    found = [end - len(one) + torch.nonzero(one)[:, 0] - 1 for end, one in zip(ends, mask.unbind(), strict=True)]
     kept = torch.cat(found)
     return kept if len(kept) else torch.zeros(1, dtype=torch.long)  # a row without any target still needs a gradient of zero
 
@@ -114,7 +116,7 @@ def zero_advantage_is_zero_gradient(loss_function: Any) -> bool:
     return policy_loss is compute_policy_loss_vanilla and not settings.entropy_coeff and not settings.use_kl_loss
 
 
-def _with_tokens_of_all(loss_function: Any, tokens: float, *, model_output: Any, data: TensorDict, dp_group: Any = None) -> Any:
+def _with_tokens_of_all(loss_function: Any, tokens: float, *, model_output: Any, data: Any, dp_group: Any = None) -> Any:
     """Return the loss, its mean taken over the tokens of the whole batch."""
     tu.assign_non_tensor(data, batch_num_tokens=tokens)
     return loss_function(model_output=model_output, data=data, dp_group=dp_group)

@@ -181,7 +181,7 @@ def _patch_vllm_version() -> None:
 
 @_once
 def _patch_engine_registry(module: types.ModuleType) -> None:
-    """verl registers its FSDP engines for cuda and npu only, though FSDP2 works on gloo; the policy's gets one of our own (cpu_engine.py)."""
+    """verl registers its FSDP engines for cuda and npu only, though FSDP2 works on gloo. The policy's is our own (cpu_engine.py)."""
     from verl.workers.engine.base import EngineRegistry
 
     from research_rl.verl_plugin.cpu_engine import CPUEngine

@@ -141,7 +141,7 @@ def _check_bucket(config: Any) -> None:
     if bucket < megabytes:
         raise ConfigError(
             f"actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes={bucket} holds less than the embedding of "
-            f"{config.actor_rollout_ref.model.path}, {text.vocab_size} x {text.hidden_size} in float32: make it {int(megabytes) + 1} or more"
+            f"{config.actor_rollout_ref.model.path} in float32, {text.vocab_size} x {text.hidden_size}: set {int(megabytes) + 1} or more"
         )
 
 

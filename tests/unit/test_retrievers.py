@@ -30,6 +30,12 @@ TEXTS = {
 }
 
 
+@pytest.fixture(autouse=True)
+def one_thread(monkeypatch):
+    """A second OpenMP thread of each of torch, FAISS and numba waits on a core that another library's needs: minutes instead of seconds."""
+    monkeypatch.setenv("RAG_SERVING_THREADS", "1")
+
+
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory):
     path = tmp_path_factory.mktemp("corpus") / "c.jsonl"

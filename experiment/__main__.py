@@ -93,16 +93,11 @@ def run(options: argparse.Namespace) -> int:
 def show(run_dir: Path) -> None:
     """Print the result."""
     summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-    table = Table(
-        "", "questions", *(f"{metric} {when}" for metric in ("EM", "F1", "searches") for when in ("start", "trained"))
-    )
+    measured = [when for when in ("start", "trained") if all(when in found for found in summary["sets"].values())]
+    table = Table("", "questions", "EM", "F1", "searches", title=" → ".join(measured))
     for name, found in summary["sets"].items():
-        cells = [
-            f"{found[when][metric]:.3f}" if when in found else "–"
-            for metric in ("em", "f1", "searches")
-            for when in ("start", "trained")
-        ]
-        table.add_row(name, str(found["start"]["n"]), *cells)
+        figures = [" → ".join(f"{found[when][metric]:.3f}" for when in measured) for metric in ("em", "f1", "searches")]
+        table.add_row(name, str(found["start"]["n"]), *figures)
     console.print(table)
     console.print(f"[bold]{run_dir / 'report.html'}[/]  (figures: summary.json)", highlight=False)
 

@@ -34,6 +34,7 @@ def check_training(config: Any, settings: Settings) -> None:
     _check_estimator(config)
     _check_batches(config)
     _check_lengths(config, settings)
+    _check_bucket(config)
 
 
 def _check_estimator(config: Any) -> None:
@@ -110,7 +111,6 @@ def _check_lengths(config: Any, settings: Settings) -> None:
         if owner[key] * _sequence_parallel(actor) < need:
             raise ConfigError(f"actor_rollout_ref.{section}.{key}={owner[key]} is less than one trajectory, {told}: raise it")
     context = _context(config.actor_rollout_ref.model)
-    _check_bucket(config)
     if context is not None and need > context:
         raise ConfigError(
             f"{told} is more than the {context} positions of {config.actor_rollout_ref.model.path}: lower them; if rope scaling extends "

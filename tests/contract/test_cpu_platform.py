@@ -105,7 +105,9 @@ def test_tokens_are_sampled_with_their_probabilities():
         """,
         VERL_PLATFORM="cpu",
     )
-    assert done.stdout.split()[-4:] == ["True", "0.0", "torch.Size([64])", "True"], done.stderr[-800:]  # vLLM logs to stdout as well
+    assert done.stdout.split()[-4:] == ["True", "0.0", "torch.Size([64])", "True"], done.stderr[
+        -800:
+    ]  # vLLM logs to stdout as well
 
 
 def test_with_the_platform_every_obstacle_is_gone():

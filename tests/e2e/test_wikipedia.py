@@ -26,7 +26,8 @@ SMALL = [
     "trainer.total_training_steps=2", "trainer.save_freq=1", "data.train_batch_size=2", "actor_rollout_ref.rollout.n=4",
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
     # so short a start earns nothing, and equal rewards teach nothing: the entropy does, by steps that a model in bfloat16 shows
-    "actor_rollout_ref.actor.entropy_coeff=0.01", "actor_rollout_ref.actor.optim.lr=0.001", "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+    "actor_rollout_ref.actor.entropy_coeff=0.01", "actor_rollout_ref.actor.optim.lr=0.001",
+    "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
 ]  # fmt: skip
 
 

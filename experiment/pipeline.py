@@ -98,6 +98,7 @@ class Pipeline:
             *(sys.executable, "-m", "data_preprocess", "demonstrations", "--out", str(out), "--seed", str(self.seed)),
             *("--questions", *(str(self.run_dir / "data" / name / "demonstrable.jsonl") for name in start_of.demonstrations)),
             *("--rows", *map(str, start_of.demonstrations.values())),
+            *("--passages", str(self.run_dir / "data" / "corpus.jsonl")),  # for the titles of what a question names by id
             *("--method", one.method, "--method-options", json.dumps(one.method_options), "--retrieval-url", self.services.url()),
             *("--top-k", str(one.top_k), "--max-searches", str(one.max_searches)),
             # no row is longer than a rollout may be, so that none shows what would be cut short

@@ -11,7 +11,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from functools import partial
 from pathlib import Path
@@ -29,7 +28,10 @@ ROUND = 64
 
 
 def rows_of(path: Path | None, count: int, vocabulary: int) -> list[tuple[list[int], list[int]]]:
-    """Return (ids, response mask) of recorded trajectories, or of random ones of the same shape: 60 of prompt, 4 to 640 tokens in all."""
+    """Return (ids, response mask) of recorded trajectories, or of random ones: 300 to 559 tokens, 60 of prompt, 100 targets."""
+    if path is not None:
+        recorded = [json.loads(line) for line in path.read_text().splitlines()[:count]]
+        return [(row["prompt_ids"] + row["response_ids"], row["response_mask"]) for row in recorded]
     random = torch.Generator().manual_seed(0)
     rows = []
     for _ in range(count):
@@ -37,9 +39,6 @@ def rows_of(path: Path | None, count: int, vocabulary: int) -> list[tuple[list[i
         ids = torch.randint(10, vocabulary - 10, (length,), generator=random).tolist()
         searched = [1] * 40 + [0] * (length - 60 - 40 - 60) + [1] * 60
         rows.append((ids, searched))
-    if path is not None:
-        recorded = [json.loads(line) for line in path.read_text().splitlines()[:count]]
-        rows = [(row["prompt_ids"] + row["response_ids"], row["response_mask"]) for row in recorded]
     return rows
 
 
@@ -85,8 +84,7 @@ class Verl:
         from verl.workers.utils.losses import ppo_loss
 
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
-        rendezvous = tempfile.mktemp()
-        torch.distributed.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=0, world_size=1)
+        torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         self.engine = EngineRegistry.new(
             model_type="language_model", backend="fsdp2",
             model_config=HFModelConfig(

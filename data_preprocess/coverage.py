@@ -40,16 +40,21 @@ class Phrases:
             else:
                 self._words.update(words)
 
-    def take(self, normalized: str) -> set[str]:
-        """Return the phrases that are in a normalised text, and look for them no longer."""
+    def within(self, normalized: str) -> set[str]:
+        """Return the phrases that are in a normalised text."""
         words = normalized.split()
         found = self._words.intersection(words)
-        self._words -= found
         starts = [at for at, pair in enumerate(itertools.pairwise(words)) if pair in self._longer]
         for at in starts:
             for length, phrases in self._longer[words[at], words[at + 1]].items():
                 if (phrase := " ".join(words[at : at + length])) in phrases:
                     found.add(phrase)
+        return found
+
+    def take(self, normalized: str) -> set[str]:
+        """Return the phrases that are in a normalised text, and look for them no longer."""
+        found = self.within(normalized)
+        self._words -= found
         for phrase in found:
             self._remove(phrase.split())
         return found

@@ -12,14 +12,13 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from data_preprocess.coverage import Phrases
 from experiment.declaration import Declaration
 from rag_serving.indexing.formats import read_corpus
 from research_rl.errors import DataError
 from research_rl.files import write_jsonl
-from research_rl.metrics import normalize_answer
-from research_rl.questions import clean, read_questions
-
-CLOSED = (("yes",), ("no",))  # answers that no passage gives away
+from research_rl.metrics import is_yes_no, normalize_answer
+from research_rl.questions import read_questions
 
 
 def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[str, Any]:
@@ -40,7 +39,6 @@ def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[
                 "flashrag", "--input", f"train={data / one.train}", "--exclude", str(out / "questions.jsonl"), "--data-source", name,
                 "--out", str(out / name),
             )  # fmt: skip
-            _write_demonstrable(data / one.train, out / name)
             share = "" if one.share is None else f"={Fraction(str(one.share))}"
             parts += ["--part", f"{out / name / 'train.jsonl'}{share}"]
     if parts:
@@ -50,12 +48,6 @@ def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[
         write_jsonl(out / "corpus_no_evidence.jsonl", without_evidence(_passages(out / "corpus.jsonl"), questions, passages))
         counts["no_evidence"] = dict(passages)
     return counts
-
-
-def _write_demonstrable(source: Path, out: Path) -> None:
-    """Write demonstrable.jsonl: the rows of a train file that are trained on, with the `supporting_ids` that the converted ones lack."""
-    kept = {row["question"] for row in read_questions(out / "train.jsonl")}
-    write_jsonl(out / "demonstrable.jsonl", (row for row in read_questions(source) if clean(row["question"]) in kept))
 
 
 def asked_questions(declaration: Declaration, data: Path) -> Iterator[dict[str, Any]]:
@@ -102,29 +94,18 @@ def without_evidence(
     metadata = [row["metadata"] for row in questions]
     ids = {identifier for one in metadata for identifier in one.get("supporting_ids") or ()}
     titles = {title for one in metadata if not one.get("supporting_ids") for title in one.get("supporting_titles") or ()}
-    answers: dict[str, set[tuple[str, ...]]] = {}  # by first word, so that a passage is walked through once
-    for row in questions:
-        for words in (tuple(normalize_answer(answer).split()) for answer in row["golden_answers"]):
-            if words and words not in CLOSED:
-                answers.setdefault(words[0], set()).add(words)
+    golden = {answer for row in questions for answer in row["golden_answers"] if not is_yes_no([answer])}
+    answers = Phrases(map(normalize_answer, golden))
     for passage in passages:
         if passage["id"] in ids or passage["contents"].partition("\n")[0] in titles:
             counts["supporting"] += 1
-        elif _holds(normalize_answer(passage["contents"]).split(), answers):
+        elif answers.within(normalize_answer(passage["contents"])):
             counts["hold an answer"] += 1
         else:
             counts["kept"] += 1
             yield passage
     if not counts["kept"]:
         raise DataError("no passage is left without the evidence: leave no_evidence out of controls, or give more passages")
-
-
-def _holds(words: list[str], answers: Mapping[str, set[tuple[str, ...]]]) -> bool:
-    return any(
-        tuple(words[start : start + len(answer)]) == answer
-        for start, word in enumerate(words)
-        for answer in answers.get(word, ())
-    )
 
 
 def _passages(path: Path) -> Iterator[dict[str, str]]:

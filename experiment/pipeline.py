@@ -96,7 +96,7 @@ class Pipeline:
         out = self.run_dir / "demonstrations"
         command = [
             *(sys.executable, "-m", "data_preprocess", "demonstrations", "--out", str(out), "--seed", str(self.seed)),
-            *("--questions", *(str(self.run_dir / "data" / name / "demonstrable.jsonl") for name in start_of.demonstrations)),
+            *("--questions", *(str(self.run_dir / "data" / name / "train.jsonl") for name in start_of.demonstrations)),
             *("--rows", *map(str, start_of.demonstrations.values())),
             *("--passages", str(self.run_dir / "data" / "corpus.jsonl")),  # for the titles of what a question names by id
             *("--method", one.method, "--method-options", json.dumps(one.method_options), "--retrieval-url", self.services.url()),

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
-from research_rl.metrics import normalize_answer
+from research_rl.metrics import holds_phrase, is_yes_no, normalize_answer
 from research_rl.types import Passage
 
 Split = Callable[[str], list[str]]  # a text into sentences
@@ -49,7 +49,7 @@ class Task:
     @property
     def yes_no(self) -> bool:
         """Whether the answer is yes or no, so that no sentence can hold it."""
-        return all(normalize_answer(answer) in ("yes", "no") for answer in self.answers)
+        return is_yes_no(self.answers)
 
 
 def task_of(row: Mapping[str, Any], evidence: str, titles: Mapping[str, str]) -> Task:
@@ -78,8 +78,7 @@ def title_of(passage: Passage) -> str:
 
 def holds(text: str, phrase: str) -> bool:
     """Return whether a text holds a phrase as whole words, both normalised."""
-    normalized = _normalized(phrase)
-    return bool(normalized) and f" {normalized} " in f" {_normalized(text)} "
+    return holds_phrase(_normalized(text), [_normalized(phrase)])
 
 
 def content_words(text: str) -> list[str]:

@@ -33,10 +33,9 @@ except ModuleNotFoundError as error:
 DONE = "done.json"
 CPU_ENVIRONMENT = {
     "VERL_PLATFORM": "cpu",
-    "OMP_NUM_THREADS": str(
-        os.cpu_count()
-    ),  # engine and trainer take turns, so each may have all cores; Ray would give a worker one
-    # activations come and go by the gigabyte: keep their pages, and have large ones (a fifth of an update's time otherwise)
+    # engine and trainer take turns, so each may have all cores; Ray would give a worker one
+    "OMP_NUM_THREADS": str(os.cpu_count()),
+    # activations come and go by the gigabyte: keep their pages, and have large ones
     "THP_MEM_ALLOC_ENABLE": "1",
     "MALLOC_MMAP_THRESHOLD_": str(2**33),
     "MALLOC_TRIM_THRESHOLD_": str(2**33),

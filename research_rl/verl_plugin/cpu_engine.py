@@ -33,16 +33,14 @@ class CPUEngine(_Engine):
         module = super()._build_module()
         windows = {kind for kind in getattr(module.config, "layer_types", None) or () if kind != "full_attention"}
         if self.use_remove_padding and not windows and not getattr(module.config, "attention_dropout", 0):
-            module.set_attn_implementation(
-                NAME
-            )  # in other models transformers builds the mask of a packed row, for any kind of layer
+            module.set_attn_implementation(NAME)
+        # for other models transformers builds the mask of a packed row itself, whatever the kind of a layer
         return module
 
     def _build_fsdp_module(self, module: Any) -> Any:
         module = super()._build_fsdp_module(module)
-        self._autocast_dtype = (
-            torch.float32
-        )  # none: FSDP has cast the weights already, and autocast would cast whatever it can again
+        # float32 is none: FSDP has cast the weights already, and autocast would cast again whatever it can
+        self._autocast_dtype = torch.float32
         return module
 
     def prepare_model_inputs(self, micro_batch: Any) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -79,15 +77,15 @@ class CPUEngine(_Engine):
 
     def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
         """As verl's; rows without an advantage are left out where their gradient is zero."""
-        if forward_only or self.get_data_parallel_size() > 1 or not zero_advantage_is_zero_gradient(loss_function):
-            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
-        teaching = [row for row, values in enumerate(data["advantages"].unbind()) if bool((values != 0).any())] or [0]
-        if len(teaching) == len(data) or not tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True):
-            return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
-        tokens = data["loss_mask"].sum().item()
-        return super().forward_backward_batch(
-            tu.index_select_tensor_dict(data, teaching), partial(_with_tokens_of_all, loss_function, tokens)
-        )
+        dynamic = tu.get_non_tensor_data(
+            data, key="use_dynamic_bsz", default=True
+        )  # else rows must fill micro-batches of one size
+        alone = self.get_data_parallel_size() == 1  # else ranks would have unlike numbers of micro-batches
+        if dynamic and alone and not forward_only and zero_advantage_is_zero_gradient(loss_function):
+            teaching = [row for row, values in enumerate(data["advantages"].unbind()) if bool((values != 0).any())] or [0]
+            loss_function = partial(_with_tokens_of_all, loss_function, data["loss_mask"].sum().item())
+            data = tu.index_select_tensor_dict(data, teaching)
+        return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     def _knows(self, micro_batch: Any) -> bool:
         asked = [name for name in _UNKNOWN if tu.get_non_tensor_data(micro_batch, key=name, default=False)]

@@ -33,8 +33,10 @@ def check_training(config: Any, settings: Settings) -> None:
         raise ConfigError("trainer.use_v1 must be true: verl's older trainer knows no agent loop manager over a TransferQueue")
     _check_estimator(config)
     _check_batches(config)
-    _check_lengths(config, settings)
-    _check_bucket(config)
+    model = _model_config(config.actor_rollout_ref.model)
+    _check_lengths(config, settings, model)
+    if model is not None and config.trainer.device == "cpu":  # GPUs hand a tensor over that is larger
+        _check_bucket(config, model)
 
 
 def _check_estimator(config: Any) -> None:
@@ -101,7 +103,7 @@ def _sequence_parallel(actor: Any) -> int:
     return max(section.get("ulysses_sequence_parallel_size", 1) for section in (actor, engine))
 
 
-def _check_lengths(config: Any, settings: Settings) -> None:
+def _check_lengths(config: Any, settings: Settings, model: Any) -> None:
     """Check that prompt and response fit where they must; let the engine reserve memory for them and no more."""
     actor, rollout, memory = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, settings.memory()
     need = config.data.max_prompt_length + config.data.max_response_length
@@ -110,7 +112,7 @@ def _check_lengths(config: Any, settings: Settings) -> None:
     for section, key, owner in limits if actor.use_dynamic_bsz else ():
         if owner[key] * _sequence_parallel(actor) < need:
             raise ConfigError(f"actor_rollout_ref.{section}.{key}={owner[key]} is less than one trajectory, {told}: raise it")
-    context = _context(config.actor_rollout_ref.model)
+    context = _context(config.actor_rollout_ref.model, model)
     if context is not None and need > context:
         raise ConfigError(
             f"{told} is more than the {context} positions of {config.actor_rollout_ref.model.path}: lower them; if rope scaling extends "
@@ -130,11 +132,8 @@ def _check_lengths(config: Any, settings: Settings) -> None:
         )
 
 
-def _check_bucket(config: Any) -> None:
+def _check_bucket(config: Any, model: Any) -> None:
     """Check that the largest tensor fits into what weights travel to a CPU's engine in: verl finds out at the first update of weights."""
-    model = _model_config(config.actor_rollout_ref.model) if config.trainer.device == "cpu" else None
-    if model is None:
-        return  # GPUs hand a tensor over that is larger
     text = model.get_text_config()
     megabytes = text.vocab_size * text.hidden_size * 4 / 2**20
     bucket = config.actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes
@@ -145,27 +144,25 @@ def _check_bucket(config: Any) -> None:
         )
 
 
-def _context(model: Any) -> int | None:
+def _context(section: Any, model: Any) -> int | None:
     """Return how many positions verl takes the model to have, None if its configuration is not on this machine."""
     from verl.workers.rollout.utils import get_max_position_embeddings
 
-    overridden = model.get("override_config") or {}
+    overridden = section.get("override_config") or {}
     overridden = overridden.get("model_config", overridden)
     if positions := overridden.get("max_position_embeddings"):
         return positions
-    config = _model_config(model)
-    if config is None:
-        print(f"research_rl: no configuration of {model.path} here: its context is not checked")
-        return None
-    return get_max_position_embeddings(config)
+    return None if model is None else get_max_position_embeddings(model)
 
 
-def _model_config(model: Any) -> Any:
-    """Return the model's configuration, None if it is not on this machine."""
+def _model_config(section: Any) -> Any:
+    """Return the model's configuration, None (told, with the cause) if it is not on this machine."""
     from transformers import AutoConfig
 
-    path = model.get("hf_config_path") or model.path
+    path = section.get("hf_config_path") or section.path
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=model.get("trust_remote_code", False))
-    except (OSError, ValueError):
+        return AutoConfig.from_pretrained(path, trust_remote_code=section.get("trust_remote_code", False))
+    except (OSError, ValueError) as error:
+        why = str(error).strip().splitlines()[0]
+        print(f"research_rl: no configuration of {path} here ({why}): its context and its largest tensor are not checked")
         return None

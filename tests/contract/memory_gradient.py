@@ -9,7 +9,7 @@ import sys
 from functools import partial
 
 import torch
-from ranks import engine_of
+from ranks import engine_of, gradients
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPActorConfig, FSDPOptimizerConfig
 from verl.workers.utils.losses import ppo_loss, sft_loss
@@ -72,33 +72,19 @@ def main(rank: int, ranks: int, rendezvous: str, out: str) -> None:
         clip_ratio=0.2, loss_agg_mode="token-mean", use_kl_loss=False, entropy_coeff=0.0,
     )  # fmt: skip
 
-    def gradients(data, loss):
-        found = {}
-
-        def read_instead_of_stepping(self):
-            for name, parameter in self.module.named_parameters():
-                found[name] = parameter.grad.full_tensor().clone()
-            return 0.0
-
-        step, type(engine).optimizer_step = type(engine).optimizer_step, read_instead_of_stepping
-        try:
-            with engine.train_mode():
-                outputs = engine.train_batch(data, loss)
-        finally:
-            type(engine).optimizer_step = step
-        return found, {name: value for name, value in outputs["metrics"].items() if name.startswith("memory")}
-
     policy = partial(ppo_loss, config=actor)
     made = {
-        "plain": gradients(rollouts(None, rank, ranks), policy)[0],
-        "mu_zero": gradients(rollouts([{"turn_scores": []}] * 4, rank, ranks), policy)[0],
-        "no_path": gradients(rollouts([{"memory": None}] * 4, rank, ranks), policy)[0],
+        "plain": gradients(engine, rollouts(None, rank, ranks), policy)[0],
+        "mu_zero": gradients(engine, rollouts([{"turn_scores": []}] * 4, rank, ranks), policy)[0],
+        "no_path": gradients(engine, rollouts([{"memory": None}] * 4, rank, ranks), policy)[0],
     }
-    made["memory"], metrics = gradients(rollouts([{"memory": path} for path in PATHS], rank, ranks), policy)
+    made["memory"], metrics = gradients(engine, rollouts([{"memory": path} for path in PATHS], rank, ranks), policy)
     if ranks == 1:
-        made["supervised"] = gradients(supervised(rank, ranks), partial(sft_loss, config=None))[0]
+        made["supervised"] = gradients(engine, supervised(rank, ranks), partial(sft_loss, config=None))[0]
     if rank == 0:
-        torch.save({"gradients": made, "metrics": metrics}, out)
+        torch.save(
+            {"gradients": made, "metrics": {name: value for name, value in metrics.items() if name.startswith("memory")}}, out
+        )
     torch.distributed.destroy_process_group()
 
 

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 from memory_gradient import nested
-from ranks import engine_of
+from ranks import engine_of, gradients
 from verl.utils import tensordict_utils as tu
 from verl.workers.config import FSDPActorConfig, FSDPOptimizerConfig
 from verl.workers.utils.losses import ppo_loss, sft_loss
@@ -79,33 +79,15 @@ def main(rank: int, ranks: int, rendezvous: str, out: str) -> None:
                 strategy="fsdp2", rollout_n=1, ppo_mini_batch_size=6, use_dynamic_bsz=True, optim=FSDPOptimizerConfig(lr=0.0),
                 clip_ratio=0.2, loss_agg_mode="token-mean", use_kl_loss=False, entropy_coeff=entropy,
             )  # fmt: skip
-            made[packed][name] = gradients(engine, batch(share, packed, sampled), partial(ppo_loss, config=actor))
+            made[packed][name] = gradients(engine, batch(share, packed, sampled), partial(ppo_loss, config=actor))[0]
             made[packed][f"rows_{name}"] = sum(passes)
             passes.clear()
         made[packed]["supervised"] = gradients(
             engine, batch(share, packed, whole_mask=True, temperature=1.0), partial(sft_loss, config=None)
-        )
+        )[0]
     if rank == 0:
         torch.save(made, out)
     torch.distributed.destroy_process_group()
-
-
-def gradients(engine, data, loss):
-    """Return the gradient of one update, whole, by the parameter's name."""
-    found = {}
-
-    def read_instead_of_stepping(self):
-        for name, parameter in self.module.named_parameters():
-            found[name] = parameter.grad.full_tensor().clone()
-        return 0.0
-
-    step, type(engine).optimizer_step = type(engine).optimizer_step, read_instead_of_stepping
-    try:
-        with engine.train_mode():
-            engine.train_batch(data, loss)
-    finally:
-        type(engine).optimizer_step = step
-    return found
 
 
 if __name__ == "__main__":

@@ -51,3 +51,21 @@ def engine_of(rank: int, ranks: int, rendezvous: str, packed: bool = False, **ch
     )  # fmt: skip
     engine.initialize()
     return engine
+
+
+def gradients(engine: Any, data: Any, loss: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return the gradients of one update that is not made, whole, by the parameter's name, and the update's metrics."""
+    found = {}
+
+    def read_instead_of_stepping(self):
+        for name, parameter in self.module.named_parameters():
+            found[name] = parameter.grad.full_tensor().clone()
+        return 0.0
+
+    step, type(engine).optimizer_step = type(engine).optimizer_step, read_instead_of_stepping
+    try:
+        with engine.train_mode():
+            outputs = engine.train_batch(data, loss)
+    finally:
+        type(engine).optimizer_step = step
+    return found, outputs["metrics"]

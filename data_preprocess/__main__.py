@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from data_preprocess.answerable import add_answerable
 from data_preprocess.corpus.cutting import UNITS, Cutting
 from data_preprocess.coverage_command import add_coverage
 from data_preprocess.dataset_commands import add_dataset
@@ -34,6 +35,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_demonstrations(commands)
     add_corpus(commands)
     add_coverage(commands)
+    add_answerable(commands)
     add_world(commands)
     options = parser.parse_args(arguments)
     try:

@@ -20,6 +20,7 @@ from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
 try:
+    from evaluation.baseline_rows import add_baseline_rows
     from evaluation.baselines import add_baseline
     from evaluation.compare import add_report
     from evaluation.run import answer_recall, run
@@ -39,6 +40,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_rescore(commands)
         add_score(commands)
         add_baseline(commands)
+        add_baseline_rows(commands)
         add_judge(commands)
         add_recall(commands)
         add_report(commands)

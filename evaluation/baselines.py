@@ -29,7 +29,7 @@ from typing import Any
 
 import httpx
 
-from evaluation.flashrag_parts import ServedGenerator, ServedRetriever
+from evaluation.flashrag_parts import ServedGenerator, ServedRetriever, ShownGenerator
 from evaluation.flashrag_prompt import CHOICES, set_form, uses_chat_template
 from evaluation.run import summarize
 from research_rl.errors import ConfigError, missing_extra
@@ -56,16 +56,21 @@ def add_baseline(commands: Any) -> None:
     parser.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
     parser.add_argument("--model", required=True, help="the model's name on that server")
     parser.add_argument("--tokenizer", required=True, help="directory or hub id; the chat template is taken from it")
+    add_prompt_options(parser)
+    parser.add_argument("--max-tokens", type=int, default=64, help="of one generation")
+    parser.add_argument("--max-input-tokens", type=int, default=4096, help="longer prompts lose their middle")
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.set_defaults(run=run_baseline)
+
+
+def add_prompt_options(parser: argparse.ArgumentParser) -> None:
+    """Add what decides about a baseline's prompts."""
     parser.add_argument(
         "--chat-template", default="auto", choices=CHOICES,
         help="auto: if the tokenizer has one (ircot never: FlashRAG's prompt is plain text); on or off: whatever it has",
     )  # fmt: skip
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
     parser.add_argument("--top-k", type=int, default=TOP_K)
-    parser.add_argument("--max-tokens", type=int, default=64, help="of one generation")
-    parser.add_argument("--max-input-tokens", type=int, default=4096, help="longer prompts lose their middle")
-    parser.add_argument("--concurrency", type=int, default=16)
-    parser.set_defaults(run=run_baseline)
 
 
 def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
@@ -83,20 +88,9 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    os.environ["TQDM_DISABLE"] = "1"  # FlashRAG's bars, one per question; ours says what it wants
-    try:
-        from flashrag.config import Config
-        from transformers import AutoTokenizer
-    except ModuleNotFoundError as error:
-        raise missing_extra(error.name or "flashrag-dev", "flashrag") from error
+    config, tokenizer, chat = prepare(options)
     questions = list(read_questions(options.questions))
-    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
-    chat = uses_chat_template(options.chat_template, options.name, tokenizer)
     keep_settings(options, options.out)
-    config = Config(config_dict={
-        "generator_model_path": options.tokenizer, "framework": "hf", "metrics": [], "disable_save": True,
-        "save_dir": str(options.out.parent), "dataset_name": "served", "gpu_id": "", "retrieval_topk": options.top_k,
-    })  # fmt: skip
     done = read_log(options.out)
     left = [row for row in questions if row["id"] not in done]
     started = time.monotonic()
@@ -109,6 +103,27 @@ def _run(options: argparse.Namespace) -> dict[str, Any]:
     figures = {"model": options.model, "method": f"baseline {options.name}", **form, **summary, "last_run": last_run}
     write_text(options.out.with_name(f"{options.out.stem}.summary.json"), json.dumps(figures, indent=1) + "\n")
     return figures
+
+
+def prepare(options: argparse.Namespace) -> tuple[Any, Any, bool]:
+    """Return FlashRAG's configuration, the tokenizer, and whether prompts go through its chat template.
+
+    Raises:
+        ConfigError: the tokenizer has no chat template that works, and one was asked for.
+        MissingExtraError: FlashRAG is not installed.
+    """
+    os.environ["TQDM_DISABLE"] = "1"  # FlashRAG's bars, one per question; ours says what it wants
+    try:
+        from flashrag.config import Config
+        from transformers import AutoTokenizer
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "flashrag-dev", "flashrag") from error
+    tokenizer = AutoTokenizer.from_pretrained(options.tokenizer)
+    config = Config(config_dict={
+        "generator_model_path": options.tokenizer, "framework": "hf", "metrics": [], "disable_save": True,
+        "save_dir": str(options.out.parent), "dataset_name": "served", "gpu_id": "", "retrieval_topk": options.top_k,
+    })  # fmt: skip
+    return config, tokenizer, uses_chat_template(options.chat_template, options.name, tokenizer)
 
 
 def _answer_all(
@@ -179,12 +194,12 @@ def max_input_tokens(options: argparse.Namespace) -> int:
 def answer(
     options: argparse.Namespace,
     config: Any,
-    generator: ServedGenerator,
+    generator: ServedGenerator | ShownGenerator,
     retriever: ServedRetriever,
     row: dict[str, Any],
     chat: bool,
 ) -> str:
-    """Return the answer of a FlashRAG pipeline to one question: the first line of what it says."""
+    """Return the answer of a FlashRAG pipeline to one question: the first line of what it says. Of the options, `name` and `max_tokens`."""
     from flashrag.dataset.dataset import Dataset, Item
     from flashrag.pipeline import FLAREPipeline, IRCOTPipeline, IterativePipeline, SequentialPipeline
     from flashrag.prompt import PromptTemplate

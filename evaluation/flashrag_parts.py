@@ -84,6 +84,20 @@ class ServedGenerator:
         return answer["choices"][0]
 
 
+class ShownGenerator:
+    """A generator that gives one answer to every prompt, and keeps the prompts: what a model is to learn. One per question."""
+
+    def __init__(self, answer: str, tokenizer: Any) -> None:
+        self.answer, self.tokenizer = answer, tokenizer
+        self.prompts: list[str] = []
+
+    def generate(self, input_list: str | Sequence[str], **_: Any) -> list[str]:
+        """Return the answer, once for every prompt."""
+        prompts = [input_list] if isinstance(input_list, str) else list(input_list)
+        self.prompts += prompts
+        return [self.answer] * len(prompts)
+
+
 class ServedRetriever:
     """What FlashRAG's pipelines need of a retriever, over our service; counts searches. One per question."""
 

@@ -30,6 +30,9 @@ def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[
     questions = list(asked_questions(declaration, data))
     write_jsonl(out / "questions.jsonl", questions)
     counts: dict[str, Any] = {"test": dict(Counter(row["metadata"]["data_source"] for row in questions))}
+    few = list(first_of_each(questions, declaration.control_questions))
+    write_jsonl(out / "control_questions.jsonl", few)
+    counts["controls"] = dict(Counter(row["metadata"]["data_source"] for row in few))
     counts["passages"] = write_jsonl(out / "corpus.jsonl", corpus([data / name for name in declaration.passages]))
     _preprocess("flashrag", "--input", f"test={out / 'questions.jsonl'}", "--out", str(out))
     parts = []
@@ -64,6 +67,16 @@ def asked_questions(declaration: Declaration, data: Path) -> Iterator[dict[str, 
             raise DataError(f"{data / one.test} has {len(rows)} questions, sets.{name}.questions asks for {one.questions}")
         for row in rows[: one.questions]:
             yield {**row, "id": f"{name}/{row['id']}", "metadata": {**row["metadata"], "data_source": name}}
+
+
+def first_of_each(questions: Iterable[Mapping[str, Any]], count: int | None) -> Iterator[Mapping[str, Any]]:
+    """Yield the first `count` questions of every set; all for None."""
+    seen: Counter[str] = Counter()
+    for row in questions:
+        name = row["metadata"]["data_source"]
+        seen[name] += 1
+        if count is None or seen[name] <= count:
+            yield row
 
 
 def corpus(files: Sequence[Path]) -> Iterator[dict[str, str]]:

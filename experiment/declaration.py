@@ -14,7 +14,9 @@ from research_rl.methods.base import load_method
 
 Control = Literal["no_evidence", "random", "empty", "closed_book"]
 Baseline = Literal["direct", "naive_rag", "few_shot"]
+SupervisedBaseline = Literal["direct", "naive_rag"]
 COUNTS = ("top_k", "max_searches", "max_turn_tokens", "response_tokens", "concurrency")
+OPTIONAL_COUNTS = ("max_observation_tokens", "answerable_at", "control_questions")
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,13 @@ class Declaration:
     max_observation_tokens: int | None = None  # of a search's passages, which are shortened to fit; null: as they are
     cold_start: ColdStart | None = None  # null: RL starts from the model as it comes
     train: str | None = None  # the recipe of the reinforcement learning; null: none
+    answerable_at: int | None = (
+        None  # RL is given the questions whose answer is in so many passages of the bare question; null: all
+    )
     controls: Sequence[Control] = get_args(Control)
-    baselines: Sequence[Baseline] = get_args(Baseline)
+    baselines: Sequence[Baseline] = get_args(Baseline)  # of the model as it comes
+    supervised_baselines: Sequence[SupervisedBaseline] = ()  # trained on the cold start's questions, by its recipe
+    control_questions: int | None = None  # of each set, the first: what controls and baselines are asked; null: all
     few_shot_prompt: str | None = None  # file of the prompt of the baseline `few_shot`
     serve_options: str = "--dtype bfloat16 --max-model-len 2048"  # vLLM's, where a model is measured
     concurrency: int = 64  # questions under way, where a model is measured
@@ -159,9 +166,12 @@ def _sound(one: Declaration) -> Declaration:
     load_method(one.method, **one.method_options)
     for name in COUNTS:
         _count(getattr(one, name), name)
-    if one.max_observation_tokens is not None:
-        _count(one.max_observation_tokens, "max_observation_tokens")
-    for name, valid, given in (("controls", Control, one.controls), ("baselines", Baseline, one.baselines)):
+    for name in OPTIONAL_COUNTS:
+        if getattr(one, name) is not None:
+            _count(getattr(one, name), name)
+    lists = (("controls", Control), ("baselines", Baseline), ("supervised_baselines", SupervisedBaseline))
+    for name, valid in lists:
+        given = getattr(one, name)
         if unknown := sorted(set(given) - set(get_args(valid))):
             raise ConfigError(f"{name}: unknown {unknown}; valid: {', '.join(get_args(valid))}")
     if not one.sets or not one.passages:
@@ -181,6 +191,8 @@ def _sound(one: Declaration) -> Declaration:
             raise ConfigError(
                 f"cold_start.demonstrations: {unknown} have no train questions; valid: {', '.join(sorted(trained))}"
             )
+    if one.supervised_baselines and not one.cold_start:
+        raise ConfigError("supervised_baselines are trained as the cold start is, and the experiment has no cold_start")
     if "few_shot" in one.baselines and not one.few_shot_prompt:
         raise ConfigError(
             "the baseline few_shot needs few_shot_prompt, a file with worked examples; or leave it out of baselines"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
@@ -16,12 +15,6 @@ from rich.console import Console
 from experiment.declaration import Declaration
 from experiment.running import Services, run_child
 from research_rl.inference.engine import vllm_server
-from research_rl.training.train import CPU_ENVIRONMENT
-
-# vLLM's threads on a CPU; a GPU's engine does not read them. Nothing else computes while a model is measured, so it has all cores
-ENGINE = {name: CPU_ENVIRONMENT[name] for name in ("VLLM_CPU_OMP_THREADS_BIND", "VLLM_LOGGING_LEVEL", "TOKENIZERS_PARALLELISM")} | {
-    "OMP_NUM_THREADS": str(os.cpu_count()), "VLLM_CPU_KVCACHE_SPACE": "2",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -33,9 +26,10 @@ class Condition:
     service: str = "index"  # or the name of a control
     max_searches: int | None = None
     method_options: Mapping[str, Any] = field(default_factory=dict)
+    questions: str = "control_questions"  # file of the data directory
 
 
-START, TRAINED = Condition("start"), Condition("trained")
+START, TRAINED = (Condition(name, questions="questions") for name in ("start", "trained"))
 
 
 def controls(names: Sequence[str]) -> list[Condition]:
@@ -54,12 +48,16 @@ def baselines(declaration: Declaration) -> list[Condition]:
     return found
 
 
+def supervised_baseline(name: str) -> Condition:
+    """Return the measurement of a model that was trained on the answers to a baseline's prompts."""
+    return Condition(f"baseline_supervised_{name}", baseline=name)
+
+
 class Measurement:
     """Where questions are and records go: `measured/NAME.jsonl` (a line per question) and `measured/NAME.summary.json`."""
 
     def __init__(self, declaration: Declaration, run_dir: Path, services: Services, console: Console) -> None:
         self._declaration, self._run_dir, self._services, self._console = declaration, run_dir, services, console
-        self._questions = run_dir / "data" / "questions.jsonl"
 
     def measure(self, model: Path, conditions: Sequence[Condition]) -> None:
         """Measure a model under the conditions that are not measured yet.
@@ -73,13 +71,13 @@ class Measurement:
         self._services.url()
         self._console.print(f"starting vLLM for {model}", highlight=False)
         options, log = shlex.split(self._declaration.serve_options), self._run_dir / "logs" / "vllm.log"
-        with vllm_server(str(model), "measured", options, log, environment=ENGINE) as url:
+        with vllm_server(str(model), "measured", options, log) as url:
             for condition in left:
                 self._one(model, url, condition)
 
     def _one(self, model: Path, url: str, condition: Condition) -> None:
         out = self._run_dir / "measured" / f"{condition.name}.jsonl"
-        total = sum(1 for _ in self._questions.open(encoding="utf-8"))
+        total = sum(1 for _ in self._questions(condition).open(encoding="utf-8"))
 
         def told() -> str:
             done = sum(1 for _ in out.open(encoding="utf-8")) if out.exists() else 0
@@ -99,7 +97,16 @@ class Measurement:
         one = self._declaration
         command = [sys.executable, "-m", "evaluation", "baseline" if condition.baseline else "run"]
         command += [condition.baseline] if condition.baseline else []
-        command += ["--questions", str(self._questions), "--out", str(out), "--model-url", url, "--model", "measured"]
+        command += [
+            "--questions",
+            str(self._questions(condition)),
+            "--out",
+            str(out),
+            "--model-url",
+            url,
+            "--model",
+            "measured",
+        ]
         command += ["--tokenizer", str(model), "--retrieval-url", service, "--top-k", str(one.top_k)]
         command += ["--concurrency", str(one.concurrency)]
         if condition.baseline:
@@ -111,6 +118,9 @@ class Measurement:
             "--response-tokens", str(one.response_tokens),
             *(("--max-observation-tokens", str(one.max_observation_tokens)) if one.max_observation_tokens else ()),
         ]  # fmt: skip
+
+    def _questions(self, condition: Condition) -> Path:
+        return self._run_dir / "data" / f"{condition.questions}.jsonl"
 
     def _summary(self, condition: Condition) -> Path:
         return self._run_dir / "measured" / f"{condition.name}.summary.json"

@@ -7,6 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from rich.console import Console
@@ -14,7 +15,7 @@ from rich.console import Console
 from evaluation.run import answer_recall
 from experiment.data import prepare
 from experiment.declaration import Declaration
-from experiment.measure import START, TRAINED, Measurement, baselines, controls
+from experiment.measure import START, TRAINED, Measurement, baselines, controls, supervised_baseline
 from experiment.report import write_report
 from experiment.running import Services, Step, run_child
 from experiment.summary import summarize_run
@@ -55,10 +56,18 @@ class Pipeline:
             steps.append(Step("cold_start", "Supervised start", out / "cold_start.json", self.cold_start))
         steps.append(Step("start", "Measure the start", out / "measured" / "bare_question.json", self.start))
         if one.train:
+            if one.answerable_at:
+                done = out / "answerable" / "train.card.json"
+                steps.append(Step("answerable", "Questions that can be answered", done, self.answerable))
             steps.append(Step("train", "Reinforcement learning", out / "trained.json", self.train))
             steps.append(Step("trained", "Measure the trained model", out / "measured" / "trained.done", self.trained))
         if one.baselines:
             steps.append(Step("baselines", "The model as it comes", out / "measured" / "baselines.done", self.baselines))
+        for name in one.supervised_baselines:
+            told = f"The baseline {name} after a supervised start"
+            steps.append(
+                Step(f"supervised_{name}", told, out / "measured" / f"supervised_{name}.done", partial(self.supervised, name))
+            )
         steps.append(Step("report", "Summary and report", out / "summary.json", self.report))
         return steps
 
@@ -113,23 +122,7 @@ class Pipeline:
 
     def cold_start(self) -> None:
         """Train the model on the demonstrations."""
-        assert self.declaration.cold_start is not None
-        recipe, out = Path(self.declaration.cold_start.recipe), self.run_dir / "cold_start"
-        variables = {"SEED": str(self.seed), "MODEL": str(self._path("model.json")), "DATA_DIR": str(self.run_dir / "data")}
-
-        def launch(job: Job) -> int:
-            run_child(
-                job.command,
-                job.directory / "train.log",
-                self.console,
-                lambda: last_metrics(job.directory),
-                job.environment | variables,
-            )
-            return 0
-
-        files = [str(self.run_dir / "demonstrations" / "train.parquet")]
-        run_recipe(recipe, out, [f"data.train_files={hydra_value(files)}"], launch)
-        self._write("cold_start.json", {"path": str(trained_model(out)), "source": str(recipe)})
+        self._supervise(self.run_dir / "demonstrations" / "train.parquet", "cold_start")
 
     def start(self) -> None:
         """Measure the model that reinforcement learning starts from, and what the bare question finds."""
@@ -175,16 +168,63 @@ class Pipeline:
         self.measurement.measure(self._path("model.json"), baselines(self.declaration))
         write_text(self.run_dir / "measured" / "baselines.done", "")
 
+    def supervised(self, name: str) -> None:
+        """Train the model as it comes on the answers to a baseline's prompts, of the demonstrations' questions, and measure it."""
+        rows = self.run_dir / f"supervised_{name}" / "train.parquet"
+        if not rows.is_file():
+            assert self.declaration.cold_start is not None
+            sets = self.declaration.cold_start.demonstrations
+            command = [
+                *(sys.executable, "-m", "evaluation", "baseline-rows", name, "--out", str(rows), "--seed", str(self.seed)),
+                *("--questions", *(str(self.run_dir / "data" / one / "train.jsonl") for one in sets)),
+                *(
+                    "--ids",
+                    str(self.run_dir / "demonstrations" / "train.parquet"),
+                    "--tokenizer",
+                    str(self._path("model.json")),
+                ),
+                *("--retrieval-url", self.services.url(), "--top-k", str(self.declaration.top_k)),
+            ]
+            run_child(command, self.run_dir / "logs" / f"{name}_rows.log", self.console, lambda: f"making rows of {name}")
+        self._supervise(rows, f"supervised_{name}")
+        self.measurement.measure(self._path(f"supervised_{name}.json"), [supervised_baseline(name)])
+        write_text(self.run_dir / "measured" / f"supervised_{name}.done", "")
+
     def report(self) -> None:
         """Write the page, and then the summary."""
         found = summarize_run(self.declaration, self.run_dir, self.seed, self.phases.seconds)
         write_report(self.run_dir / "report.html", found, self.run_dir)
         self._write("summary.json", found)
 
+    def answerable(self) -> None:
+        """Choose the training questions that the service can help with."""
+        out, top_k = self.run_dir / "answerable", str(self.declaration.answerable_at)
+        command = [
+            *(sys.executable, "-m", "data_preprocess", "answerable", "--questions", str(self.run_dir / "data" / "train.jsonl")),
+            *("--retrieval-url", self.services.url(), "--top-k", top_k, "--out", str(out)),
+        ]
+        run_child(command, self.run_dir / "logs" / "answerable.log", self.console, lambda: "asking the training questions")
+        card = json.loads((out / "train.card.json").read_text(encoding="utf-8"))
+        self.console.print(f"{card['questions']} of {card['rows_read']} training questions", highlight=False)
+
+    def _supervise(self, rows: Path, name: str) -> None:
+        """Train the model as it comes on a parquet file, by the cold start's recipe, in the directory `name`."""
+        assert self.declaration.cold_start is not None
+        recipe, out = Path(self.declaration.cold_start.recipe), self.run_dir / name
+        variables = {"SEED": str(self.seed), "MODEL": str(self._path("model.json")), "DATA_DIR": str(self.run_dir / "data")}
+
+        def launch(job: Job) -> int:
+            environment, log = job.environment | variables, job.directory / "train.log"
+            run_child(job.command, log, self.console, lambda: last_metrics(job.directory), environment)
+            return 0
+
+        run_recipe(recipe, out, [f"data.train_files={hydra_value([str(rows)])}"], launch)
+        self._write(f"{name}.json", {"path": str(trained_model(out)), "source": str(recipe)})
+
     def _protocol(self) -> list[str]:
         """Return the overrides of the reinforcement learning: where it starts, and the protocol that is measured."""
         one = self.declaration
-        settings = {
+        settings: dict[str, object] = {
             "actor_rollout_ref.model.path": str(self._path(self._start_record())),
             "research_rl.method": one.method,
             "++research_rl.method_options": dict(one.method_options),
@@ -194,6 +234,8 @@ class Pipeline:
             "research_rl.max_observation_tokens": one.max_observation_tokens,
             "data.max_response_length": one.response_tokens,
         }
+        if one.answerable_at:
+            settings["data.train_files"] = [str(self.run_dir / "answerable" / "train.parquet")]
         return [
             "trainer.logger=[console,file]",
             *(f"{key}={hydra_value(value)}" for key, value in settings.items()),

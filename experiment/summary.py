@@ -74,6 +74,10 @@ def one_set(measured: Mapping[str, Sequence[Record]], ranks: Mapping[str, int], 
     found: dict[str, Any] = {name: figures[name] for name in ("start", "trained") if name in figures}
     for kind in ("control", "baseline"):
         found[f"{kind}s"] = {name.removeprefix(f"{kind}_"): figures[name] for name in figures if name.startswith(f"{kind}_")}
+    last = measured.get("trained", measured["start"])
+    for kind, group in (("control", found["controls"]), ("baseline", found["baselines"])):
+        for name, figure in group.items():
+            figure["against_model"] = against(last, measured[f"{kind}_{name}"])
     if "trained" in measured:
         found["paired"] = {metric: difference(measured["start"], measured["trained"], metric) for metric in TESTED}
     asked = [row["id"] for row in measured["start"]]
@@ -89,6 +93,14 @@ def condition_figures(rows: Sequence[Record]) -> dict[str, Any]:
     figures = summarize([[dict(row)] for row in rows])
     intervals = {name: figures["intervals"][name] for name in figures["intervals"] if name in KEPT}
     return {name: figures[name] for name in KEPT if name in figures} | {"intervals": intervals}
+
+
+def against(model: Sequence[Record], other: Sequence[Record]) -> dict[str, Any]:
+    """Return how a control or baseline differs in EM from the model (trained, or the start without training), on the questions of both."""
+    asked = {row["id"]: row for row in model}
+    both = [(asked[row["id"]], row) for row in other if row["id"] in asked]
+    ours, theirs = [one for one, _ in both], [one for _, one in both]
+    return {"model_em": round(mean(row["metrics"]["em"] for row in ours), 4), **difference(ours, theirs, "em")}
 
 
 def difference(before: Sequence[Record], after: Sequence[Record], metric: str) -> dict[str, float]:

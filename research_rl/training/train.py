@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from research_rl.cpu import CPU_ENGINE
 from research_rl.errors import ConfigError, MissingExtraError, missing_extra
 from research_rl.files import changed_settings, write_text
 from research_rl.training.export import export
@@ -31,21 +32,11 @@ except ModuleNotFoundError as error:
     raise missing_extra("PyYAML", "train") from error
 
 DONE = "done.json"
-CPU_ENVIRONMENT = {
+# engine and trainer take turns, so each may have all cores; Ray would give a worker one
+CPU_ENVIRONMENT = CPU_ENGINE | {
     "VERL_PLATFORM": "cpu",
-    # engine and trainer take turns, so each may have all cores; Ray would give a worker one
-    "OMP_NUM_THREADS": str(os.cpu_count()),
-    # activations come and go by the gigabyte: keep their pages, and have large ones
-    "THP_MEM_ALLOC_ENABLE": "1",
-    "MALLOC_MMAP_THRESHOLD_": str(2**33),
-    "MALLOC_TRIM_THRESHOLD_": str(2**33),
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "1",
-    # the engine computes in its own process: with a worker of its own, it takes a core to wait for it
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "VLLM_LOGGING_LEVEL": "WARNING",
     "TORCHDYNAMO_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false",
     "RAY_DEDUP_LOGS": "0",
     "HYDRA_FULL_ERROR": "1",
 }

@@ -32,6 +32,10 @@ def check_training(config: Any, settings: Settings) -> None:
     if not config.trainer.use_v1:
         raise ConfigError("trainer.use_v1 must be true: verl's older trainer knows no agent loop manager over a TransferQueue")
     _check_estimator(config)
+    if (kept := settings.trained_rollouts) is not None and kept >= rollout.n:
+        raise ConfigError(
+            f"research_rl.trained_rollouts={kept} must be less than actor_rollout_ref.rollout.n={rollout.n}, or null for all"
+        )
     _check_batches(config)
     model = _model_config(config.actor_rollout_ref.model)
     _check_lengths(config, settings, model)

@@ -197,3 +197,46 @@ def test_a_server_that_is_gone_is_told(tmp_path):
     assert done.returncode == 1
     assert "no model server at http://127.0.0.1:9/v1" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+ROWS = """
+import sys
+from evaluation.__main__ import main
+sys.exit(main(["baseline-rows", *sys.argv[1:]]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["direct", "naive_rag"])
+def test_rows_of_a_baseline_are_the_prompts_that_it_is_measured_with_and_the_golden_answers(world, tmp_path, name):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from research_rl.codec import encode_row, load_codec
+
+    url, asked = world
+    rows = [{"id": str(n), "question": f"Which town {n}?", "golden_answers": [f"Oslo {n}", "x"]} for n in range(4)]
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    pq.write_table(pa.table({"id": ["1", "2", "3"]}), tmp_path / "demonstrations.parquet")
+    options = ["--questions", str(tmp_path / "q.jsonl"), "--tokenizer", str(WEIGHTS), "--top-k", "2", "--retrieval-url", url]
+    out = tmp_path / "rows.parquet"
+    done = subprocess.run(
+        [sys.executable, "-c", ROWS, name, *options, "--out", str(out), "--rows", "2", "--ids", str(tmp_path / "demonstrations.parquet")],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    made = pq.read_table(out).to_pylist()
+    assert len(made) == 2
+    assert {row["id"] for row in made} < {"1", "2", "3"}
+    (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if row["id"] == made[0]["id"]))
+    before = len(asked["model"])
+    measured = subprocess.run(
+        [sys.executable, "-c", CODE.format(names=(name,), out=str(tmp_path)), *options, "--model", "m", "--model-url", f"{url}/v1"],
+        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )  # fmt: skip
+    assert measured.returncode == 0, measured.stderr[-2000:]
+    (body,) = asked["model"][before:]
+    codec = load_codec(str(WEIGHTS), bos=None)
+    ids, mask = encode_row(codec, made[0])
+    assert codec.decode([one for one, learnt in zip(ids, mask, strict=True) if not learnt]) == body["prompt"]
+    assert f"Oslo {made[0]['id']}" in codec.decode([one for one, learnt in zip(ids, mask, strict=True) if learnt])

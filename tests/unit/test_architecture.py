@@ -25,6 +25,7 @@ FORBIDDEN = {
     "research_rl/types.py": HEAVY | OURS,
     "research_rl/errors.py": HEAVY | OURS,
     "research_rl/metrics.py": HEAVY | OURS,
+    "research_rl/cpu.py": HEAVY | OURS,
     **dict.fromkeys(CORE, WINGS | OVER | {"verl", "vllm", "ray", "torch"}),
     "research_rl/methods": HEAVY | WINGS | OVER | {"research_rl.rollout"},
     "research_rl/rollout.py": HEAVY | WINGS | OVER,

@@ -163,3 +163,22 @@ def test_questions_that_break_off_and_wrong_numbers_are_told(files, capsys):
     files["by_title"].write_bytes(files["by_title"].read_bytes()[:60])
     assert main(command(files)) == 1
     assert "by_title.jsonl.gz cannot be read to its end" in capsys.readouterr().err
+
+
+def test_questions_that_the_service_cannot_help_with_are_left_out_on_record_and_yes_or_no_stays(tmp_path, capsys):
+    rows = [{"id": f"q{number}", **row} for number, row in enumerate(QUESTIONS)]
+    (tmp_path / "all.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = ["answerable", "--questions", str(tmp_path / "all.jsonl"), "--out", str(tmp_path / "out")]
+    with in_thread(Everything()) as url:
+        assert main([*options, "--retrieval-url", url, "--top-k", "1"]) == 0
+        capsys.readouterr()
+        assert main([*options, "--retrieval-url", url, "--top-k", "0"]) == 1
+    assert "--top-k must be at least 1, got 0" in capsys.readouterr().err
+    kept = [json.loads(line)["question"] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
+    assert kept == ["Where was Orla born?", "Is it so?"]
+    dropped = [json.loads(line) for line in (tmp_path / "out" / "train.dropped.jsonl").read_text().splitlines()]
+    assert [(row["where"], row["reason"]) for row in dropped] == [
+        (f"q{n}", "no answer in the first 1 passages") for n in (1, 2, 4)
+    ]
+    card = json.loads((tmp_path / "out" / "train.card.json").read_text())
+    assert (card["rows_read"], card["questions"], card["top_k"]) == (5, 2, 1)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from experiment.data import asked_questions, corpus, without_evidence
+from experiment.data import asked_questions, corpus, first_of_each, without_evidence
 from experiment.declaration import Declaration, QuestionSet, check_files, read_declaration
 from experiment.running import Step, run_child, run_steps
 from experiment.summary import one_set, queries, step_seconds
@@ -58,6 +58,9 @@ def test_what_is_left_out_has_its_default_and_a_change_goes_before_the_file(tmp_
         ({"sets": {"nq": {"test": "a", "questions": 0}}}, "sets.nq.questions must be a whole number of at least 1, got 0"),
         ({"top_k": True}, "top_k must be a whole number"),
         ({"controls": ["placebo"]}, "controls: unknown ['placebo']; valid: no_evidence, random, empty, closed_book"),
+        ({"supervised_baselines": ["direct"]}, "trained as the cold start is, and the experiment has no cold_start"),
+        ({"answerable_at": 0}, "answerable_at must be a whole number of at least 1, got 0"),
+        ({"control_questions": 2.5}, "control_questions must be a whole number"),
         ({"baselines": ["few_shot"]}, "few_shot needs few_shot_prompt"),
         ({"method": "reserch"}, "reserch"),
         ({"method_options": {"preset": "best"}}, "preset='best' is unknown; valid: code, paper"),
@@ -272,6 +275,8 @@ def test_the_summary_of_a_set_has_conditions_tests_and_what_the_queries_find():
     assert found["trained"]["intervals"]["em"][0] < 0.75 < found["trained"]["intervals"]["em"][1]
     assert set(found["controls"]) == {"random"}
     assert set(found["baselines"]) == {"direct"}
+    against = found["baselines"]["direct"]["against_model"]
+    assert (against["model_em"], against["difference"]) == (0.75, -0.75)
     assert found["paired"]["em"]["difference"] == 0.75
     assert found["paired"]["em"]["p"] < 0.01
     assert found["paired"]["searches"]["difference"] == 1.0
@@ -279,6 +284,20 @@ def test_the_summary_of_a_set_has_conditions_tests_and_what_the_queries_find():
     assert found["queries"]["start"]["answer_recall"] == 0.25
     assert found["queries"]["trained"]["searches_by_hops"] == {"1": {"searches": 2.0, "n": 10}, "2": {"searches": 2.0, "n": 10}}
     json.dumps(found)
+
+
+def test_a_control_is_compared_on_the_questions_that_it_was_asked():
+    trained = [record(str(number), float(number < 5), 1) for number in range(20)]
+    control = [record(str(number), 0.0, 1) for number in range(5)]
+    found = one_set({"start": trained, "trained": trained, "control_empty": control}, {str(n): 0 for n in range(20)}, 2)
+    figures = found["controls"]["empty"]
+    assert (figures["n"], figures["against_model"]["model_em"], figures["against_model"]["difference"]) == (5, 1.0, -1.0)
+
+
+def test_controls_are_asked_the_first_questions_of_every_set():
+    rows = [question(f"{name}/{number}", data_source=name) for number in range(3) for name in "ab"]
+    assert [row["id"] for row in first_of_each(rows, 2)] == ["a/0", "b/0", "a/1", "b/1"]
+    assert list(first_of_each(rows, None)) == rows
 
 
 def test_without_kinds_of_questions_none_are_told_apart():

@@ -1,0 +1,87 @@
+"""``python -m evaluation baseline-rows NAME``: the supervised start of a baseline, for a comparison on equal footing.
+
+A model that was shown how to search is compared with one that was shown, of the same questions, how to answer at once (`direct`) or from
+the passages that the question finds (`naive_rag`): FlashRAG's own prompts, and a golden answer to each. Train on the file with a recipe for
+supervised training (`python -m research_rl.train`), and measure the model with `python -m evaluation baseline NAME`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import random
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from evaluation.baselines import add_prompt_options, answer, prepare
+from evaluation.flashrag_parts import ServedRetriever, ShownGenerator
+from research_rl.errors import ConfigError, DataError
+from research_rl.questions import read_questions, write_parquet
+
+NAMES = ("direct", "naive_rag")  # the pipelines of one prompt and one answer
+THREADS = 8
+
+
+def add_baseline_rows(commands: Any) -> None:
+    """Add the command."""
+    parser = commands.add_parser("baseline-rows", help="a set for supervised training of a baseline, from golden answers")
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("--questions", type=Path, nargs="+", required=True, help="FlashRAG questions, JSON lines")
+    parser.add_argument("--ids", type=Path, default=None, help="parquet of demonstrations: only the questions of its column id")
+    parser.add_argument("--rows", type=int, default=None, help="most rows (default all), chosen by --seed")
+    parser.add_argument("--seed", type=int, default=1, help="of choice and order")
+    parser.add_argument("--tokenizer", required=True, help="directory or hub id; the chat template is taken from it")
+    parser.add_argument("--out", type=Path, required=True, help="the parquet file")
+    add_prompt_options(parser)
+    parser.set_defaults(run=run_baseline_rows)
+
+
+def run_baseline_rows(options: argparse.Namespace) -> dict[str, Any]:
+    """Write the rows and return how many there are.
+
+    Raises:
+        ConfigError: the number of rows is not positive, or the tokenizer's chat template does not work.
+        DataError: a file is malformed, or no question is left.
+        MissingExtraError: FlashRAG is not installed.
+        RetrievalError: the service does not answer.
+    """
+    if options.rows is not None and options.rows < 1:
+        raise ConfigError(f"--rows must be at least 1, got {options.rows}")
+    questions = [row for path in options.questions for row in read_questions(path)]
+    if options.ids:
+        wanted = _ids(options.ids)
+        questions = [row for row in questions if row["id"] in wanted]
+    if not questions:
+        raise DataError(f"no question is left of {', '.join(map(str, options.questions))}")
+    random.Random(options.seed).shuffle(questions)
+    questions = questions[: options.rows]
+    options.max_tokens = 64  # as in `baseline`; nothing is generated
+    with contextlib.redirect_stdout(sys.stderr):  # where FlashRAG prints a line per question
+        config, tokenizer, chat = prepare(options)
+
+        def one(row: dict[str, Any]) -> dict[str, Any]:
+            generator = ShownGenerator(row["golden_answers"][0], tokenizer)
+            answer(options, config, generator, ServedRetriever(options.retrieval_url, options.top_k), row, chat)
+            return supervised_row(row["id"], generator)
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            rows = list(pool.map(one, questions))
+    return {"rows": write_parquet(options.out, rows), "chat_template": chat, "out": str(options.out)}
+
+
+def supervised_row(identifier: str, generator: ShownGenerator) -> dict[str, Any]:
+    """Return a row as `research_rl.codec.encode_row` reads it."""
+    (prompt,) = generator.prompts
+    segments = [{"text": generator.answer, "learn": True}]
+    return {"id": identifier, "prompt": json.dumps(prompt, ensure_ascii=False), "prefill": "", "segments": segments}
+
+
+def _ids(path: Path) -> set[str]:
+    import pyarrow.parquet as pq
+
+    if not path.is_file():
+        raise DataError(f"no demonstrations at {path}")
+    return set(pq.read_table(path, columns=["id"])["id"].to_pylist())

@@ -16,9 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VERL_PLATFORM", "cpu")
-os.environ.setdefault("OMP_NUM_THREADS", str(os.cpu_count()))
-os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+from research_rl.training.train import CPU_ENVIRONMENT
+
+if missing := {
+    name: value for name, value in CPU_ENVIRONMENT.items() if name not in os.environ
+}:  # malloc reads them at the start
+    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **missing})
 
 import torch
 from torch.nn.functional import cross_entropy

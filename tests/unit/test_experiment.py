@@ -87,6 +87,19 @@ def test_a_change_that_names_no_key_is_refused(tmp_path):
         declared(tmp_path, ["sets.nq.question=3"])
 
 
+def test_an_experiment_has_the_keys_of_its_base_but_for_its_own(tmp_path):
+    declared(tmp_path, max_searches=5, top_k=4)
+    (tmp_path / "other.yaml").write_text("base: experiment.yaml\ntop_k: 1\nmethod_options: {template: sys}\n")
+    one = read_declaration(tmp_path / "other.yaml", ["concurrency=3"])
+    assert (one.max_searches, one.top_k, one.concurrency, one.method_options) == (5, 1, 3, {"template": "sys"})
+    (tmp_path / "round.yaml").write_text("base: round.yaml\n")
+    with pytest.raises(ConfigError, match="is its own base"):
+        read_declaration(tmp_path / "round.yaml")
+    (tmp_path / "lost.yaml").write_text("base: nowhere.yaml\n")
+    with pytest.raises(ConfigError, match=r"no experiment .*nowhere.yaml"):
+        read_declaration(tmp_path / "lost.yaml")
+
+
 def test_every_missing_file_is_named_at_once(tmp_path):
     one = declared(tmp_path, train="nowhere.yaml")
     (tmp_path / "nq_train.jsonl").touch()
@@ -103,7 +116,16 @@ def test_settings_are_what_json_gives_back(tmp_path):
     assert settings["cold_start.demonstrations.nq"] == 5
 
 
-def test_the_declaration_that_is_shipped_is_sound_and_its_recipe_speaks_the_same_protocol_by_itself(monkeypatch):
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "wikipedia").glob("experiment*.yaml")), ids=lambda path: path.stem)
+def test_a_declaration_that_is_shipped_is_sound_and_its_files_are_there(monkeypatch, path):
+    monkeypatch.chdir(ROOT)  # prompts are named from here
+    one = read_declaration(path)
+    assert Path(str(one.train)).is_file()
+    assert one.cold_start is not None
+    assert Path(one.cold_start.recipe).is_file()
+
+
+def test_the_recipe_of_the_experiment_speaks_the_same_protocol_by_itself(monkeypatch):
     monkeypatch.chdir(ROOT)  # prompts are named from here
     one = read_declaration(Path("recipes/wikipedia/experiment.yaml"))
     recipe = yaml.safe_load(Path(str(one.train)).read_text())

@@ -19,7 +19,9 @@ from research_rl.training.train import jobs, stages_of
 from research_rl.verl_plugin.training_checks import check_training
 
 ROOT = Path(__file__).parents[2]
-RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if not path.stem.startswith("experiment"))  # which name recipes
+RECIPES = sorted(
+    path for path in (ROOT / "recipes").glob("*/*.yaml") if not path.stem.startswith("experiment")
+)  # which name recipes
 SUPERVISED = [path for path in RECIPES if path.stem.startswith("cold_start")]
 TRAINERS = [path for path in RECIPES if path not in SUPERVISED]
 IDS = [f"{path.parent.name}/{path.name}" for path in TRAINERS]

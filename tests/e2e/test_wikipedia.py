@@ -53,7 +53,8 @@ def declared(model, tmp_path_factory):
         write_jsonl(folder / f"{split}.jsonl", rows)
     content = yaml.safe_load((ROOT / "recipes" / "wikipedia" / "experiment.yaml").read_text())
     content |= {
-        "model": model, "passages": ["corpus.jsonl"], "controls": ["no_evidence", "empty"], "baselines": [], "supervised_baselines": ["direct"], "control_questions": 4,
+        "model": model, "passages": ["corpus.jsonl"], "controls": ["no_evidence", "empty"],
+        "baselines": [], "supervised_baselines": ["direct"], "control_questions": 4,
         "sets": {"world": {"train": "train.jsonl", "test": "test.jsonl", "questions": 8}}, "max_turn_tokens": 64,
         "response_tokens": 320, "serve_options": "--dtype bfloat16 --max-model-len 1024 --enforce-eager",
     }  # fmt: skip

@@ -119,3 +119,26 @@ assert not torch.equal(grpo.batch["advantages"], reinforce_group_baseline(reward
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_verls_trainer_gives_rollouts_that_are_not_trained_on_no_advantage():
+    code = """
+import verl, torch, numpy as np
+from verl import DataProto
+from verl.trainer.ppo.v1 import trainer_base
+from research_rl.verl_plugin import down_sampling
+mask = torch.tensor([[1, 0, 1], [1, 1, 1], [1, 1, 0], [1, 0, 0], [1, 1, 1], [1, 1, 1]])
+scores = torch.zeros(6, 3)
+for row, (at, score) in enumerate([(2, 0.0), (2, 1.0), (1, 0.4), (0, 0.6), (2, 0.1), (2, 0.1)]):
+    scores[row, at] = score
+tensors = {"response_mask": mask, "token_level_scores": scores, "token_level_rewards": scores.clone()}
+data = DataProto.from_dict(tensors, {"uid": np.array(["a", "a", "a", "a", "b", "b"], dtype=object)})
+keys = ["a_0_0", "a_1_0", "a_2_0", "a_3_0", "b_0_0", "b_1_0"]
+down_sampling._kept.set(2)
+done = trainer_base.compute_advantage_for_multi_trajectories(data, batch_keys=keys, adv_estimator="grpo", config={})
+signs = done.batch["advantages"].sign().tolist()
+assert signs == [[-1, 0, -1], [1, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], signs
+assert hasattr(trainer_base.PPOTrainer._compute_advantage, "__wrapped__")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]

@@ -1,6 +1,6 @@
 """``python benchmarks/engine.py --run runs/wikipedia``: the seconds of a training's rollouts, against vLLM alone after the same prompts.
 
-Of the last steps of a run by `python -m experiment`, every turn is generated again, as many tokens after the same ids: by vLLM in this
+Of some steps of a run by `python -m experiment`, every turn is generated again, as many tokens after the same ids: by vLLM in this
 process, which is given a trajectory's next turn as soon as the one before is done. There is no Ray, no search, no parsing, no log. The
 ratio says what all that costs. Run it on the machine of the run, with nothing beside it.
 """
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import time
 from collections import defaultdict
@@ -18,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.codec import HFCodec, load_codec
-from research_rl.cpu import CPU_ENGINE
+from research_rl.cpu import restart_with
 from research_rl.methods.base import Method, load_method
+from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.training.trajectory_log import read
 
 ENGINE = {
@@ -66,12 +66,10 @@ def main() -> None:
     """Print seconds of both and their ratio, a line per step."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--run", type=Path, required=True, help="directory of `python -m experiment`, with its training done")
-    parser.add_argument("--steps", type=int, default=3, help="the last so many")
+    parser.add_argument("--steps", type=int, nargs="+", default=None, help="their numbers (default: the last three)")
     parser.add_argument("--temperature", type=float, default=0.8)
     parser.add_argument("--engine", type=json.loads, default={}, help=f"JSON, changes {json.dumps(ENGINE)}")
     options = parser.parse_args()
-    os.environ.setdefault("VERL_PLATFORM", "cpu")
-    os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     from vllm import LLM
 
     summary = json.loads((options.run / "summary.json").read_text(encoding="utf-8"))
@@ -85,9 +83,9 @@ def main() -> None:
             by_step[record["step"]].append(list(turns(record, method, codec)))
     seconds = {row["number"]: row["gen"] for row in summary["step_seconds"]}
     engine = LLM(model=model, enable_prefix_caching=True, **{**ENGINE, **options.engine}).llm_engine
-    last = sorted(set(by_step) & set(seconds))[-options.steps :]
-    generate(engine, by_step[last[0]], options.temperature)  # prepares kernels
-    for step in last:
+    steps = options.steps or sorted(seconds)[-3:]
+    generate(engine, by_step[steps[0]], options.temperature)  # prepares kernels
+    for step in steps:
         alone = generate(engine, by_step[step], options.temperature)
         tokens = sum(count for one in by_step[step] for _, count in one)
         print(json.dumps({
@@ -97,8 +95,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if missing := {
-        name: value for name, value in CPU_ENGINE.items() if name not in os.environ
-    }:  # malloc reads them at the start
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **missing})
+    restart_with(CPU_ENVIRONMENT)
     sys.exit(main())

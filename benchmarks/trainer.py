@@ -16,16 +16,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from research_rl.training.train import CPU_ENVIRONMENT
-
-if missing := {
-    name: value for name, value in CPU_ENVIRONMENT.items() if name not in os.environ
-}:  # malloc reads them at the start
-    os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **missing})
-
 import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
+
+from research_rl.cpu import restart_with
+from research_rl.training.train import CPU_ENVIRONMENT
 
 ROUND = 64
 
@@ -169,4 +165,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    restart_with(CPU_ENVIRONMENT)
     sys.exit(main())

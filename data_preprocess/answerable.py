@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocess.convert import Conversion, convert, source_of, write_split
-from data_preprocess.coverage_command import rank_answers
 from data_preprocess.sources import read_rows
 from research_rl.errors import ConfigError
 from research_rl.metrics import is_yes_no
+from research_rl.questions import to_flashrag
+from research_rl.recall import answer_recall
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
 
 def add_answerable(commands: Any) -> None:
@@ -44,9 +46,12 @@ def run_answerable(options: argparse.Namespace) -> dict[str, Any]:
         raise ConfigError(f"--top-k must be at least 1, got {options.top_k}")
     done: Conversion = convert("flashrag", read_rows(str(options.questions)), options.split, strict=True)
     asked = [question for question in done.questions if not is_yes_no(question.golden_answers)]
-    ranks = asyncio.run(
-        rank_answers([(one.question, one.golden_answers) for one in asked], options.retrieval_url, options.top_k)
-    )
+
+    async def ask() -> list[int]:
+        async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
+            return await answer_recall([to_flashrag(question) for question in asked], client, options.top_k)
+
+    ranks = asyncio.run(ask())
     lost = {question.id for question, rank in zip(asked, ranks, strict=True) if not rank}
     for question in done.questions:
         if question.id in lost:

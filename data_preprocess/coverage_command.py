@@ -94,18 +94,6 @@ async def ask(questions: Sequence[Asked], url: str, ranks: Sequence[int], by_id:
     }
 
 
-async def rank_answers(asked: Sequence[tuple[str, Sequence[str]]], url: str, top_k: int) -> list[int]:
-    """Return, per (question, golden answers), the rank (from 1) of the first passage for the bare question that holds an answer; or 0."""
-    ranks: list[int] = []
-    async with RetrievalClient(RetrievalSettings(url)) as client:
-        for start in range(0, len(asked), _BATCH):
-            batch = asked[start : start + _BATCH]
-            results = await client.search([question for question, _ in batch], top_k)
-            for (_, golden), passages in zip(batch, results, strict=True):
-                ranks.append(answer_rank((passage.contents for passage in passages), golden))
-    return ranks
-
-
 def evidence_rank(asked: Asked, passages: Sequence[Passage], by_id: bool) -> int:
     """Return the rank (from 1) by which the last of a question's supporting passages is found, 0 if one is not."""
     if by_id and asked.supporting_ids:

@@ -23,8 +23,9 @@ try:
     from evaluation.baseline_rows import add_baseline_rows
     from evaluation.baselines import add_baseline
     from evaluation.compare import add_report
-    from evaluation.run import answer_recall, run
+    from evaluation.run import run
     from evaluation.score import score_file, table
+    from research_rl.recall import answer_recall
 except ModuleNotFoundError as error:
     sys.exit(f"evaluation: {missing_extra(error.name or 'tqdm', 'eval')}")
 

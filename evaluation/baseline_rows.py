@@ -40,7 +40,7 @@ def add_baseline_rows(commands: Any) -> None:
 
 
 def run_baseline_rows(options: argparse.Namespace) -> dict[str, Any]:
-    """Write the rows and return how many there are.
+    """Write the rows; return how many there are, and of how many of `--ids` the files have no question.
 
     Raises:
         ConfigError: the number of rows is not positive, or the tokenizer's chat template does not work.
@@ -51,14 +51,15 @@ def run_baseline_rows(options: argparse.Namespace) -> dict[str, Any]:
     if options.rows is not None and options.rows < 1:
         raise ConfigError(f"--rows must be at least 1, got {options.rows}")
     questions = [row for path in options.questions for row in read_questions(path)]
+    lost = 0
     if options.ids:
         wanted = _ids(options.ids)
         questions = [row for row in questions if row["id"] in wanted]
+        lost = len(wanted - {row["id"] for row in questions})
     if not questions:
         raise DataError(f"no question is left of {', '.join(map(str, options.questions))}")
     random.Random(options.seed).shuffle(questions)
     questions = questions[: options.rows]
-    options.max_tokens = 64  # as in `baseline`; nothing is generated
     with contextlib.redirect_stdout(sys.stderr):  # where FlashRAG prints a line per question
         config, tokenizer, chat = prepare(options)
 
@@ -69,7 +70,12 @@ def run_baseline_rows(options: argparse.Namespace) -> dict[str, Any]:
 
         with ThreadPoolExecutor(THREADS) as pool:
             rows = list(pool.map(one, questions))
-    return {"rows": write_parquet(options.out, rows), "chat_template": chat, "out": str(options.out)}
+    return {
+        "rows": write_parquet(options.out, rows),
+        "ids_without_question": lost,
+        "chat_template": chat,
+        "out": str(options.out),
+    }
 
 
 def supervised_row(identifier: str, generator: ShownGenerator) -> dict[str, Any]:

@@ -199,7 +199,7 @@ def answer(
     row: dict[str, Any],
     chat: bool,
 ) -> str:
-    """Return the answer of a FlashRAG pipeline to one question: the first line of what it says. Of the options, `name` and `max_tokens`."""
+    """Return the answer of a FlashRAG pipeline to one question: the first line of what it says. Reads `name`, for flare `max_tokens`."""
     from flashrag.dataset.dataset import Dataset, Item
     from flashrag.pipeline import FLAREPipeline, IRCOTPipeline, IterativePipeline, SequentialPipeline
     from flashrag.prompt import PromptTemplate

@@ -11,8 +11,6 @@ from functools import partial
 from statistics import mean, median
 from typing import Any
 
-from tqdm import tqdm
-
 from evaluation.statistics import estimate
 from research_rl.errors import ConfigError
 from research_rl.files import write_text
@@ -20,9 +18,7 @@ from research_rl.inference.engine import vllm_server
 from research_rl.inference.sampling import REDUCED, read_log
 from research_rl.inference.served import open_served, sample_served
 from research_rl.methods.base import Method
-from research_rl.metrics import answer_rank
 from research_rl.questions import read_questions
-from research_rl.retrieval import RetrievalClient
 from research_rl.scoring import trajectory_metrics
 from research_rl.types import Budget, Trajectory
 
@@ -119,13 +115,3 @@ def reduced_budgets(questions: Sequence[Sequence[Record]], budget: Budget) -> Re
         "least_response_tokens": min(reduced, default=0),
     }
     return {"reduced_budgets": figures} if reduced else {}
-
-
-async def answer_recall(questions: Sequence[dict[str, Any]], client: RetrievalClient, top_k: int) -> list[int]:
-    """Return, per question, the rank (from 1) of the first passage for the bare question that has a golden answer as whole words; or 0."""
-    found: list[int] = []
-    for start in tqdm(range(0, len(questions), 64), unit="batch", disable=None):
-        batch = questions[start : start + 64]
-        for row, passages in zip(batch, await client.search([row["question"] for row in batch], top_k), strict=True):
-            found.append(answer_rank((passage.contents for passage in passages), row["golden_answers"]))
-    return found

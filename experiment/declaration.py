@@ -56,9 +56,7 @@ class Declaration:
     max_observation_tokens: int | None = None  # of a search's passages, which are shortened to fit; null: as they are
     cold_start: ColdStart | None = None  # null: RL starts from the model as it comes
     train: str | None = None  # the recipe of the reinforcement learning; null: none
-    answerable_at: int | None = (
-        None  # RL is given the questions whose answer is in so many passages of the bare question; null: all
-    )
+    answerable_at: int | None = None  # RL's questions: an answer is in so many passages of the bare question; null: all
     controls: Sequence[Control] = get_args(Control)
     baselines: Sequence[Baseline] = get_args(Baseline)  # of the model as it comes
     supervised_baselines: Sequence[SupervisedBaseline] = ()  # trained on the cold start's questions, by its recipe

@@ -97,16 +97,8 @@ class Measurement:
         one = self._declaration
         command = [sys.executable, "-m", "evaluation", "baseline" if condition.baseline else "run"]
         command += [condition.baseline] if condition.baseline else []
-        command += [
-            "--questions",
-            str(self._questions(condition)),
-            "--out",
-            str(out),
-            "--model-url",
-            url,
-            "--model",
-            "measured",
-        ]
+        command += ["--questions", str(self._questions(condition)), "--out", str(out)]
+        command += ["--model-url", url, "--model", "measured"]
         command += ["--tokenizer", str(model), "--retrieval-url", service, "--top-k", str(one.top_k)]
         command += ["--concurrency", str(one.concurrency)]
         if condition.baseline:

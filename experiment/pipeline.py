@@ -12,7 +12,6 @@ from pathlib import Path
 
 from rich.console import Console
 
-from evaluation.run import answer_recall
 from experiment.data import prepare
 from experiment.declaration import Declaration
 from experiment.measure import START, TRAINED, Measurement, baselines, controls, supervised_baseline
@@ -24,6 +23,7 @@ from quickstart.training import failure, timeline
 from research_rl.errors import ConfigError
 from research_rl.files import whole_lines, write_text
 from research_rl.questions import read_questions
+from research_rl.recall import answer_recall
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.training.processes import start
 from research_rl.training.train import Job, hydra_value
@@ -64,10 +64,8 @@ class Pipeline:
         if one.baselines:
             steps.append(Step("baselines", "The model as it comes", out / "measured" / "baselines.done", self.baselines))
         for name in one.supervised_baselines:
-            told = f"The baseline {name} after a supervised start"
-            steps.append(
-                Step(f"supervised_{name}", told, out / "measured" / f"supervised_{name}.done", partial(self.supervised, name))
-            )
+            told, done = f"The baseline {name} after a supervised start", out / "measured" / f"supervised_{name}.done"
+            steps.append(Step(f"supervised_{name}", told, done, partial(self.supervised, name)))
         steps.append(Step("report", "Summary and report", out / "summary.json", self.report))
         return steps
 
@@ -136,6 +134,17 @@ class Pipeline:
         ranks = asyncio.run(ask())
         self._write("measured/bare_question.json", {row["id"]: rank for row, rank in zip(questions, ranks, strict=True)})
 
+    def answerable(self) -> None:
+        """Choose the training questions that the service can help with."""
+        out, top_k = self.run_dir / "answerable", str(self.declaration.answerable_at)
+        command = [
+            *(sys.executable, "-m", "data_preprocess", "answerable", "--questions", str(self.run_dir / "data" / "train.jsonl")),
+            *("--retrieval-url", self.services.url(), "--top-k", top_k, "--out", str(out)),
+        ]
+        run_child(command, self.run_dir / "logs" / "answerable.log", self.console, lambda: "asking the training questions")
+        card = json.loads((out / "train.card.json").read_text(encoding="utf-8"))
+        self.console.print(f"{card['questions']} of {card['rows_read']} training questions", highlight=False)
+
     def train(self) -> None:
         """Train by reinforcement learning: the recipe, from the model of the step before, under the declaration's protocol."""
         recipe, out = Path(str(self.declaration.train)), self.run_dir / "train"
@@ -177,12 +186,8 @@ class Pipeline:
             command = [
                 *(sys.executable, "-m", "evaluation", "baseline-rows", name, "--out", str(rows), "--seed", str(self.seed)),
                 *("--questions", *(str(self.run_dir / "data" / one / "train.jsonl") for one in sets)),
-                *(
-                    "--ids",
-                    str(self.run_dir / "demonstrations" / "train.parquet"),
-                    "--tokenizer",
-                    str(self._path("model.json")),
-                ),
+                *("--ids", str(self.run_dir / "demonstrations" / "train.parquet")),
+                *("--tokenizer", str(self._path("model.json"))),
                 *("--retrieval-url", self.services.url(), "--top-k", str(self.declaration.top_k)),
             ]
             run_child(command, self.run_dir / "logs" / f"{name}_rows.log", self.console, lambda: f"making rows of {name}")
@@ -195,17 +200,6 @@ class Pipeline:
         found = summarize_run(self.declaration, self.run_dir, self.seed, self.phases.seconds)
         write_report(self.run_dir / "report.html", found, self.run_dir)
         self._write("summary.json", found)
-
-    def answerable(self) -> None:
-        """Choose the training questions that the service can help with."""
-        out, top_k = self.run_dir / "answerable", str(self.declaration.answerable_at)
-        command = [
-            *(sys.executable, "-m", "data_preprocess", "answerable", "--questions", str(self.run_dir / "data" / "train.jsonl")),
-            *("--retrieval-url", self.services.url(), "--top-k", top_k, "--out", str(out)),
-        ]
-        run_child(command, self.run_dir / "logs" / "answerable.log", self.console, lambda: "asking the training questions")
-        card = json.loads((out / "train.card.json").read_text(encoding="utf-8"))
-        self.console.print(f"{card['questions']} of {card['rows_read']} training questions", highlight=False)
 
     def _supervise(self, rows: Path, name: str) -> None:
         """Train the model as it comes on a parquet file, by the cold start's recipe, in the directory `name`."""

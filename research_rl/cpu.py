@@ -1,6 +1,8 @@
 """The environment of what computes on a CPU."""
 
 import os
+import sys
+from collections.abc import Mapping
 
 CPU_ENGINE = {  # the environment of vLLM on a CPU, where nothing else computes meanwhile
     "OMP_NUM_THREADS": str(os.cpu_count()),
@@ -16,3 +18,9 @@ CPU_ENGINE = {  # the environment of vLLM on a CPU, where nothing else computes 
     "VLLM_LOGGING_LEVEL": "WARNING",
     "TOKENIZERS_PARALLELISM": "false",
 }
+
+
+def restart_with(environment: Mapping[str, str]) -> None:
+    """Run this program again if the environment lacks some of these variables: malloc and OpenMP read theirs at the start."""
+    if missing := {name: value for name, value in environment.items() if name not in os.environ}:
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **missing})

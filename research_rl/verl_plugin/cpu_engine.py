@@ -77,10 +77,9 @@ class CPUEngine(_Engine):
 
     def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
         """As verl's; rows without an advantage are left out where their gradient is zero."""
-        dynamic = tu.get_non_tensor_data(
-            data, key="use_dynamic_bsz", default=True
-        )  # else rows must fill micro-batches of one size
-        alone = self.get_data_parallel_size() == 1  # else ranks would have unlike numbers of micro-batches
+        # with micro-batches of a fixed size rows must fill them; several ranks would have unlike numbers of micro-batches
+        dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
+        alone = self.get_data_parallel_size() == 1
         if dynamic and alone and not forward_only and zero_advantage_is_zero_gradient(loss_function):
             teaching = [row for row, values in enumerate(data["advantages"].unbind()) if bool((values != 0).any())] or [0]
             loss_function = partial(_with_tokens_of_all, loss_function, data["loss_mask"].sum().item())

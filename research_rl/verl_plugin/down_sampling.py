@@ -1,7 +1,7 @@
 """Training on some of a question's rollouts: `research_rl.trained_rollouts`, max-variance down-sampling (PODS, arXiv 2504.13818).
 
-Rollouts are cheap and updates dear: on CPUs a token costs three times as much to learn from as to read and write. So many are sampled, and
-of every question those are trained on whose scores differ most. The others get no advantage, and the CPU engine leaves them out; verl's
+On a CPU an update on all rollouts takes about twice as long as the rollouts themselves (recipes/wikipedia). So many are sampled, and of
+every question those are trained on whose scores differ most. The others get no advantage, and the CPU engine leaves them out; verl's
 own engines take their time all the same.
 """
 

@@ -20,6 +20,7 @@ CORE = [
     "research_rl/scoring.py",
     "research_rl/questions.py",
     "research_rl/retrieval.py",
+    "research_rl/recall.py",
 ]
 FORBIDDEN = {
     "research_rl/types.py": HEAVY | OURS,

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.__main__ import main
 from evaluation.report import write_report
-from evaluation.run import answer_recall, record
+from evaluation.run import record
 from evaluation.run import summarize as summarize_run
 from evaluation.summary import summarize
 from research_rl.errors import ConfigError, GenerationError
@@ -18,6 +18,7 @@ from research_rl.inference.openai_server import CompletionsServer
 from research_rl.inference.protocol import prompt_hash, read_protocol
 from research_rl.methods.research import ReSearch
 from research_rl.methods.search_r1 import SearchR1
+from research_rl.recall import answer_recall
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import Budget
 from tests.models import model_like, tokenizer_like

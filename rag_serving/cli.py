@@ -38,6 +38,10 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     index.add_argument("--out", type=Path, help="directory to make (not with --milvus)")
     index.add_argument("--force", action="store_true", help="replace --out if it exists")
     index.add_argument("--engine", nargs="+", default=["bm25"], help="bm25, dense, or both (default bm25)")
+    index.add_argument("--k1", type=float, default=1.5, help="bm25: how fast repetitions stop to count (default 1.5)")
+    index.add_argument("--b", type=float, default=0.75, help="bm25: how much long passages are held back (default 0.75)")
+    index.add_argument("--language", default="en", help="bm25: of stop words and stems: en, de, fr … (default en)")
+    index.add_argument("--memory-gb", type=float, default=2.0, help="bm25: for the postings while they are sorted (default 2)")
     index.add_argument("--encoder", default="", help="dense: folder or hub id of a sentence-transformers or transformers model")
     index.add_argument(
         "--faiss", default="Flat", help="dense: Flat, SQ8, HNSW32, IVF4096,Flat, IVF4096,SQ8, PQ48 … (default Flat)"
@@ -93,7 +97,7 @@ def _settings(options: argparse.Namespace) -> Any:
 def _index(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
-        from rag_serving.indexing import DenseOptions, build_index
+        from rag_serving.indexing import BM25Options, DenseOptions, build_index
     except ImportError as error:
         raise MissingExtraError(error.name or "numpy") from error
     dense = DenseOptions(
@@ -115,7 +119,11 @@ def _index(options: argparse.Namespace) -> int:
         raise ServingError("give --out DIR, or --milvus URI")
     else:
         wanted = dense if "dense" in options.engine else None
-        told = build_index(options.corpus, options.out, options.force, options.engine, wanted, options.format, options.device)
+        bm25 = BM25Options(options.k1, options.b, options.language)
+        told = build_index(
+            options.corpus, options.out, options.force, options.engine, wanted, options.format, options.device, bm25,
+            int(options.memory_gb * (1 << 30)),
+        )  # fmt: skip
     print(json.dumps({name: value for name, value in told.items() if name != "files"}))
     return 0
 

@@ -1,74 +1,106 @@
-"""A BM25 index as FlashRAG builds it (bm25s, English stems), but streamed: FlashRAG holds the whole corpus and a Python list per passage.
+"""A BM25 index as FlashRAG builds it (bm25s, stemmed), but streamed and by all cores: FlashRAG holds the whole corpus, a Python list per
+passage, and every posting three times.
 
-Memory: 4 bytes per word for the ids, then 12 bytes per distinct word of a passage for the scores and twice that while they are sorted.
+Memory: the vocabulary (once here and once in each process that splits), 8 bytes a passage, and `memory` for the postings under way.
+On disk for a while: 4 bytes per word.
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+import sys
 from array import array
-from collections.abc import Iterator
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
+from rag_serving import IndexingError, MissingExtraError
 from rag_serving.corpus import Corpus
-from rag_serving.retrievers.bm25 import tokenizer
+from rag_serving.indexing.words import TermIds
+from rag_serving.vocabulary import HASHES, hashed, tokenizer
 
 
-class TokenIds:
-    """The passages' token ids in two flat arrays; bm25s iterates over it as over a list of lists."""
+@dataclass(frozen=True)
+class BM25Options:
+    """Settings of a BM25 index.
 
-    def __init__(self) -> None:
-        self._ids, self._ends = array("i"), array("q")
+    Args:
+        k1: how fast repetitions of a word in a passage stop to count (Robertson's k1, ≥ 0).
+        b: how much long passages are held back, 0 to 1. Pyserini's published results are for k1 0.9, b 0.4.
+        language: of stop words and stems, see `vocabulary.LANGUAGES`.
+    """
 
-    def append(self, ids: list[int]) -> None:
-        """Add a passage."""
-        self._ids.extend(ids)
-        self._ends.append(len(self._ids))
+    k1: float = 1.5
+    b: float = 0.75
+    language: str = "en"
 
-    def __len__(self) -> int:
-        return len(self._ends)
-
-    def __iter__(self) -> Iterator[array]:
-        start = 0
-        for end in self._ends:
-            yield self._ids[start:end]
-            start = end
+    def check(self) -> None:
+        """Raise IndexingError for what cannot be."""
+        if not (0 <= self.k1 < float("inf") and 0 <= self.b <= 1):
+            raise IndexingError(f"BM25 needs k1 of 0 or more and b from 0 to 1, got k1 {self.k1} and b {self.b}")
+        tokenizer(self.language)
 
 
-def build_bm25(corpus: Corpus, directory: Path) -> dict[str, Any]:
-    """Write `directory/bm25`; return the settings it was built with."""
-    words = tokenizer()
-    from bm25s import BM25
+def build_bm25(
+    corpus: Corpus, directory: Path, options: BM25Options | None = None, memory: int = 2 << 30, processes: int = 0
+) -> dict[str, Any]:
+    """Write `directory/bm25` from the corpus in `directory`; return the settings it was built with.
 
+    `memory`: bytes for the postings under way; `processes`: 0 for one per core.
+
+    Raises:
+        MissingExtraError: bm25s, numba or PyStemmer is not installed.
+    """
+    try:
+        from bm25s import BM25
+
+        from rag_serving.indexing.postings import write_postings
+    except ImportError as error:
+        raise MissingExtraError(error.name or "bm25s") from error
+    options, processes = options or BM25Options(), processes or os.cpu_count() or 1
     final, part = directory / "bm25", directory / "bm25.part"
     for folder in (part, final):
         shutil.rmtree(folder, ignore_errors=True)
-    ids = TokenIds()
-    texts = (corpus[row]["contents"] for row in range(len(corpus)))
-    for tokens in tqdm(
-        words.streaming_tokenize(texts), total=len(corpus), desc="splitting into words", unit="passage", disable=None
-    ):
-        ids.append(tokens)
-    engine = BM25(backend="numba")
-    lists: Any = ids  # index() asks for lists; its own two steps do not
-    stems = list(words.stem_to_sid.values())
-    engine.scores = engine.build_index_from_ids(stems, lists, show_progress=_shown(), leave_progress=True)
-    engine.vocab_dict = words.stem_to_sid
+    part.mkdir()
+    scratch, ends, total = directory / "ids.part", array("q"), 0
+    terms = TermIds(directory, options.language, processes)
+    shown: dict[str, Any] = {"disable": None, "file": sys.stderr}
+    with scratch.open("wb") as file, tqdm(total=len(corpus), desc="splitting into words", unit="passage", **shown) as bar:
+        for ids, lengths in terms:
+            ids.tofile(file)
+            ends.frombytes((total + np.cumsum(lengths, dtype=np.int64)).tobytes())
+            total += len(ids)
+            bar.update(len(lengths))
+    words = terms.tokenizer
+    engine = BM25(k1=options.k1, b=options.b, backend="numba")
+    # bm25s writes all that FlashRAG reads; then its arrays, empty here, are replaced
+    engine.scores = {**dict.fromkeys(("data", "indices", "indptr"), np.empty(0)), "num_docs": len(corpus)}
+    engine.vocab_dict, engine.nonoccurrence_array = words.stem_to_sid, None
     engine.save(str(part), corpus=None)
     words.save_vocab(str(part))
     words.save_stopwords(str(part))
+    mapped = np.asarray(np.memmap(scratch, np.int32, "r+")) if total else np.empty(0, np.int32)
+    with tqdm(desc="scoring", unit="posting", unit_scale=True, **shown) as bar:
+        write_postings(
+            mapped,
+            np.frombuffer(ends, np.int64),
+            len(words.stem_to_sid),
+            part,
+            options.k1,
+            options.b,
+            memory,
+            processes,
+            bar.update,
+        )
+    del mapped
+    scratch.unlink()
+    np.save(part / HASHES, hashed(words.stem_to_sid))
     for path in part.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
     part.rename(final)
-    return {"k1": engine.k1, "b": engine.b, "method": engine.method, "language": "en"}
-
-
-def _shown() -> bool:
-    import sys
-
-    return sys.stderr.isatty()
+    return {**asdict(options), "method": engine.method}

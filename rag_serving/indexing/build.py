@@ -25,12 +25,13 @@ from tqdm import tqdm
 
 from rag_serving import IndexingError
 from rag_serving.corpus import CORPUS, OFFSETS, Corpus
-from rag_serving.indexing.bm25 import build_bm25
+from rag_serving.indexing.bm25 import BM25Options, build_bm25
 from rag_serving.indexing.dense import DenseOptions, build_dense
 from rag_serving.indexing.formats import Passage, detect, read_corpus
 from rag_serving.indexing.manifest import FORMAT_VERSION, MANIFEST, files_of, index_id, write_json
 
 ENGINES = ("bm25", "dense")
+MEMORY = 2 << 30
 _REQUEST, _CORPUS_DONE = "request.json", "corpus.done.json"
 
 
@@ -42,8 +43,12 @@ def build_index(
     dense: DenseOptions | None = None,
     format: str | None = None,
     device: str = "cpu",
+    bm25: BM25Options | None = None,
+    memory: int = MEMORY,
 ) -> dict[str, Any]:
     """Build an index of `corpus` in the new directory `out`; return its manifest. An interrupted build of the same is taken up again.
+
+    `memory`: bytes that BM25's postings may take while they are sorted.
 
     Raises:
         IndexingError: the corpus is malformed or empty, `out` exists and `force` is not set, or another process is building it.
@@ -54,9 +59,12 @@ def build_index(
         raise IndexingError(f"unknown engine in {' '.join(engines)!r}; choose of: {', '.join(ENGINES)}")
     if "dense" in engines and not (dense and dense.encoder):
         raise IndexingError("a dense index needs --encoder, a folder or hub id")
+    bm25 = bm25 or BM25Options()
+    if "bm25" in engines:
+        bm25.check()
     format = format or detect(corpus)
     building = out.with_name(f".{out.name}.building")
-    request = {"corpus": _source(corpus), "format": format, "dense": asdict(dense) if dense else None}
+    request = {"corpus": _source(corpus), "format": format, "dense": asdict(dense) if dense else None, "bm25": asdict(bm25)}
     with _locked(building, out):
         _take_up(building, request)
         try:
@@ -67,7 +75,7 @@ def build_index(
         rows = Corpus(building)
         built: dict[str, Any] = {}
         if "bm25" in engines:
-            built["bm25"] = _kept(building / "bm25.done.json", lambda: build_bm25(rows, building))
+            built["bm25"] = _kept(building / "bm25.done.json", lambda: build_bm25(rows, building, bm25, memory))
         if "dense" in engines and dense is not None:
             built["dense"] = _kept(building / "dense.done.json", lambda: build_dense(rows, building, dense, device))
         for done in [*building.glob("*.done.json"), building / _REQUEST]:

@@ -7,19 +7,18 @@ own, and a straight line through the two gives cost = fixed + slope x passages. 
 from __future__ import annotations
 
 import json
-import random
 import resource
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
 from rag_serving import IndexingError
 from rag_serving.indexing.formats import Passage, read_corpus
+from rag_serving.indexing.synthetic import synthetic
 
 SAMPLES = (15_000, 45_000)  # passages of the two trial builds
 # bytes a vector of d numbers takes, beside the 8 of its id in an IVF list; HNSW32: 64 links of 4 bytes at the bottom, few above
@@ -36,24 +35,6 @@ class Estimate:
     serve_memory: int
     disk: int
     build_seconds: float | None
-
-
-def synthetic(words: int, seed: int = 0) -> Iterator[Passage]:
-    """Yield passages of `words` words, drawn by Zipf's law (exponent 1.07) from 200,000 made-up ones; endless."""
-    import numpy as np
-
-    generator, letters = np.random.default_rng(seed), random.Random(seed)
-    vocabulary = np.array(
-        ["".join(letters.choices("abcdefghijklmnopqrstuvwxyz", k=letters.randint(3, 9))) for _ in range(200_000)]
-    )
-    weights = 1.0 / np.arange(1, len(vocabulary) + 1) ** 1.07
-    cumulative = np.cumsum(weights / weights.sum())
-    number = 0
-    while True:
-        ranks = np.searchsorted(cumulative, generator.random((1000, words))).clip(max=len(vocabulary) - 1)
-        for row in vocabulary[ranks]:
-            yield {"id": str(number), "contents": f"{row[0]} {row[1]}\n{' '.join(row)}"}
-            number += 1
 
 
 def estimate(

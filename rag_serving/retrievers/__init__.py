@@ -104,7 +104,8 @@ def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str]:
         report("loading the BM25 index")
         from rag_serving.retrievers.bm25 import BM25
 
-        retrievers.append(BM25(directory / "bm25", corpus, settings.engine_threads))
+        language = manifest["engines"]["bm25"].get("language", "en")
+        retrievers.append(BM25(directory / "bm25", corpus, settings.engine_threads, language))
     if "dense" in wanted:
         retrievers.append(_dense(settings, directory, manifest["engines"]["dense"], corpus, report))
     if len(retrievers) == 1:

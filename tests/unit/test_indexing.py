@@ -19,7 +19,8 @@ from rag_serving import IndexingError
 from rag_serving.cli import main
 from rag_serving.corpus import Corpus
 from rag_serving.indexing import DenseOptions, build_index, read_corpus, read_manifest
-from rag_serving.indexing.estimate import _line, synthetic
+from rag_serving.indexing.estimate import _line
+from rag_serving.indexing.synthetic import synthetic, word
 from rag_serving.indexing.formats import cut, detect
 from rag_serving.indexing.manifest import check
 from rag_serving.retrievers import load_index

@@ -1,0 +1,92 @@
+"""Passages → term ids, by all cores, numbered as one process would number them: by the stems' first appearance."""
+
+from __future__ import annotations
+
+import os
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rag_serving.corpus import Corpus
+from rag_serving.vocabulary import tokenizer
+
+CHUNK = 4_096  # passages that a process takes at a time
+_ALONE = 20_000  # passages below which starting processes takes longer than it saves
+
+_worker: _Words
+
+
+class _Words:
+    """One process's vocabulary. It tells which words and stems are new since it was last asked."""
+
+    def __init__(self, directory: Path, language: str) -> None:
+        self._corpus, self._tokenizer = Corpus(directory), tokenizer(language)
+        self._told_words, self._told_stems = 0, 0
+
+    def split(self, first: int, last: int) -> tuple[int, bytes, bytes, list[str], list[tuple[str, str]]]:
+        """Return (process, the ids of passages first … last, their numbers, new stems by id, new words with their stems)."""
+        words = self._tokenizer
+        ids, lengths = array("i"), array("i")
+        for passage in words.streaming_tokenize(self._corpus[row]["contents"] for row in range(first, last)):
+            ids.extend(passage)
+            lengths.append(len(passage))
+        stems = _since(words.stem_to_sid, self._told_stems)
+        pairs = [(word, words.word_to_stem[word]) for word in _since(words.word_to_id, self._told_words)]
+        self._told_stems, self._told_words = len(words.stem_to_sid), len(words.word_to_id)
+        return os.getpid(), ids.tobytes(), lengths.tobytes(), stems, pairs
+
+
+def _since(ordered: dict[str, int], count: int) -> list[str]:
+    """Return the keys of a dict after its first `count`, without a walk over those."""
+    return [key for _, key in zip(range(len(ordered) - count), reversed(ordered), strict=False)][::-1]
+
+
+def _start(directory: Path, language: str) -> None:
+    global _worker
+    _worker = _Words(directory, language)
+
+
+def _split(first: int, last: int) -> Any:
+    return _worker.split(first, last)
+
+
+class TermIds:
+    """Numbers the words of a corpus; afterwards `tokenizer` holds the vocabulary."""
+
+    def __init__(self, directory: Path, language: str = "en", processes: int = 1) -> None:
+        self._directory, self._language, self._processes = directory, language, processes
+        self.tokenizer = tokenizer(language)
+        self._global_ids: dict[int, array] = {}  # by process: its own ids' numbers here
+
+    def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield, for some passages at a time and in order, their ids (int32, one after the other) and how many each has."""
+        for process, ids, lengths, stems, pairs in self._pieces():
+            known = self.tokenizer.stem_to_sid
+            numbers = self._global_ids.setdefault(process, array("i"))
+            numbers.extend(known.setdefault(stem, len(known)) for stem in stems)
+            for word, stem in pairs:
+                self.tokenizer.word_to_stem[word] = stem
+                self.tokenizer.word_to_id[word] = known[stem]
+            yield np.frombuffer(numbers, np.int32)[np.frombuffer(ids, np.int32)], np.frombuffer(lengths, np.int32)
+
+    def _pieces(self) -> Iterator[Any]:
+        size = len(Corpus(self._directory))
+        bounds = [(first, min(first + CHUNK, size)) for first in range(0, size, CHUNK)]
+        if self._processes == 1 or size < _ALONE:
+            words = _Words(self._directory, self._language)
+            yield from (words.split(*bound) for bound in bounds)
+            return
+        with ProcessPoolExecutor(self._processes, get_context("spawn"), _start, (self._directory, self._language)) as pool:
+            waiting: deque[Future[Any]] = deque()
+            for bound in bounds:
+                waiting.append(pool.submit(_split, *bound))
+                if len(waiting) > 3 * self._processes:  # what is finished waits here, in memory
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()

@@ -42,6 +42,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     index.add_argument("--b", type=float, default=0.75, help="bm25: how much long passages are held back (default 0.75)")
     index.add_argument("--language", default="en", help="bm25: of stop words and stems: en, de, fr … (default en)")
     index.add_argument("--memory-gb", type=float, default=2.0, help="bm25: for the postings while they are sorted (default 2)")
+    index.add_argument("--processes", type=int, default=0, help="bm25: that split text into words (default one per core)")
     index.add_argument("--encoder", default="", help="dense: folder or hub id of a sentence-transformers or transformers model")
     index.add_argument(
         "--faiss", default="Flat", help="dense: Flat, SQ8, HNSW32, IVF4096,Flat, IVF4096,SQ8, PQ48 … (default Flat)"
@@ -122,7 +123,7 @@ def _index(options: argparse.Namespace) -> int:
         bm25 = BM25Options(options.k1, options.b, options.language)
         told = build_index(
             options.corpus, options.out, options.force, options.engine, wanted, options.format, options.device, bm25,
-            int(options.memory_gb * (1 << 30)),
+            int(options.memory_gb * (1 << 30)), options.processes,
         )  # fmt: skip
     print(json.dumps({name: value for name, value in told.items() if name != "files"}))
     return 0

@@ -45,10 +45,11 @@ def build_index(
     device: str = "cpu",
     bm25: BM25Options | None = None,
     memory: int = MEMORY,
+    processes: int = 0,
 ) -> dict[str, Any]:
     """Build an index of `corpus` in the new directory `out`; return its manifest. An interrupted build of the same is taken up again.
 
-    `memory`: bytes that BM25's postings may take while they are sorted.
+    `memory`: bytes that BM25's postings may take while they are sorted; `processes` that split text into words, 0: one per core.
 
     Raises:
         IndexingError: the corpus is malformed or empty, `out` exists and `force` is not set, or another process is building it.
@@ -75,7 +76,7 @@ def build_index(
         rows = Corpus(building)
         built: dict[str, Any] = {}
         if "bm25" in engines:
-            built["bm25"] = _kept(building / "bm25.done.json", lambda: build_bm25(rows, building, bm25, memory))
+            built["bm25"] = _kept(building / "bm25.done.json", lambda: build_bm25(rows, building, bm25, memory, processes))
         if "dense" in engines and dense is not None:
             built["dense"] = _kept(building / "dense.done.json", lambda: build_dense(rows, building, dense, device))
         for done in [*building.glob("*.done.json"), building / _REQUEST]:

@@ -1,12 +1,14 @@
 """`rag-serving estimate`: memory, disk and time of an index of N passages, before anything is built.
 
 BM25's costs are measured, not assumed: two small indexes of sampled passages (yours, or synthetic ones) are built in processes of their
-own, and a straight line through the two gives cost = fixed + slope x passages. A FAISS index's bytes follow from its type.
+own, and what they cost is drawn out. A FAISS index's bytes follow from its type.
 """
 
 from __future__ import annotations
 
 import json
+import math
+import os
 import resource
 import subprocess
 import sys
@@ -17,8 +19,11 @@ from itertools import islice
 from pathlib import Path
 
 from rag_serving import IndexingError
+from rag_serving.indexing.build import MEMORY
 from rag_serving.indexing.formats import Passage, read_corpus
+from rag_serving.indexing.postings import POSTING_BYTES
 from rag_serving.indexing.synthetic import synthetic
+from rag_serving.vocabulary import HASHES
 
 SAMPLES = (15_000, 45_000)  # passages of the two trial builds
 # bytes a vector of d numbers takes, beside the 8 of its id in an IVF list; HNSW32: 64 links of 4 bytes at the bottom, few above
@@ -32,7 +37,8 @@ class Estimate:
 
     index: str
     build_memory: int
-    serve_memory: int
+    serve_memory: int  # of the process's own
+    serve_pages: int  # of its files: shared, and given back when memory is short; with fewer in memory it is slower
     disk: int
     build_seconds: float | None
 
@@ -61,30 +67,71 @@ def estimate(
     return [_bm25(sample, passages), *_dense(sample, passages, corpus_disk, encoder, dimension)]
 
 
-def _line(x: tuple[float, float], y: tuple[float, float], at: float) -> float:
-    slope = (y[1] - y[0]) / (x[1] - x[0])
-    return max(y[1], y[0] + slope * (at - x[0])) if at >= x[1] else y[1] * at / x[1]
+@dataclass(frozen=True)
+class Trial:
+    """What building and loading an index of `passages` took, by one process: bytes, seconds, and the number of its stems and postings."""
+
+    passages: int
+    stems: int
+    postings: int
+    memory: float
+    seconds: float
+    corpus: int
+    arrays: int
+    vocabulary: int
+    loaded: float
+
+
+def extrapolated(first: Trial, second: Trial, passages: int, memory: int, processes: int) -> Estimate:
+    """Return the costs of an index of `passages`.
+
+    Passages and postings grow with the corpus, the vocabulary as Heaps' law says, with the exponent of the two trials. A building process
+    holds the vocabulary twice if it is alone, else once and each of the others once.
+    """
+    growth = passages / second.passages
+    heaps = math.log(second.stems / first.stems) / math.log(second.passages / first.passages) if first.stems else 1.0
+    stems = second.stems * growth ** min(1.0, max(0.0, heaps))
+
+    def rest(trial: Trial) -> float:  # of the memory: what is the process's own and the vocabulary's
+        return trial.memory - 24 * trial.passages - POSTING_BYTES * trial.postings
+
+    a_stem = max(0.0, (rest(second) - rest(first)) / max(1, second.stems - first.stems))
+    own = max(0.0, rest(second) - a_stem * second.stems)
+    holders = 1 if processes == 1 else (processes + 1) / 2
+    building = own * (1 if processes == 1 else processes + 1) + holders * a_stem * stems + 24 * passages
+    a_passage = max(0.0, (second.seconds - first.seconds) / (second.passages - first.passages))
+    seconds = second.seconds + a_passage * (passages - second.passages) / processes if growth > 1 else second.seconds * growth
+    pages = growth * (second.corpus + second.arrays) + second.vocabulary * stems / second.stems
+    return Estimate(
+        "bm25",
+        int(building + min(memory, POSTING_BYTES * second.postings * growth)),
+        int(second.loaded + 4 * stems),
+        int(pages),
+        int(pages),
+        seconds,
+    )
 
 
 def _bm25(sample: list[Passage], passages: int) -> Estimate:
     sizes = (max(1, len(sample) // 3), max(2, len(sample)))
-    trials = [_trial(sample[:size]) for size in sizes]
-    memory, seconds, disk, loaded = zip(*trials, strict=True)
-    return Estimate(
-        "bm25", int(_line(sizes, memory, passages)), int(_line(sizes, loaded, passages)), int(_line(sizes, disk, passages)),
-        _line(sizes, seconds, passages),
-    )  # fmt: skip
+    first, second = (_trial(sample[:size]) for size in sizes)
+    return extrapolated(first, second, passages, MEMORY, os.cpu_count() or 1)
 
 
-def _trial(sample: list[Passage]) -> tuple[float, float, float, float]:
-    """Build and load an index; return peak bytes, seconds, bytes on disk, bytes of the loaded process with all its pages."""
+def _trial(sample: list[Passage]) -> Trial:
     with tempfile.TemporaryDirectory() as folder:
         source, out = Path(folder, "c.jsonl"), Path(folder, "index")
         source.write_text("".join(json.dumps(row) + "\n" for row in sample))
-        build = _measured(["-m", "rag_serving.cli", "index", "--corpus", str(source), "--out", str(out)])
-        disk = sum(path.stat().st_size for path in out.rglob("*") if path.is_file())
-        load = _measured(["-c", f"from rag_serving.retrievers import load_index; load_index({str(out)!r})"])
-        return build[0], build[1], disk, load[0] + disk
+        command = ["-m", "rag_serving.cli", "index", "--corpus", str(source), "--out", str(out), "--processes", "1"]
+        memory, seconds = _measured(command)
+        loaded, _ = _measured(["-c", f"from rag_serving.retrievers import load_index; load_index({str(out)!r})"])
+        sizes = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+        arrays = sum(size for name, size in sizes.items() if name.endswith(".csc.index.npy"))
+        corpus = sum(size for name, size in sizes.items() if name.startswith("corpus."))
+        stems, postings = sizes[HASHES] // 16, sizes["data.csc.index.npy"] // 4
+        return Trial(
+            len(sample), stems, postings, memory, seconds, corpus, arrays, sum(sizes.values()) - arrays - corpus, loaded
+        )
 
 
 _MEASURE = """
@@ -128,7 +175,7 @@ def _dense(sample: list[Passage], passages: int, corpus_disk: int, encoder: str 
         # while indexing: the index, and the vectors it is trained on (as many for every size of corpus)
         trained = 0 if kind in ("Flat", "HNSW32") else min(passages, 64 * 4096) * dimension * 4
         disk = corpus_disk + vectors
-        found.append(Estimate(f"dense {kind}", base + vectors + trained, base + vectors, disk, seconds))
+        found.append(Estimate(f"dense {kind}", base + vectors + trained, base + vectors, corpus_disk, disk, seconds))
     return found
 
 
@@ -149,12 +196,14 @@ def table(estimates: list[Estimate], as_json: bool = False) -> str:
     """Return the estimates to read, or as JSON (bytes and seconds)."""
     if as_json:
         return json.dumps([asdict(entry) for entry in estimates], indent=2)
-    lines = [f"{'index':<20}{'build: memory':>15}{'time':>12}{'disk':>12}{'serve: memory':>16}"]
+    lines = [f"{'index':<20}{'build: memory':>15}{'time':>12}{'disk':>12}{'serve: memory':>16}{'pages':>12}"]
     for entry in estimates:
         seconds = "?" if entry.build_seconds is None else f"{entry.build_seconds / 60:.1f} min"
-        memory, disk, serving = entry.build_memory / 1e9, entry.disk / 1e9, entry.serve_memory / 1e9
-        lines.append(f"{entry.index:<20}{memory:>12.2f} GB{seconds:>12}{disk:>9.2f} GB{serving:>13.2f} GB")
+        gigabytes = [value / 1e9 for value in (entry.build_memory, entry.disk, entry.serve_memory, entry.serve_pages)]
+        building, disk, serving, pages = gigabytes
+        lines.append(f"{entry.index:<20}{building:>12.2f} GB{seconds:>12}{disk:>9.2f} GB{serving:>13.2f} GB{pages:>9.2f} GB")
     lines.append(
-        "Time of dense indexes: pass --encoder to measure it. Serving memory counts the index's pages, which processes share."
+        "Time of dense indexes: pass --encoder to measure it. Pages are those of the files: all processes share them, and the more of "
+        "them\nmemory holds the faster is the service."
     )
     return "\n".join(lines)

@@ -34,7 +34,7 @@ class BM25(Retriever):
         except ImportError as error:
             raise MissingExtraError(error.name or "numba") from error
         self._best, self._corpus = best, corpus
-        self._vocabulary = Vocabulary(index_dir, language)
+        self.vocabulary = Vocabulary(index_dir, language)
         if (index_dir / "nonoccurrence_array.index.npy").exists():
             raise IndexingError(f"{index_dir} was built with BM25L or BM25+; build it with: rag-serving index")
         try:
@@ -55,7 +55,7 @@ class BM25(Retriever):
     def warm_up(self) -> None:
         """Compile the scoring code, which takes numba seconds. It needs a query with a known word: others never reach it."""
         if len(self._maxima):
-            self._retrieve([[0]], 1)
+            self.retrieve([[0]], 1)
 
     def close(self) -> None:
         if self._pool is not None:
@@ -64,14 +64,14 @@ class BM25(Retriever):
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         if k < 1:
             return [[] for _ in queries]
-        answers = self._retrieve([self._vocabulary.token_ids(query) for query in queries], min(k, self.size))
+        answers = self.retrieve([self.vocabulary.token_ids(query) for query in queries], min(k, self.size))
         return [[self._hit(row, score) for row, score in zip(*answer, strict=True)] for answer in answers]
 
     def _hit(self, row: int, score: float) -> Hit:
         passage = self._corpus[row]
         return Hit(passage["id"], passage["contents"], score)
 
-    def _retrieve(self, token_ids: list[list[int]], k: int) -> list[tuple[list[int], list[float]]]:
+    def retrieve(self, token_ids: list[list[int]], k: int) -> list[tuple[list[int], list[float]]]:
         """Return per query the rows and scores of the best `k`, fewer where fewer passages have one of its words."""
         terms = np.array([token for ids in token_ids for token in ids], np.int64)
         pointers = np.cumsum([0, *map(len, token_ids)])

@@ -19,10 +19,10 @@ from rag_serving import IndexingError
 from rag_serving.cli import main
 from rag_serving.corpus import Corpus
 from rag_serving.indexing import DenseOptions, build_index, read_corpus, read_manifest
-from rag_serving.indexing.estimate import _line
-from rag_serving.indexing.synthetic import synthetic, word
+from rag_serving.indexing.estimate import Trial, extrapolated
 from rag_serving.indexing.formats import cut, detect
 from rag_serving.indexing.manifest import check
+from rag_serving.indexing.synthetic import synthetic, word
 from rag_serving.retrievers import load_index
 from tests.servers import minilm
 
@@ -297,9 +297,38 @@ def test_synthetic_passages_are_the_same_for_the_same_seed():
     assert len({row["id"] for row in first}) == 5
 
 
-def test_an_estimate_follows_the_line_through_its_two_trials():
-    assert _line((10, 30), (100, 200), 50) == pytest.approx(300)
-    assert _line((10, 30), (100, 90), 50) == 90  # noise never makes more passages cheaper
+def trial(passages, exponent=0.56):
+    stems = int(100 * passages**exponent)
+    postings = 60 * passages
+    memory = 200e6 + 24 * passages + 8 * postings + 500 * stems
+    return Trial(passages, stems, postings, memory, 2 + passages * 1e-4, 700 * passages, 480 * passages, 90 * stems, 150e6)
+
+
+def test_an_estimate_lets_the_vocabulary_grow_as_it_grew_between_the_trials():
+    told = extrapolated(trial(15_000), trial(45_000), 20_000_000, 1 << 30, 1)
+    whole = trial(20_000_000)
+    assert told.disk == pytest.approx(whole.corpus + whole.arrays + whole.vocabulary, rel=0.01)
+    assert told.build_memory == pytest.approx(whole.memory - 8 * whole.postings + (1 << 30), rel=0.01)
+    assert told.build_seconds == pytest.approx(whole.seconds, rel=0.01)
+    assert told.serve_memory < 0.3e9 < told.serve_pages
+
+
+def test_an_estimate_counts_the_vocabulary_in_every_process_that_builds():
+    one, four = (extrapolated(trial(15_000), trial(45_000), 20_000_000, 1 << 30, n) for n in (1, 4))
+    assert four.build_memory - one.build_memory == pytest.approx(4 * 200e6 + 1.5 * 500 * trial(20_000_000).stems, rel=0.01)
+    assert four.build_seconds < one.build_seconds / 3
+
+
+def test_synthetic_text_has_as_many_distinct_words_as_real_text_would():
+    seen, counts = set(), []
+    for number, passage in enumerate(synthetic(100), 1):
+        seen.update(passage["contents"].split())
+        if number in (4_000, 8_000):
+            counts.append(len(seen))
+            if number == 8_000:
+                break
+    assert np.log2(counts[1] / counts[0]) == pytest.approx(0.56, abs=0.02)
+    assert len({word(rank) for rank in range(1, 30_000)}) == 29_999
 
 
 @pytest.mark.slow
@@ -309,5 +338,5 @@ def test_estimate_prints_every_index_type(tmp_path, capsys):
     assert told["dense Flat"]["disk"] > 100_000 * 384 * 4
     assert told["bm25"]["build_seconds"] > 0
     assert told["dense IVF4096,PQ48"]["disk"] < told["dense Flat"]["disk"]
-    assert np.isfinite(told["bm25"]["build_memory"])
+    assert 0 < told["bm25"]["serve_memory"] < told["bm25"]["build_memory"] < 2e9
     assert main(["estimate"]) == 1

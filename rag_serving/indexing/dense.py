@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
-from rag_serving.retrievers.dense import read_faiss
+from rag_serving.indexing.adopt import adopt
 
 _TRAIN_PER_LIST = 64  # FAISS asks for at least 39 vectors per centroid
 
@@ -55,7 +55,7 @@ def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: 
     if options.adopt is None:
         _index(corpus, directory / "vectors", encoder, options, part / name)
     else:
-        _adopt(Path(options.adopt), corpus, encoder, part / name)
+        adopt(Path(options.adopt), corpus, encoder, part / name)
     shutil.rmtree(directory / "dense", ignore_errors=True)
     part.rename(directory / "dense")
     shutil.rmtree(directory / "vectors", ignore_errors=True)
@@ -86,23 +86,6 @@ def _index(corpus: Corpus, shards: Path, encoder: Any, options: DenseOptions, ou
     for file in tqdm(files, desc="adding vectors", unit="shard", disable=None):
         index.add(np.load(file))
     faiss.write_index(index, str(out))
-
-
-def _adopt(path: Path, corpus: Corpus, encoder: Any, out: Path) -> None:
-    """Copy an index made elsewhere, if it can be this corpus's; that its rows are in the corpus's order nobody can see from here."""
-    if not path.is_file():
-        raise IndexingError(f"no FAISS index at {path}")
-    index = read_faiss(path)
-    import faiss
-
-    if (index.ntotal, index.d) != (len(corpus), encoder.dimension):
-        raise IndexingError(
-            f"{path} holds {index.ntotal} vectors of {index.d} numbers; the corpus has {len(corpus)} passages, "
-            f"the encoder makes vectors of {encoder.dimension}"
-        )
-    if index.metric_type != faiss.METRIC_INNER_PRODUCT:
-        raise IndexingError(f"{path} compares by another measure than the inner product")
-    shutil.copyfile(path, out)
 
 
 def encode(corpus: Corpus, shards: Path, encoder: Any, shard: int) -> None:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from rag_serving import IndexingError, ServingError
 from rag_serving.indexing import DenseOptions, build_index
-from rag_serving.indexing.estimate import synthetic
+from rag_serving.indexing.synthetic import synthetic
 from rag_serving.retrievers import load_index
 from rag_serving.retrievers.base import Hit, Retriever
 from rag_serving.retrievers.encoder import Encoder, profile_of

@@ -6,6 +6,8 @@ or for what it does not know (images, distillation, sequence parallelism), verl'
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -86,10 +88,25 @@ class CPUEngine(_Engine):
             data = tu.index_select_tensor_dict(data, teaching)
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
+    def optimizer_step(self) -> Any:
+        """As verl's; what the update's activations left in the heap goes back to the system."""
+        norm = super().optimizer_step()
+        give_back_memory()
+        return norm
+
     def _knows(self, micro_batch: Any) -> bool:
         asked = [name for name in _UNKNOWN if tu.get_non_tensor_data(micro_batch, key=name, default=False)]
         packed = tu.get_non_tensor_data(micro_batch, key="use_remove_padding", default=True)
         return bool(packed) and not asked and not self.use_ulysses_sp and not self.pad_to_length
+
+
+def give_back_memory() -> None:
+    """Return the heap's free pages to the system, where its C library can.
+
+    Activations of ever other sizes leave holes: without this the trainer of a 135M model grows by 0.4 GB a step, until the machine is full.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def predicting_positions(micro_batch: Any) -> torch.Tensor:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from research_rl.cpu import CPU_ENGINE
 from tests.contract.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -47,3 +50,23 @@ def test_rows_without_an_advantage_are_computed_only_where_they_have_a_gradient_
     left_out = both[False]["rows_policy_and_entropy"] - both[True]["rows_policy"]
     assert left_out == (2 if ranks == 1 else 0)
     assert both[True]["rows_policy_and_entropy"] == both[False]["rows_policy_and_entropy"]
+
+
+def test_what_an_update_leaves_in_the_heap_goes_back_to_the_system():
+    """In a process of its own: the heap's settings are read at its start."""
+    code = """
+import gc, psutil
+from research_rl.verl_plugin.cpu_engine import give_back_memory
+used = lambda: psutil.Process().memory_info().rss / 2**20
+blocks = [b"x" * (1 << 20) for _ in range(600)]
+held = blocks[::50]  # holes between what stays
+del blocks
+gc.collect()
+before = used()
+give_back_memory()
+print(before - used())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, **CPU_ENGINE}
+    )
+    assert float(done.stdout.split()[-1]) > 400  # MiB

@@ -42,4 +42,8 @@ class Corpus:
 
     def __getitem__(self, row: int) -> dict[str, str]:
         """Return ``{"id", "contents"}`` of a row."""
-        return json.loads(self._bytes[int(self._offsets[row]) : int(self._offsets[row + 1])])
+        return json.loads(self.line(row))
+
+    def line(self, row: int) -> bytes:
+        """Return a row as it stands in the file, without the newline."""
+        return self._bytes[int(self._offsets[row]) : int(self._offsets[row + 1]) - 1]

@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 
-@dataclass(frozen=True, slots=True)
 class Hit:
-    """One retrieved passage; `score` is a plain float, larger is better, comparable within one query and one retriever only."""
+    """One retrieved passage; `score` is a plain float, larger is better, comparable within one query and one retriever only.
 
-    id: str
-    contents: str
-    score: float
+    A passage of a corpus is held as its line there, which goes into the answer as it is: to decode and encode it again takes as long as
+    finding it.
+    """
+
+    __slots__ = ("_passage", "line", "score")
+
+    def __init__(self, id: str, contents: str, score: float) -> None:
+        self._passage: dict[str, str] | None = {"id": id, "contents": contents}
+        self.line: bytes | None = None
+        self.score = score
+
+    @classmethod
+    def of_line(cls, line: bytes, score: float) -> Hit:
+        """Return the hit of a line of a corpus, ``{"id", "contents"}``."""
+        hit = cls.__new__(cls)
+        hit._passage, hit.line, hit.score = None, line, score
+        return hit
+
+    @property
+    def passage(self) -> dict[str, str]:
+        """``{"id", "contents"}``; decoded anew each time, so that a hit in the cache keeps its size."""
+        return json.loads(self.line) if self.line is not None else self._passage or {}
+
+    @property
+    def id(self) -> str:
+        """The passage's id."""
+        return self.passage["id"]
+
+    @property
+    def contents(self) -> str:
+        """Title, newline, text."""
+        return self.passage["contents"]
+
+    def scored(self, score: float) -> Hit:
+        """Return the same passage with another score."""
+        return self.of_line(self.line, score) if self.line is not None else Hit(self.id, self.contents, score)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Hit) and (self.passage, self.score) == (other.passage, other.score)
+
+    def __hash__(self) -> int:
+        return hash((self.id, self.score))
+
+    def __repr__(self) -> str:
+        return f"Hit({self.id!r}, {self.contents[:60]!r}, {self.score!r})"
 
 
 class Retriever(ABC):

@@ -65,11 +65,7 @@ class BM25(Retriever):
         if k < 1:
             return [[] for _ in queries]
         answers = self.retrieve([self.vocabulary.token_ids(query) for query in queries], min(k, self.size))
-        return [[self._hit(row, score) for row, score in zip(*answer, strict=True)] for answer in answers]
-
-    def _hit(self, row: int, score: float) -> Hit:
-        passage = self._corpus[row]
-        return Hit(passage["id"], passage["contents"], score)
+        return [[Hit.of_line(self._corpus.line(row), score) for row, score in zip(*answer, strict=True)] for answer in answers]
 
     def retrieve(self, token_ids: list[list[int]], k: int) -> list[tuple[list[int], list[float]]]:
         """Return per query the rows and scores of the best `k`, fewer where fewer passages have one of its words."""

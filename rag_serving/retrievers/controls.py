@@ -26,8 +26,7 @@ class RandomPassages(Retriever):
     def _draw(self, query: str, k: int) -> list[Hit]:
         # not hash(): it differs from process to process
         rng = random.Random(hashlib.sha256(query.encode()).digest())
-        passages = [self._corpus[row] for row in rng.sample(range(self.size), k)]
-        return [Hit(passage["id"], passage["contents"], 0.0) for passage in passages]
+        return [Hit.of_line(self._corpus.line(row), 0.0) for row in rng.sample(range(self.size), k)]
 
 
 class Nothing(Retriever):

@@ -145,7 +145,11 @@ class Dense(Retriever):
             return [[] for _ in queries]
         scores, rows = self._best(self._encoder.queries(queries), min(k, self.size))
         return [
-            [self._hit(row, score) for row, score in zip(found.tolist(), values.tolist(), strict=True) if row >= 0]
+            [
+                Hit.of_line(self._corpus.line(row), score)
+                for row, score in zip(found.tolist(), values.tolist(), strict=True)
+                if row >= 0
+            ]
             for found, values in zip(rows, scores, strict=True)
         ]
 
@@ -160,7 +164,3 @@ class Dense(Retriever):
             asked = min(self.size, 4 * asked)
         order = np.lexsort((rows, -scores, rows < 0))[:, :k]
         return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
-
-    def _hit(self, row: int, score: float) -> Hit:
-        passage = self._corpus[row]
-        return Hit(passage["id"], passage["contents"], score)

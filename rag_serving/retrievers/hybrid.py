@@ -28,15 +28,16 @@ class Hybrid(Retriever):
 
     def _fuse(self, rankings: list[list[Hit]]) -> list[Hit]:
         ranks: dict[str, list[int]] = {}
-        contents: dict[str, str] = {}
+        hits: dict[str, Hit] = {}
         for ranking in rankings:
             for rank, hit in enumerate(ranking, 1):
-                ranks.setdefault(hit.id, []).append(rank)
-                contents[hit.id] = hit.contents
+                name = hit.id
+                ranks.setdefault(name, []).append(rank)
+                hits[name] = hit
         # fsum: the order of the retrievers must not decide between equals by a rounding
         scores = {passage: math.fsum(1.0 / (self._k0 + rank) for rank in found) for passage, found in ranks.items()}
         order = sorted(scores, key=lambda passage: (-scores[passage], min(ranks[passage]), passage))
-        return [Hit(passage, contents[passage], scores[passage]) for passage in order]
+        return [hits[passage].scored(scores[passage]) for passage in order]
 
     def close(self) -> None:
         for retriever in self._retrievers:

@@ -46,7 +46,7 @@ class Reranked(Retriever):
         scores = iter(self._model.predict(pairs, batch_size=self._batch_size, show_progress_bar=False).tolist())
         reranked = []
         for hits in found:
-            scored = [Hit(hit.id, hit.contents, float(next(scores))) for hit in hits]
+            scored = [hit.scored(float(next(scores))) for hit in hits]
             reranked.append(sorted(scored, key=lambda hit: -hit.score)[:k])
         return reranked
 

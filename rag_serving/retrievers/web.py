@@ -6,10 +6,7 @@ A passage's id is its address, its contents title, newline, text; its score is 1
 
 from __future__ import annotations
 
-import ipaddress
 import json
-import logging
-import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,10 +15,7 @@ from urllib.parse import urlsplit
 from rag_serving import MissingExtraError, ServingError
 from rag_serving.retrievers.base import Hit, Retriever
 
-log = logging.getLogger("rag_serving")
-
-MAX_PAGE_BYTES = 2_000_000
-MAX_REDIRECTS = 3
+RETRY_S = 300.0  # an empty answer, or a page that could not be read, is asked for again after this
 
 
 class WebSearch(Retriever):
@@ -45,7 +39,9 @@ class WebSearch(Retriever):
         cache_days: float = 30.0,
         private_addresses: bool = False,
     ) -> None:
-        """`private_addresses` lets pages of one's own network be fetched; off, so that no search result can make the service read them.
+        """`timeout_s`: how long the API may be silent, and how long a page may take in all.
+
+        `private_addresses` lets pages of one's own network be fetched; off, so that no search result can make the service read them.
 
         Raises:
             MissingExtraError: a package of the `web` extra is not installed.
@@ -56,21 +52,24 @@ class WebSearch(Retriever):
 
             if fetch_pages:
                 import trafilatura  # noqa: F401
+
+                from rag_serving.retrievers.pages import PageReader
         except ImportError as error:
             raise MissingExtraError(error.name or "diskcache", "web") from error
-        self._url, self._fetch, self._page_characters = url, fetch_pages, page_characters
-        self._keep_s, self._private = cache_days * 86_400, private_addresses
+        self._url, self._page_characters, self._keep_s = url, page_characters, cache_days * 86_400
         self._cache = diskcache.Cache(str(cache_dir))
         self._http = httpx.Client(timeout=timeout_s, headers={"X-API-KEY": key})
-        self._pages = httpx.Client(timeout=timeout_s, headers={"User-Agent": "rag-serving"})
+        self._pages = PageReader(timeout_s, private_addresses) if fetch_pages else None
         self._threads = ThreadPoolExecutor(parallel, thread_name_prefix="web")
+        self._readers = ThreadPoolExecutor(parallel, thread_name_prefix="pages")
 
     def warm_up(self) -> None:
         """Nothing: a search costs money."""
 
     def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
-        for resource in (self._http, self._pages, self._cache):
+        for threads in (self._threads, self._readers):
+            threads.shutdown(wait=False, cancel_futures=True)
+        for resource in (self._http, self._cache):
             resource.close()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
@@ -86,11 +85,13 @@ class WebSearch(Retriever):
         kept = self._cache.get(key)
         results = json.loads(kept) if isinstance(kept, str) else self._ask(query, k)
         if kept is None:
-            self._cache.set(key, json.dumps(results), expire=self._keep_s)
+            self._cache.set(key, json.dumps(results), expire=self._keep_s if results else RETRY_S)
+        links = [str(result["link"]) for result in results[:k]]
+        wanted = list(dict.fromkeys(links)) if self._pages is not None else []
+        pages = dict(zip(wanted, self._readers.map(self._page, wanted), strict=True))
         hits: dict[str, Hit] = {}
-        for rank, result in enumerate(results[:k], 1):
-            link = str(result["link"])
-            text = (self._page(link) if self._fetch else None) or str(result.get("snippet") or "")
+        for rank, (link, result) in enumerate(zip(links, results, strict=False), 1):
+            text = pages.get(link) or str(result.get("snippet") or "")
             hits.setdefault(link, Hit(link, f"{result.get('title') or link}\n{text}", 1.0 / rank))
         return list(hits.values())
 
@@ -102,52 +103,18 @@ class WebSearch(Retriever):
             response.raise_for_status()
             results = response.json().get("organic", [])
             return [result for result in results if isinstance(result, dict) and "link" in result]
-        except (httpx.HTTPError, ValueError, AttributeError) as error:
-            raise ServingError(f"the web search at {self._url} failed: {type(error).__name__}: {error}") from error
+        except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError, TypeError) as error:
+            # neither the address nor what the error says: both may hold a key, and the message goes to the client
+            host, status = urlsplit(self._url).hostname, getattr(getattr(error, "response", None), "status_code", None)
+            told = f"HTTP {status}" if status else type(error).__name__
+            raise ServingError(f"the web search at {host} failed: {told}; see web_url and web_key") from None
 
-    def _page(self, link: str) -> str | None:
-        """Return the page's main text, or None where there is none to be had; both are kept."""
-        key = json.dumps(["page", link])
+    def _page(self, link: str) -> str:
+        """Return the page's main text; empty where there is none to be had, which is asked again after `RETRY_S`."""
+        assert self._pages is not None
+        key, unread = json.dumps(["page", link]), json.dumps(["unread", link])
         kept = self._cache.get(key)
-        if not isinstance(kept, str):
-            kept = self._read(link)
-            self._cache.set(key, kept, expire=self._keep_s)
-        return kept[: self._page_characters] or None
-
-    def _read(self, link: str) -> str:
-        import httpx
-        import trafilatura
-
-        try:
-            for _ in range(MAX_REDIRECTS + 1):
-                if not (self._private or _public(link)):
-                    log.warning("a search result of a private address was not fetched")
-                    return ""
-                with self._pages.stream("GET", link) as response:
-                    if response.next_request is not None:  # followed by hand: each address is checked
-                        link = str(response.next_request.url)
-                        continue
-                    if response.status_code != 200 or "html" not in response.headers.get("content-type", ""):
-                        return ""
-                    body = b""
-                    for piece in response.iter_bytes():
-                        body += piece
-                        if len(body) > MAX_PAGE_BYTES:
-                            return ""
-                    return trafilatura.extract(body.decode(response.encoding or "utf-8", "replace")) or ""
-            return ""
-        except (httpx.HTTPError, httpx.InvalidURL, LookupError, OSError) as error:
-            log.info("a page could not be read: %s", type(error).__name__)
-            return ""
-
-
-def _public(link: str) -> bool:
-    """Whether an address is http(s) and every IP behind its host name is public."""
-    try:
-        parts = urlsplit(link)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            return False
-        found = socket.getaddrinfo(parts.hostname, parts.port or (443 if parts.scheme == "https" else 80))
-    except (ValueError, OSError):
-        return False
-    return all(ipaddress.ip_address(address[4][0]).is_global for address in found)
+        if not (isinstance(kept, str) and kept):
+            kept = "" if unread in self._cache else self._pages.read(link)
+            self._cache.set(key if kept else unread, kept, expire=self._keep_s if kept else RETRY_S)
+        return kept[: self._page_characters]

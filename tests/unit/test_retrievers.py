@@ -1,11 +1,9 @@
-"""Dense, hybrid, reranked, web and Milvus retrieval, each on the real engine."""
+"""Dense, hybrid, reranked and Milvus retrieval, each on the real engine."""
 
 from __future__ import annotations
 
 import json
 import math
-import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import numpy as np
 import pytest
@@ -19,7 +17,6 @@ from rag_serving.retrievers import load_index
 from rag_serving.retrievers.base import Hit, Retriever
 from rag_serving.retrievers.encoder import Encoder, profile_of
 from rag_serving.retrievers.hybrid import Hybrid
-from rag_serving.retrievers.web import WebSearch, _public
 from tests.servers import minilm
 
 TEXTS = {
@@ -215,88 +212,6 @@ def test_reranking_orders_the_first_hits_by_the_cross_encoders_score(index, cros
     assert len(found[1]) == 2
     with pytest.raises(ServingError, match="no cross-encoder"):
         load_index(index, reranker="/nowhere")
-
-
-class Serper(BaseHTTPRequestHandler):
-    """A search API and its pages."""
-
-    asked: list = []  # noqa: RUF012
-    down = False
-
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-        type(self).asked.append((self.headers["x-api-key"], body["q"], body["num"]))
-        base = f"http://127.0.0.1:{self.server.server_address[1]}"
-        results = [
-            {"title": "Page", "link": f"{base}/page", "snippet": "a snippet"},
-            {"title": "Gone", "link": f"{base}/gone", "snippet": "what is left"},
-            {"title": "Page again", "link": f"{base}/page", "snippet": "twice"},
-        ]
-        self.answer(500 if self.down else 200, json.dumps({"organic": results}), "application/json")
-
-    def do_GET(self):
-        text = "The whole page tells much more about the matter than its snippet does, in several sentences. " * 5
-        found = self.path == "/page"
-        self.answer(
-            200 if found else 404, f"<html><body><article><p>{text}</p></article></body></html>", "text/html; charset=utf-8"
-        )
-
-    def answer(self, status, text, kind):
-        self.send_response(status)
-        self.send_header("content-type", kind)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_):
-        """Say nothing."""
-
-
-@pytest.fixture
-def serper():
-    server = HTTPServer(("127.0.0.1", 0), Serper)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    Serper.asked, Serper.down = [], False
-    yield f"http://127.0.0.1:{server.server_address[1]}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_the_web_is_searched_and_its_answers_are_kept(serper, tmp_path):
-    web = WebSearch(f"{serper}/search", "key-1", tmp_path)
-    found = web.search(["rhine", "seine"], 5)
-    assert [hit.contents for hit in found[0]] == ["Page\na snippet", "Gone\nwhat is left"]
-    assert [hit.score for hit in found[0]] == [1.0, 0.5]
-    assert sorted(Serper.asked) == [("key-1", "rhine", 5), ("key-1", "seine", 5)]
-    web.close()
-    Serper.down = True
-    again = WebSearch(f"{serper}/search", "key-1", tmp_path)
-    assert again.search(["rhine"], 5)[0] == found[0]
-    with pytest.raises(ServingError, match=r"web search at .* failed"):
-        again.search(["never asked"], 5)
-    again.close()
-
-
-def test_pages_are_read_where_they_can_be_and_private_addresses_are_not(serper, tmp_path):
-    reading = WebSearch(f"{serper}/search", "k", tmp_path / "a", fetch_pages=True, page_characters=150, private_addresses=True)
-    page, gone = reading.search(["q"], 5)[0]
-    assert page.contents.startswith("Page\nThe whole page tells much more")
-    assert len(page.contents) <= 155
-    assert gone.contents == "Gone\nwhat is left"
-    reading.close()
-    careful = WebSearch(f"{serper}/search", "k", tmp_path / "b", fetch_pages=True)
-    assert careful.search(["q"], 5)[0][0].contents == "Page\na snippet"
-    careful.close()
-
-
-@pytest.mark.parametrize(
-    "link", ["http://127.0.0.1/", "http://10.0.0.1/", "http://[::1]/", "ftp://8.8.8.8/", "file:///etc/passwd", "http://", "x"]
-)
-def test_addresses_that_are_not_public_http_are_known(link):
-    assert not _public(link)
-
-
-def test_a_public_address_is_known():
-    assert _public("http://8.8.8.8/")
 
 
 @pytest.mark.slow

@@ -29,6 +29,7 @@ from rag_serving.indexing.bm25 import BM25Options, build_bm25
 from rag_serving.indexing.dense import DenseOptions, build_dense
 from rag_serving.indexing.formats import Passage, detect, read_corpus
 from rag_serving.indexing.manifest import FORMAT_VERSION, MANIFEST, files_of, index_id, write_json
+from rag_serving.indexing.replace import put, recover
 
 ENGINES = ("bm25", "dense")
 MEMORY = 2 << 30
@@ -54,8 +55,6 @@ def build_index(
     Raises:
         IndexingError: the corpus is malformed or empty, `out` exists and `force` is not set, or another process is building it.
     """
-    if out.exists() and not force:
-        raise IndexingError(f"{out} exists: choose another --out, or pass --force to replace it")
     if not engines or not set(engines) <= set(ENGINES):
         raise IndexingError(f"unknown engine in {' '.join(engines)!r}; choose of: {', '.join(ENGINES)}")
     if "dense" in engines and not (dense and dense.encoder):
@@ -67,6 +66,9 @@ def build_index(
     building = out.with_name(f".{out.name}.building")
     request = {"corpus": _source(corpus), "format": format, "dense": asdict(dense) if dense else None, "bm25": asdict(bm25)}
     with _locked(building, out):
+        recover(out)
+        if out.exists() and not force:
+            raise IndexingError(f"{out} exists: choose another --out, or pass --force to replace it")
         _take_up(building, request)
         try:
             corpus_facts = _kept(building / _CORPUS_DONE, lambda: _write_corpus(corpus, format, building))
@@ -94,9 +96,7 @@ def build_index(
             "versions": _versions(),
         }
         write_json(building / MANIFEST, manifest)
-        if out.exists():
-            shutil.rmtree(out)
-        building.rename(out)
+        put(building, out)
     return manifest
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_serving import IndexingError
+from rag_serving.indexing.replace import aside
 
 MANIFEST, FORMAT_VERSION = "manifest.json", 2
 _HASHED_BY_DEFAULT = 2 << 30  # bytes; larger indexes are hashed at start only when asked to
@@ -61,6 +62,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
+        if not directory.exists() and aside(directory).exists():
+            raise IndexingError(
+                f"{directory} was being replaced when its builder was killed; the old index is {aside(directory)}: "
+                "rename it, or run rag-serving index again"
+            ) from None
         raise IndexingError(f"{directory} is no index ({error}); {make}") from None
     if not isinstance(manifest, dict) or manifest.get("format_version") != FORMAT_VERSION:
         raise IndexingError(f"{directory} was built by another version of rag-serving; {make} --force")

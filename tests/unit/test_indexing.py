@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pytest
 from rag_serving import IndexingError
 from rag_serving.cli import main
 from rag_serving.corpus import Corpus
-from rag_serving.indexing import DenseOptions, build_index, read_corpus, read_manifest
+from rag_serving.indexing import DenseOptions, build_index, read_corpus, read_manifest, replace
 from rag_serving.indexing.estimate import Trial, extrapolated
 from rag_serving.indexing.formats import cut, detect
 from rag_serving.indexing.manifest import check
@@ -289,6 +290,55 @@ def test_what_an_interrupted_build_of_another_corpus_left_is_not_used(tmp_path):
     (building / "request.json").write_text("{}")
     (building / "corpus.done.json").write_text('{"sha256": "lies"}')
     assert build_index(tmp_path / "c.jsonl", tmp_path / "i")["corpus"]["sha256"] != "lies"
+
+
+@pytest.mark.parametrize("exchange", [True, False])
+def test_an_index_is_replaced_and_one_of_both_is_there_whenever_something_is_deleted(tmp_path, monkeypatch, exchange):
+    write_flashrag(tmp_path / "c.jsonl")
+    (tmp_path / "d.jsonl").write_text('{"id": "1", "contents": "another corpus"}\n')
+    build_index(tmp_path / "c.jsonl", tmp_path / "i")
+    if not exchange:
+        monkeypatch.setattr(replace, "_exchanged", lambda *_: False)
+    delete = shutil.rmtree
+
+    def watched(path, *arguments, **named):
+        delete(path, *arguments, **named)
+        assert read_manifest(tmp_path / "i")["passages"] in (1, 3)
+
+    monkeypatch.setattr(shutil, "rmtree", watched)
+    build_index(tmp_path / "d.jsonl", tmp_path / "i", force=True)
+    assert read_manifest(tmp_path / "i")["passages"] == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "d.jsonl", "i"]
+
+
+@pytest.mark.parametrize("moment", ["before the new one is in place", "before the old one is deleted"])
+def test_a_replacement_that_was_killed_is_told_and_put_right(tmp_path, monkeypatch, moment):
+    write_flashrag(tmp_path / "c.jsonl")
+    (tmp_path / "d.jsonl").write_text('{"id": "1", "contents": "another corpus"}\n')
+    build_index(tmp_path / "c.jsonl", tmp_path / "i")
+    early = moment == "before the new one is in place"
+    rename = Path.rename
+
+    def killed(self, target):
+        if early and self.name == ".i.building":
+            raise KeyboardInterrupt
+        rename(self, target)
+        if not early and self.name == ".i.building":
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(replace, "_exchanged", lambda *_: False)
+        patch.setattr(Path, "rename", killed)
+        with pytest.raises(KeyboardInterrupt):
+            build_index(tmp_path / "d.jsonl", tmp_path / "i", force=True)
+    if early:
+        with pytest.raises(IndexingError, match=r"the old index is .*\.i\.old"):
+            read_manifest(tmp_path / "i")
+    with pytest.raises(IndexingError, match="--force"):
+        build_index(tmp_path / "d.jsonl", tmp_path / "i")
+    assert read_manifest(tmp_path / "i")["passages"] == (3 if early else 1)
+    build_index(tmp_path / "d.jsonl", tmp_path / "i", force=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["c.jsonl", "d.jsonl", "i"]
 
 
 def test_synthetic_passages_are_the_same_for_the_same_seed():

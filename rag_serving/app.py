@@ -51,6 +51,8 @@ def create_app(
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         service.start()
+        loop = asyncio.get_running_loop()
+        app.state.reload = lambda: asyncio.run_coroutine_threadsafe(service.reload(), loop)
         threading.Thread(target=_watch, args=(service, on_failure), daemon=True).start()
         if settings.workers > 1:  # workers share the port: one that is not ready must not accept
             while not service.settled.is_set():
@@ -141,7 +143,7 @@ def create_app(
             "total_ms": 1000 * (time.perf_counter() - started),
         }
         return {
-            "request_id": request_id.get(), "index_id": service.opened.index_id if service.opened else "",
+            "request_id": request_id.get(), "index_id": answer.index_id,
             "results": [wire.v1_hits(hits) for hits in answer.hits], "cached": answer.cached,
             "timings": {name: round(value, 3) for name, value in timings.items()},
         }  # fmt: skip

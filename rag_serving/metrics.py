@@ -21,6 +21,8 @@ BATCH_SIZE = Histogram("rag_batch_size", "Queries searched together", buckets=(1
 QUEUED = Gauge("rag_queued", "Queries waiting", multiprocess_mode="livesum")
 REFUSED = Counter("rag_refused", "Requests refused", ["reason"])
 ENGINE_FAILURES = Counter("rag_engine_failures", "Searches that raised")
+RELOADS = Counter("rag_reloads", "Reloads of the index: done or failed", ["outcome"])
+SERVED = Gauge("rag_index", "Workers that serve the index of this name", ["index_id"], multiprocess_mode="livesum")
 READY = Gauge("rag_ready", "Workers that are ready", multiprocess_mode="livesum")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import signal
 import socket
 import sys
 import tempfile
@@ -12,20 +14,52 @@ from typing import Any
 from rag_serving import MissingExtraError, ServingError
 from rag_serving.settings import Settings
 
+log = logging.getLogger("rag_serving")
+
 
 class AppFactory:
-    """Makes the application in a worker; picklable, since workers are spawned."""
+    """Makes the application in a worker; picklable, since workers are spawned. `index_id` names the index that it has to serve."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings.model_dump()
+    def __init__(self, settings: Settings, index_id: str | None) -> None:
+        self._settings, self.index_id = settings.model_dump(), index_id
         self._type = type(settings)
 
     def __call__(self) -> Any:
-        from rag_serving.app import create_app
-
         settings = self._type(**self._settings)
         _prepare_process(settings)
-        return create_app(settings)
+        return _reloadable(settings, self.index_id)
+
+
+class _Expecting:
+    """Loads what the settings name; the first time, only if it is the index that the other workers serve."""
+
+    def __init__(self, index_id: str | None) -> None:
+        self._index_id = index_id
+
+    def __call__(self, settings: Settings, report: Any) -> Any:
+        from rag_serving.retrievers import open_retriever
+
+        opened = open_retriever(settings, report)
+        if self._index_id not in (None, opened.index_id):
+            raise ServingError(
+                f"{settings.index} holds index {opened.index_id} now, and the other workers serve {self._index_id}; "
+                "send SIGHUP to rag-serving, and all of them load it"
+            )
+        self._index_id = None
+        return opened
+
+
+def _nothing() -> None:
+    """Before the application runs there is nothing to load again."""
+
+
+def _reloadable(settings: Settings, index_id: str | None = None, on_failure: Any = None) -> Any:
+    """Return the application; from now on SIGHUP makes this process load the index again."""
+    from rag_serving.app import create_app
+
+    app = create_app(settings, _Expecting(index_id), on_failure)
+    signal.signal(signal.SIGHUP, lambda *_: getattr(app.state, "reload", _nothing)())
+    return app
 
 
 def _prepare_process(settings: Settings) -> None:
@@ -55,10 +89,7 @@ def serve(settings: Settings) -> int:
     except ImportError as error:
         raise MissingExtraError(error.name or "uvicorn") from error
     _prepare_process(settings)
-    if settings.index is not None:
-        from rag_serving.indexing.manifest import check, read_manifest
-
-        check(settings.index, read_manifest(settings.index), "never")  # what can be seen at once is told at once
+    index_id = _checked(settings)  # what can be seen at once is told at once
     with _listen(settings.host, settings.port) as listener:
         options: dict[str, Any] = {
             "log_config": None, "access_log": False, "http": TimedProtocol,
@@ -73,33 +104,80 @@ def serve(settings: Settings) -> int:
         try:
             # parsing the vocabulary of a large index holds the interpreter for longer than the 5 s after which a worker counts as hung
             config = uvicorn.Config(
-                AppFactory(settings), factory=True, workers=settings.workers, timeout_worker_healthcheck=120, **options
+                AppFactory(settings, index_id),
+                factory=True,
+                workers=settings.workers,
+                timeout_worker_healthcheck=120,
+                **options,
             )
-            supervisor = _supervisor()(config, sockets=[listener])
+            supervisor = _supervisor(settings)(config, sockets=[listener])
             supervisor.run()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
         return int(any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes))
 
 
-def _supervisor() -> Any:
-    from uvicorn.supervisors import Multiprocess
+def _checked(settings: Settings) -> str | None:
+    """Return the name of the index that the settings name, if they name one and its files are there."""
+    if settings.index is None:
+        return None
+    from rag_serving.indexing.manifest import check, read_manifest
+
+    manifest = read_manifest(settings.index)
+    check(settings.index, manifest, "never")
+    return str(manifest["index_id"])
+
+
+def _supervisor(settings: Settings) -> Any:
+    from prometheus_client import multiprocess
+    from uvicorn.config import STARTUP_FAILURE
+    from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
     class Supervisor(Multiprocess):
         def keep_subprocess_alive(self) -> None:
-            # With the workers' end of each pipe open here too, a worker that dies while it is asked whether it lives would be waited for
-            # as long as one that hangs; closed, the pipe ends with the worker.
-            for worker in self.processes:
+            """As uvicorn's, but a worker that cannot start, because it finds another index than the others serve, does not end these."""
+            limit_s = self.config.timeout_worker_healthcheck
+            for worker in list(self.processes):
+                # With the workers' end of the pipe open here too, a worker that dies while it is asked whether it lives would be waited
+                # for as long as one that hangs; closed, the pipe ends with the worker.
                 worker.child_conn.close()
-            super().keep_subprocess_alive()
+                if self.should_exit.is_set() or worker.is_alive(limit_s):
+                    continue
+                worker.kill()
+                worker.join()
+                multiprocess.mark_process_dead(worker.pid)
+                others = [other for other in self.processes if other is not worker]
+                if worker.exitcode != STARTUP_FAILURE:
+                    log.error("worker %s died; another one starts", worker.pid)
+                    self.processes[self.processes.index(worker)] = self._started()
+                elif any(other.is_ready(limit_s) for other in others):
+                    log.error("worker %s could not start; %d go on without it, until SIGHUP", worker.pid, len(others))
+                    self.processes = others
+                else:
+                    self.should_exit.set()
+
+        def _started(self) -> Process:
+            worker = Process(self.config, self.sockets)
+            worker.start()
+            return worker
+
+        def handle_hup(self) -> None:
+            """Let every worker load the index beside the one that it serves; bring back those that could not start."""
+            try:
+                self.config.app.index_id = _checked(settings)
+            except ServingError as error:
+                log.error("nothing is loaded again: %s", error)
+                return
+            for worker in self.processes:
+                if worker.exitcode is None:
+                    os.kill(worker.pid, signal.SIGHUP)
+            self.processes += [self._started() for _ in range(self.processes_num - len(self.processes))]
 
     return Supervisor
 
 
 def _serve_here(settings: Settings, listener: socket.socket, options: dict[str, Any]) -> int:
     import uvicorn
-
-    from rag_serving.app import create_app
 
     failed = False
 
@@ -108,7 +186,7 @@ def _serve_here(settings: Settings, listener: socket.socket, options: dict[str, 
         failed = True
         server.should_exit = True
 
-    server = uvicorn.Server(uvicorn.Config(create_app(settings, on_failure=give_up), **options))
+    server = uvicorn.Server(uvicorn.Config(_reloadable(settings, on_failure=give_up), **options))
     server.run(sockets=[listener])
     return int(failed)
 

@@ -9,10 +9,10 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rag_serving import ServingError, metrics
-from rag_serving.batching import Batcher, Job, Overloaded
+from rag_serving.batching import Batcher, Job, Overloaded, Search
 from rag_serving.cache import AnswerCache, DiskCached
 from rag_serving.retrievers import Opened, open_retriever
 from rag_serving.retrievers.base import Hit
@@ -32,8 +32,9 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits per query; what each cost (milliseconds, the slowest query of the request); what came from the cache."""
+    """Hits per query, all of the index named; what each cost (milliseconds, the slowest query of the request); what came from the cache."""
 
+    index_id: str
     hits: list[list[Hit]]
     cached: list[bool]
     queue_ms: float
@@ -46,9 +47,11 @@ class Service:
     def __init__(self, settings: Settings, load: Load = open_retriever) -> None:
         self.settings, self._load = settings, load
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="retriever")
-        self._cache = AnswerCache(settings.cache_mb)
+        self._cache = self._new_cache()
+        self._reloading = asyncio.Lock()
         self._batcher: Batcher | None = None
         self._opened: Opened | None = None
+        self._first: Opened | None = None  # what the queue made at the start asks, also while a reload drains it
         self.failure: BaseException | None = None
         self.stage, self.started = "starting", time.monotonic()
         self.settled = threading.Event()  # ready, or failed for good
@@ -65,11 +68,48 @@ class Service:
 
     def start(self) -> None:
         """Load and warm up in the retriever's thread; returns at once."""
-        self._batcher = Batcher(
-            self._search, self._thread, max_batch=self.settings.max_batch, max_wait_s=self.settings.max_wait_ms / 1000,
+        self._batcher = self._new_batcher(self._search)
+        self._thread.submit(self._prepare)
+
+    def _new_batcher(self, search: Search) -> Batcher:
+        return Batcher(
+            search, self._thread, max_batch=self.settings.max_batch, max_wait_s=self.settings.max_wait_ms / 1000,
             max_queue=self.settings.max_queue, deduplicate=self.settings.deduplicate, on_batch=self._record,
         )  # fmt: skip
-        self._thread.submit(self._prepare)
+
+    def _new_cache(self) -> AnswerCache:
+        # the web keeps its own answers, and knows how long each is good for
+        return AnswerCache(0 if self.settings.retriever == "web" else self.settings.cache_mb)
+
+    async def reload(self) -> None:
+        """Load anew what the settings name, beside what is served; switch once it is warm. If that fails, what is served stays.
+
+        A request is answered by the index, the queue and the cache that it was admitted to; the old index is closed after the last.
+        """
+        async with self._reloading:
+            while not self.settled.is_set():
+                await asyncio.sleep(0.05)
+            old, queries = self._opened, self._batcher
+            if old is None or queries is None:
+                return
+            try:
+                new = await asyncio.to_thread(self._open)
+                await asyncio.wrap_future(self._thread.submit(new.retriever.warm_up))
+            except Exception as error:
+                metrics.RELOADS.labels("failed").inc()
+                log.error(
+                    "the index could not be loaded again, index %s is still served: %s", old.index_id, error,
+                    exc_info=not isinstance(error, (ServingError, ImportError)),
+                )  # fmt: skip
+                return
+            _settle()
+            self._opened, self._batcher, self._cache = new, self._new_batcher(new.retriever.search), self._new_cache()
+            self._served(new, old)
+            metrics.RELOADS.labels("done").inc()
+            log.info("index %s is served now, in the place of %s: %s passages", new.index_id, old.index_id, new.retriever.size)
+            await queries.drain()
+            self._first = None
+            self._thread.submit(old.retriever.close)
 
     async def stop(self) -> None:
         """Answer what was admitted, then close the retriever."""
@@ -80,26 +120,22 @@ class Service:
                 log.error("queries were still unanswered after drain_s, %g s", self.settings.drain_s)
         if self._opened is not None:
             self._thread.submit(self._opened.retriever.close)
+            metrics.SERVED.labels(self._opened.index_id).set(0)
         metrics.READY.set(0)
         self._thread.shutdown(wait=False, cancel_futures=not self.ready)
 
     def _prepare(self) -> None:
         try:
-            opened = self._load(self.settings, self._report)
-            if self.settings.cache_dir is not None:
-                retriever = DiskCached(opened.retriever, self.settings.cache_dir, opened.fingerprint)
-                opened = Opened(retriever, opened.index_id, opened.fingerprint)
+            opened = self._open(self._report)
             self._report("warming up")
             opened.retriever.warm_up()
-            # what is loaded stays; left to the collector, each of its full passes over it is a pause of 100 ms for every client
-            gc.collect()
-            gc.freeze()
+            _settle()
             log.info(
                 "ready: %s passages, index %s, after %.1f s",
                 opened.retriever.size, opened.index_id, time.monotonic() - self.started,
             )  # fmt: skip
-            self._opened, self.stage = opened, "ready"
-            metrics.READY.set(1)
+            self._opened, self._first, self.stage = opened, opened, "ready"
+            self._served(opened)
         except BaseException as error:
             self.failure, self.stage = error, "failed"
             # an operator's mistake is told in a line; anything else is a defect and wants its traceback
@@ -107,13 +143,25 @@ class Service:
         finally:
             self.settled.set()
 
+    def _open(self, report: Callable[[str], None] = lambda stage: None) -> Opened:
+        opened = self._load(self.settings, report)
+        if self.settings.cache_dir is None or self.settings.retriever == "web":
+            return opened
+        return replace(opened, retriever=DiskCached(opened.retriever, self.settings.cache_dir, opened.fingerprint))
+
+    def _served(self, new: Opened, old: Opened | None = None) -> None:
+        metrics.READY.set(1)
+        if old is not None:
+            metrics.SERVED.labels(old.index_id).set(0)
+        metrics.SERVED.labels(new.index_id).set(1)
+
     def _report(self, stage: str) -> None:
         self.stage = stage
         log.info("%s …", stage)
 
     def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        assert self._opened is not None
-        return self._opened.retriever.search(queries, k)
+        assert self._first is not None
+        return self._first.retriever.search(queries, k)
 
     def _record(self, size: int, seconds: float) -> None:
         metrics.BATCH_SIZE.observe(size)
@@ -155,28 +203,30 @@ class Service:
             Refused: 400 or 413 beyond a limit, 429 when the queue is full, 502 when the engine fails, 503 while there is none.
         """
         self.check(queries, k)
-        if not self.ready or self._batcher is None:
+        # taken together: a reload changes all three between two requests
+        opened, batcher, cache = self._opened, self._batcher, self._cache
+        if opened is None or batcher is None:
             reason = (
                 f"the index could not be loaded: {self.failure}" if self.failure else f"the index is loading ({self.stage})"
             )
             raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
-        found: list[list[Hit] | None] = [self._cache.get((query, k)) for query in queries]
+        found: list[list[Hit] | None] = [cache.get((query, k)) for query in queries]
         cached = [hits is not None for hits in found]
         missing = [i for i, hits in enumerate(found) if hits is None]
         metrics.QUERIES.labels("cache").inc(len(queries) - len(missing))
         if not missing:
-            return Answer([hits or [] for hits in found], cached, 0.0, 0.0)
+            return Answer(opened.index_id, [hits or [] for hits in found], cached, 0.0, 0.0)
         try:
-            jobs = self._batcher.submit([queries[i] for i in missing], k)
+            jobs = batcher.submit([queries[i] for i in missing], k)
         except Overloaded as full:
             raise Refused(429, "queue_full", f"the queue is full: {full}", full.retry_after_s) from None
-        metrics.QUEUED.set(self._batcher.queued)
+        metrics.QUEUED.set(batcher.queued)
         joined = sum(known for _, known in jobs)
         metrics.QUERIES.labels("in_flight").inc(joined)
         metrics.QUERIES.labels("engine").inc(len(jobs) - joined)
         for i, (job, known) in zip(missing, jobs, strict=True):
             try:
-                found[i] = hits = await self._batcher.result(job)
+                found[i] = hits = await batcher.result(job)
             except ServingError as error:
                 metrics.ENGINE_FAILURES.inc()
                 raise Refused(502, "engine", str(error)) from error
@@ -185,12 +235,18 @@ class Service:
                 log.exception("a search failed")
                 raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
             if not known:
-                self._cache.put((queries[i], k), hits)
-        return _answer([hits or [] for hits in found], cached, [job for job, _ in jobs])
+                cache.put((queries[i], k), hits)
+        return _answer(opened.index_id, [hits or [] for hits in found], cached, [job for job, _ in jobs])
 
 
-def _answer(hits: list[list[Hit]], cached: list[bool], jobs: list[Job]) -> Answer:
+def _settle() -> None:
+    """Take what is loaded out of the collector's sight: each of its full passes over it would be a pause of 100 ms for every client."""
+    gc.collect()
+    gc.freeze()
+
+
+def _answer(index_id: str, hits: list[list[Hit]], cached: list[bool], jobs: list[Job]) -> Answer:
     waited = [job.started - job.entered for job in jobs]
     for seconds in waited:
         metrics.STAGE_SECONDS.labels("queue").observe(max(seconds, 0.0))
-    return Answer(hits, cached, 1000 * max(0.0, *waited), 1000 * max(job.finished - job.started for job in jobs))
+    return Answer(index_id, hits, cached, 1000 * max(0.0, *waited), 1000 * max(job.finished - job.started for job in jobs))

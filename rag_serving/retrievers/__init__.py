@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rag_serving import ServingError
+from rag_serving import IndexingError, ServingError
 from rag_serving.retrievers.base import DummyRetriever, Hit, Retriever
 from rag_serving.settings import Settings
 
@@ -57,6 +57,7 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         index_id = str(retriever.manifest.get("index_id", settings.milvus_collection))
     else:
         retriever, index_id = _open_index(settings, report)
+        _refuse_replaced(settings.index, index_id)
     if settings.reranker:
         report("loading the reranker")
         from rag_serving.retrievers.rerank import Reranked
@@ -65,6 +66,14 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
     chosen = {name: str(getattr(settings, name)) for name in _ANSWER_SETTINGS}
     fingerprint = hashlib.sha256(json.dumps([index_id, chosen], sort_keys=True).encode()).hexdigest()[:16]
     return Opened(retriever, index_id, fingerprint)
+
+
+def _refuse_replaced(directory: Path | None, index_id: str) -> None:
+    from rag_serving.indexing.manifest import read_manifest
+
+    assert directory is not None
+    if read_manifest(directory)["index_id"] != index_id:  # what was loaded may be of both
+        raise IndexingError(f"{directory} was replaced while it was being loaded; load it again")
 
 
 def load_index(directory: Path | str, **settings: Any) -> Retriever:

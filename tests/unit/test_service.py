@@ -10,6 +10,7 @@ import time
 import pytest
 from fastapi.testclient import TestClient
 
+from rag_serving import ServingError
 from rag_serving.app import create_app
 from rag_serving.retrievers import DummyRetriever, Opened, Retriever
 from rag_serving.settings import Settings
@@ -260,3 +261,54 @@ def test_an_engine_that_fails_is_a_502_and_the_service_goes_on():
         assert (answer.status_code, answer.json()["reason"]) == (502, "engine")
         assert "trouble" not in answer.text  # what an exception says may hold a passage
         assert client.post("/search", json={"query": "italy"}).status_code == 200
+
+
+def test_requests_are_answered_by_the_index_they_were_admitted_to_and_nothing_cached_survives():
+    class Named(DummyRetriever):
+        def __init__(self, name):
+            super().__init__([(name, "passage")])
+            self.name, self.go, self.closed = name, threading.Event(), threading.Event()
+
+        def search(self, queries, k):
+            if "blocks passage" in queries:
+                assert self.go.wait(10)
+            return [super(Named, self).search(["passage"], k)[0] for _ in queries]
+
+        def close(self):
+            self.closed.set()
+
+    made = [Named("old"), Named("new")]
+    left = iter(made)
+
+    def load(*_):
+        retriever = next(left, None)
+        if retriever is None:
+            raise ServingError("no third index")
+        return Opened(retriever, retriever.name, retriever.name)
+
+    with TestClient(create_app(Settings(max_batch=1), load)) as client:
+        wait_ready(client)
+        answers = {}
+
+        def ask(query):
+            told = client.post("/v1/search", json={"queries": [query], "top_k": 1}).json()
+            answers[query] = told["index_id"], told["results"][0][0]["id"], told["cached"]
+
+        ask("cached")
+        threads = [threading.Thread(target=ask, args=(query,)) for query in ("blocks passage", "queued")]
+        for thread in threads:
+            thread.start()
+            time.sleep(0.1)
+        reloading = client.app.state.reload()
+        made[0].go.set()
+        reloading.result(10)
+        for thread in threads:
+            thread.join(10)
+        assert answers == dict.fromkeys(("cached", "blocks passage", "queued"), ("old", "old", [False]))
+        assert made[0].closed.wait(5)
+        ask("cached")
+        assert answers["cached"] == ("new", "new", [False])
+        client.app.state.reload().result(10)  # fails
+        ask("cached")
+        assert answers["cached"] == ("new", "new", [True])
+        assert client.get("/readyz").json()["index_id"] == "new"

@@ -66,7 +66,7 @@ def build_bm25(
     for folder in (part, final):
         shutil.rmtree(folder, ignore_errors=True)
     part.mkdir()
-    scratch, ends, total = directory / "ids.part", array("q"), 0
+    scratch, ends, total = part / "ids.part", array("q"), 0
     terms = TermIds(directory, options.language, processes)
     shown: dict[str, Any] = {"disable": None, "file": sys.stderr}
     with scratch.open("wb") as file, tqdm(total=len(corpus), desc="splitting into words", unit="passage", **shown) as bar:

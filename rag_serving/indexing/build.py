@@ -83,9 +83,8 @@ def build_index(
             built["dense"] = _kept(building / "dense.done.json", lambda: build_dense(rows, building, dense, device))
         for done in [*building.glob("*.done.json"), building / _REQUEST]:
             done.unlink()
-        for leftover in ("bm25", "dense"):
-            if leftover not in built:
-                shutil.rmtree(building / leftover, ignore_errors=True)
+        for leftover in {"bm25", "dense", "bm25.part", "dense.part", "vectors"} - built.keys():  # of a build with other engines
+            shutil.rmtree(building / leftover, ignore_errors=True)
         manifest = {
             "format_version": FORMAT_VERSION,
             "index_id": index_id(corpus_facts["sha256"], built),

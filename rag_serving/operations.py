@@ -127,7 +127,7 @@ def _replayed(body: bytes, receive: Any) -> Any:
 
 async def respond(refused: Refused, send: Any) -> None:
     """Send a refusal as JSON (`wire.Problem`)."""
-    metrics.REFUSED.labels(refused.reason).inc()
+    body = problem(refused.reason, str(refused))
     headers = []
     if refused.retry_after_s is not None:
         headers.append((b"retry-after", str(refused.retry_after_s).encode()))
@@ -135,8 +135,13 @@ async def respond(refused: Refused, send: Any) -> None:
         headers.append((b"www-authenticate", b"Bearer"))
     if refused.status in (408, 413):
         headers.append((b"connection", b"close"))  # the rest of the body is not read
-    body = to_json({"detail": str(refused), "reason": refused.reason, "request_id": request_id.get()})
     await _send(send, refused.status, body, headers)
+
+
+def problem(reason: str, detail: str) -> bytes:
+    """Count a refusal and return its JSON (`wire.Problem`)."""
+    metrics.REFUSED.labels(reason).inc()
+    return to_json({"detail": detail, "reason": reason, "request_id": request_id.get()})
 
 
 async def _send(send: Any, status: int, body: bytes, headers: Iterable[tuple[bytes, bytes]] = ()) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -64,10 +65,8 @@ def _reloadable(settings: Settings, index_id: str | None = None, on_failure: Any
 
 def _prepare_process(settings: Settings) -> None:
     from rag_serving.operations import configure_logging
-    from rag_serving.protocol import TimedProtocol
 
     configure_logging(settings)
-    TimedProtocol.head_timeout_s = settings.receive_timeout_s
     # the engine's thread asks for the interpreter some hundred times a batch; with 5 ms each time it would mostly wait
     sys.setswitchinterval(0.0005)
 
@@ -85,14 +84,14 @@ def serve(settings: Settings) -> int:
     try:
         import uvicorn
 
-        from rag_serving.protocol import TimedProtocol
+        from rag_serving.protocol import limited_protocol
     except ImportError as error:
         raise MissingExtraError(error.name or "uvicorn") from error
     _prepare_process(settings)
     index_id = _checked(settings)  # what can be seen at once is told at once
     with _listen(settings.host, settings.port) as listener:
         options: dict[str, Any] = {
-            "log_config": None, "access_log": False, "http": TimedProtocol,
+            "log_config": None, "access_log": False, "http": limited_protocol(settings, _allow_descriptors()), "ws": "none",
             "timeout_keep_alive": 75, "timeout_graceful_shutdown": max(1, round(settings.drain_s)), "server_header": False, "backlog": 4096,
         }  # fmt: skip
         if settings.workers == 1:
@@ -189,6 +188,19 @@ def _serve_here(settings: Settings, listener: socket.socket, options: dict[str, 
     server = uvicorn.Server(uvicorn.Config(_reloadable(settings, on_failure=give_up), **options))
     server.run(sockets=[listener])
     return int(failed)
+
+
+def _allow_descriptors() -> int:
+    """Raise the limit of open files as far as this user may; return it. Workers inherit it."""
+    if sys.platform == "win32":
+        return sys.maxsize
+    import resource
+
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):  # macOS says that there is no limit, and refuses to be taken at its word
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+        allowed = most
+    return sys.maxsize if allowed == resource.RLIM_INFINITY else allowed
 
 
 def _listen(host: str, port: int) -> socket.socket:

@@ -85,7 +85,12 @@ class Settings(BaseSettings):
     max_queries: int = Field(default=1_024, ge=1, description="most queries in one request")
     max_top_k: int = Field(default=1_000, ge=1, description="most passages per query")
     max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="largest request")
+    max_head_bytes: int = Field(default=65_536, ge=1_000, description="largest address and headers of a request")
+    max_connections: int = Field(
+        default=4_096, ge=1, description="open connections of a worker; less where the process may not open as many files"
+    )
     receive_timeout_s: float = Field(default=20.0, gt=0, description="how long a client may take to send a request")
+    send_timeout_s: float = Field(default=60.0, gt=0, description="how long a client may take to read an answer")
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:

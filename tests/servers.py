@@ -88,10 +88,10 @@ def serving(*flags: str, log_file: Path | None = None) -> Iterator[tuple[str, su
 @contextlib.contextmanager
 def in_thread(retriever: Retriever, **settings: Any) -> Iterator[str]:
     """Run the service's application under uvicorn in a thread; yield its URL."""
-    from rag_serving.protocol import TimedProtocol
+    from rag_serving.protocol import limited_protocol
 
-    TimedProtocol.head_timeout_s = settings.get("receive_timeout_s", 20.0)
-    with app_in_thread(app_over(retriever, **settings), http=TimedProtocol) as url:
+    protocol = limited_protocol(Settings(**settings), 10_000)
+    with app_in_thread(app_over(retriever, **settings), http=protocol, ws="none") as url:
         with httpx.Client(base_url=url) as client:
             wait_ready(client)
         yield url

@@ -10,9 +10,10 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
-from fastapi import FastAPI, Request, Response
+from fastapi import FastAPI, Request, Response, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
+from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -33,7 +34,8 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     for status, description in {
         400: "A blank query, or k beyond its limits", 401: "No valid token", 408: "The request took too long to arrive",
         413: "Larger than a limit", 422: "Not in this format", 429: "The queue is full; see Retry-After",
-        502: "The engine failed", 503: "The index is loading, or could not be loaded",
+        502: "The engine failed", 503: "The index is loading, or could not be loaded, or the engine hangs",
+        504: "The engine hangs",
     }.items()
 }  # fmt: skip
 
@@ -82,6 +84,8 @@ def create_app(
         return await service.search(queries, k)
 
     direct: dict[str, Direct] = {}
+    # documents the scheme; `Guard` asks for the token
+    guarded = [Security(HTTPBearer(auto_error=False))] if settings.tokens else []
 
     def post(path: str, request_model: type[Body], response_model: Any, tag: str) -> Callable[[Handler[Body]], None]:
         """Register a handler from request model to JSON value.
@@ -106,7 +110,7 @@ def create_app(
             content = {"application/json": {"schema": schema}}
             app.add_api_route(
                 path, endpoint, methods=["POST"], response_model=response_model, tags=[tag], summary=(request_model.__doc__ or "").strip(),
-                operation_id=handler.__name__, openapi_extra={"requestBody": {"required": True, "content": content}},
+                operation_id=handler.__name__, openapi_extra={"requestBody": {"required": True, "content": content}}, dependencies=guarded,
             )  # fmt: skip
 
         return register
@@ -151,7 +155,7 @@ def create_app(
     def state() -> dict[str, Any]:
         opened = service.opened
         return {
-            "status": "ready" if service.ready else "failed" if service.failure else "loading",
+            "status": service.status,
             "stage": service.stage,
             "seconds": round(time.monotonic() - service.started, 1),
             "index_id": opened.index_id if opened else None,
@@ -165,18 +169,18 @@ def create_app(
 
     @app.get("/readyz", tags=["operations"])
     async def readyz() -> Response:
-        """200 once the index is loaded and warm; until then 503 with the stage of loading."""
+        """200 once the index is loaded and warm; until then 503 with the stage of loading, and 503 while the engine hangs."""
         return _json(state(), 200 if service.ready else 503)
 
     @app.get("/health", tags=["ReSearch"])
     async def health() -> Response:
         """As ReSearch's clients expect it."""
-        status = "healthy" if service.ready else "failed" if service.failure else "loading"
+        status = "healthy" if service.ready else service.status
         return _json(
             {"status": status, "retrievers": {"total": 1, "available": int(service.ready)}}, 200 if service.ready else 503
         )
 
-    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse)
+    @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse, dependencies=guarded)
     async def prometheus() -> Response:
         """Prometheus' text format."""
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

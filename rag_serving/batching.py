@@ -2,6 +2,7 @@
 
 Admission is all or nothing: a request's queries enter the queue together, or `Overloaded` is raised. A query that is already
 queued or being searched is joined, not repeated. A batch holds queries of one k only, so that no answer hangs on its company.
+Requests take turns, one query each, and so do the values of k: a request of a thousand queries does not make others wait for all of them.
 While a batch is searched the next one gathers; that is batching enough under load, so `max_wait_s` is 0 unless set.
 """
 
@@ -16,6 +17,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import Any
 
 from rag_serving import ServingError
 from rag_serving.retrievers.base import Hit
@@ -24,6 +26,8 @@ log = logging.getLogger("rag_serving")
 
 Search = Callable[[Sequence[str], int], list[list[Hit]]]
 
+CHARACTERS_PER_PLACE = 500  # a longer query takes several places of a batch, so that a batch of long ones holds nobody up
+
 
 class Overloaded(Exception):
     """The queue is full; `retry_after_s` is when half of it should be gone."""
@@ -31,6 +35,17 @@ class Overloaded(Exception):
     def __init__(self, queued: int, retry_after_s: int) -> None:
         super().__init__(f"{queued} queries are waiting; try again in {retry_after_s} s")
         self.queued, self.retry_after_s = queued, retry_after_s
+
+
+class EngineHangs(Exception):
+    """The engine has been searching one batch for longer than it may."""
+
+    def __init__(self, timeout_s: float) -> None:
+        super().__init__(f"the engine has not answered a batch within engine_timeout_s, {timeout_s:g} s")
+        self.timeout_s = timeout_s
+
+    def __reduce__(self):  # picklable across processes
+        return (type(self), (self.timeout_s,))
 
 
 @dataclass(slots=True)
@@ -57,12 +72,18 @@ class Batcher:
         max_wait_s: float = 0.0,
         max_queue: int = 2048,
         deduplicate: bool = True,
+        timeout_s: float | None = None,
         on_batch: Callable[[int, float], None] = lambda size, seconds: None,
+        on_hang: Callable[[bool], None] = lambda hangs: None,
     ) -> None:
-        """`thread` has one worker: that alone makes any retriever safe. `on_batch` is told each batch's size and seconds."""
+        """`thread` has one worker: that alone makes any retriever safe. `on_batch` is told each batch's size and seconds.
+
+        `on_hang` is told True when a batch takes longer than `timeout_s`, and False when the engine answers again.
+        """
         self._search, self._thread, self._on_batch = search, thread, on_batch
+        self._timeout_s, self._on_hang, self.hangs = timeout_s, on_hang, False
         self._max_batch, self._max_wait_s, self._max_queue, self._deduplicate = max_batch, max_wait_s, max_queue, deduplicate
-        self._waiting: dict[int, deque[Job]] = {}  # by k
+        self._waiting: dict[int, deque[deque[Job]]] = {}  # by k, requests; of both the first has its turn next
         self._in_flight: dict[tuple[str, int], Job] = {}
         self._arrived = asyncio.Event()
         self._rate = 100.0  # queries per second, moving average
@@ -74,13 +95,16 @@ class Batcher:
 
         Raises:
             Overloaded: they do not fit into the queue; none was admitted.
+            EngineHangs: it does.
         """
+        if self.hangs and self._timeout_s is not None:
+            raise EngineHangs(self._timeout_s)
         joined = {query: self._in_flight.get((query, k)) for query in queries} if self._deduplicate else {}
         new = sum(job is None for job in joined.values()) if self._deduplicate else len(queries)
         if new and self.queued + new > self._max_queue:
             raise Overloaded(self.queued, max(1, math.ceil(self.queued / 2 / self._rate)))
         loop = asyncio.get_running_loop()
-        jobs = []
+        jobs, admitted = [], deque[Job]()
         for query in queries:
             job = joined.get(query)
             if known := job is not None:
@@ -89,10 +113,12 @@ class Batcher:
             job = Job(query, k, loop.create_future())
             if self._deduplicate:
                 joined[query] = self._in_flight[(query, k)] = job
-            self._waiting.setdefault(k, deque()).append(job)
-            self.queued += 1
+            admitted.append(job)
             jobs.append((job, known))
-        self._arrived.set()
+        if admitted:
+            self._waiting.setdefault(k, deque()).append(admitted)
+            self.queued += len(admitted)
+            self._arrived.set()
         return jobs
 
     @staticmethod
@@ -100,6 +126,7 @@ class Batcher:
         """Return the job's hits. Giving up waiting does not disturb others who wait for the same job.
 
         Raises:
+            EngineHangs: the engine does not answer.
             Exception: whatever the retriever raised.
         """
         return await asyncio.shield(job.done)
@@ -123,21 +150,43 @@ class Batcher:
             started = time.perf_counter()
             results: Sequence[list[Hit] | Exception]
             try:
-                results = await loop.run_in_executor(self._thread, self._answer, queries, k)
+                search = loop.run_in_executor(self._thread, self._answer, queries, k)
+                if not (await asyncio.wait([search], timeout=self._timeout_s))[0]:
+                    await self._hang(batch, search)
+                    continue
+                results = search.result()
             except Exception as error:  # the thread is gone: whoever waits must know
                 results = [error] * len(batch)
             finished = time.perf_counter()
             self._on_batch(len(batch), finished - started)
             self._rate = 0.8 * self._rate + 0.2 * len(batch) / max(finished - started, 1e-6)
             for position, job in enumerate(batch):
-                self._in_flight.pop((job.query, job.k), None)
                 job.started, job.finished = started, finished
                 result = results[position]
                 if isinstance(result, Exception):
-                    job.done.set_exception(result)
-                    job.done.exception()  # seen: nobody may be waiting any more
+                    self._fail(job, result)
                 else:
+                    self._in_flight.pop((job.query, job.k), None)
                     job.done.set_result(result)
+
+    def _fail(self, job: Job, error: Exception) -> None:
+        self._in_flight.pop((job.query, job.k), None)
+        job.done.set_exception(error)
+        job.done.exception()  # seen: nobody may be waiting any more
+
+    async def _hang(self, batch: list[Job], search: asyncio.Future[Any]) -> None:
+        """Tell all who wait that the engine hangs, and wait until it does no longer; that answer has come too late."""
+        assert self._timeout_s is not None
+        self.hangs = True
+        self._on_hang(True)
+        waiting = [job for requests in self._waiting.values() for request in requests for job in request]
+        self._waiting.clear()
+        self.queued = 0
+        for job in [*batch, *waiting]:
+            self._fail(job, EngineHangs(self._timeout_s))
+        await asyncio.wait([search])
+        self.hangs = False
+        self._on_hang(False)
 
     async def _company(self) -> None:
         """Wait until a batch is full, `max_wait_s` at the most."""
@@ -162,11 +211,18 @@ class Batcher:
             return [self._answer([query], k)[0] for query in queries]
 
     def _take(self) -> list[Job]:
-        """Take the oldest query and up to `max_batch` of its k, oldest first."""
-        k = min(self._waiting, key=lambda key: self._waiting[key][0].entered)
-        waiting = self._waiting[k]
-        batch = [waiting.popleft() for _ in range(min(self._max_batch, len(waiting)))]
-        if not waiting:
-            del self._waiting[k]
+        """Take up to `max_batch` queries of the k whose turn it is, one of each request in turn."""
+        k = next(iter(self._waiting))
+        requests = self._waiting.pop(k)
+        batch: list[Job] = []
+        places = 0
+        while requests and places < self._max_batch:
+            request = requests.popleft()
+            batch.append(request.popleft())
+            places += 1 + len(batch[-1].query) // CHARACTERS_PER_PLACE
+            if request:
+                requests.append(request)
+        if requests:
+            self._waiting[k] = requests  # behind the others
         self.queued -= len(batch)
         return batch

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import astuple
+from operator import itemgetter
 from pathlib import Path
 
 from cachetools import LRUCache
@@ -12,23 +14,32 @@ from cachetools import LRUCache
 from rag_serving import MissingExtraError
 from rag_serving.retrievers.base import Hit, Retriever
 
-_HIT_OVERHEAD = 350  # bytes of a Hit, its two strings' headers and its float, measured on CPython 3.11
+_ENTRY, _HIT = 500, 250  # bytes of an entry's and of a Hit's objects besides their strings, measured on CPython 3.11
 
 
-def _bytes(hits: list[Hit]) -> int:
-    return 500 + sum(_HIT_OVERHEAD + 2 * (len(hit.contents) + len(hit.id)) for hit in hits)
+def _bytes(query: str, hits: list[Hit]) -> int:
+    return _ENTRY + sys.getsizeof(query) + sum(_HIT + sys.getsizeof(hit.id) + sys.getsizeof(hit.contents) for hit in hits)
 
 
 class AnswerCache(LRUCache):
-    """Least recently used answers by (query, k), up to `megabytes`. One server serves one index with one set of settings."""
+    """Least recently used answers by (query, k), up to `megabytes`. One server serves one index with one set of settings.
+
+    The query counts with its answer: long queries that find nothing would otherwise be kept for nothing.
+    """
 
     def __init__(self, megabytes: float) -> None:
-        super().__init__(maxsize=megabytes * 1e6, getsizeof=_bytes)
+        super().__init__(maxsize=megabytes * 1e6, getsizeof=itemgetter(0))
 
-    def put(self, key: tuple[str, int], hits: list[Hit]) -> None:
+    def find(self, query: str, k: int) -> list[Hit] | None:
+        """Return the answer, or None if it is not kept."""
+        kept = self.get((query, k))
+        return None if kept is None else kept[1]
+
+    def put(self, query: str, k: int, hits: list[Hit]) -> None:
         """Keep an answer, unless it alone is larger than the cache."""
-        if _bytes(hits) <= self.maxsize:
-            self[key] = hits
+        size = _bytes(query, hits)
+        if size <= self.maxsize:
+            self[query, k] = (size, hits)
 
 
 class DiskCached(Retriever):

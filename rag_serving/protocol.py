@@ -16,6 +16,7 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
+from rag_serving import metrics
 from rag_serving.operations import problem
 from rag_serving.settings import Settings
 
@@ -105,7 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self.transport.is_closing():
             return
-        if self._unparsed > self._limits.head_bytes:  # none of it has been given to a callback yet
+        if self._unparsed > self._limits.head_bytes:  # a head, or what follows a body in chunks, that does not end
             self._refuse_head()
         elif self.cycle is not None and not self.cycle.response_complete:
             self._stop_head_timer()  # the head is complete; the body is timed by the application
@@ -202,5 +203,6 @@ class LimitedProtocol(HttpToolsProtocol):
             self._send_timer = None
 
     def _send_late(self) -> None:
+        metrics.REFUSED.labels("send_timeout_s").inc()
         log.warning("a connection was dropped: its answer was not taken within send_timeout_s, %g s", self._limits.send_s)
         self._drop()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import re
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -12,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from rag_serving import ServingError, metrics
-from rag_serving.batching import Batcher, Job, Overloaded, Search
+from rag_serving.batching import Batcher, EngineHangs, Job, Overloaded, Search
 from rag_serving.cache import AnswerCache, DiskCached
 from rag_serving.retrievers import Opened, open_retriever
 from rag_serving.retrievers.base import Hit
@@ -20,6 +21,7 @@ from rag_serving.settings import Settings
 
 log = logging.getLogger("rag_serving")
 Load = Callable[[Settings, Callable[[str], None]], Opened]
+_WORD = re.compile(r"\w+")
 
 
 class Refused(Exception):
@@ -58,8 +60,18 @@ class Service:
 
     @property
     def ready(self) -> bool:
-        """Whether the retriever is loaded and has answered its first query."""
-        return self._opened is not None
+        """Whether the retriever is loaded, has answered its first query, and does not hang."""
+        return self._opened is not None and not self.hangs
+
+    @property
+    def hangs(self) -> bool:
+        """Whether the engine has not answered a batch for longer than `engine_timeout_s`."""
+        return self._batcher is not None and self._batcher.hangs
+
+    @property
+    def status(self) -> str:
+        """`ready`, `hangs`, `failed` or `loading`."""
+        return "ready" if self.ready else "hangs" if self.hangs else "failed" if self.failure else "loading"
 
     @property
     def opened(self) -> Opened | None:
@@ -74,7 +86,8 @@ class Service:
     def _new_batcher(self, search: Search) -> Batcher:
         return Batcher(
             search, self._thread, max_batch=self.settings.max_batch, max_wait_s=self.settings.max_wait_ms / 1000,
-            max_queue=self.settings.max_queue, deduplicate=self.settings.deduplicate, on_batch=self._record,
+            max_queue=self.settings.max_queue, deduplicate=self.settings.deduplicate, timeout_s=self.settings.engine_timeout_s,
+            on_batch=self._record, on_hang=self._hang,
         )  # fmt: skip
 
     def _new_cache(self) -> AnswerCache:
@@ -168,6 +181,14 @@ class Service:
         metrics.STAGE_SECONDS.labels("engine").observe(seconds)
         metrics.QUEUED.set(self._batcher.queued if self._batcher else 0)
 
+    def _hang(self, hangs: bool) -> None:
+        metrics.READY.set(int(not hangs))
+        if hangs:
+            metrics.QUEUED.set(0)
+            log.error("the engine hangs: no answer to a batch within engine_timeout_s, %g s", self.settings.engine_timeout_s)
+        else:
+            log.warning("the engine answers again")
+
     def check(self, queries: Sequence[str], k: int) -> None:
         """Refuse what is beyond the limits.
 
@@ -185,22 +206,36 @@ class Service:
             raise Refused(
                 400, "max_top_k", f"{k} passages per query asked for; the limits are 1 and max_top_k, {limits.max_top_k}"
             )
+        if len(queries) * k > limits.max_passages:
+            raise Refused(
+                413, "max_passages",
+                f"{len(queries)} queries with {k} passages each; the limit max_passages is {limits.max_passages} in all",
+            )  # fmt: skip
         for position, query in enumerate(queries):
             if len(query) > limits.max_query_characters:
                 raise Refused(
                     413, "max_query_characters",
                     f"query {position} has {len(query)} characters; the limit max_query_characters is {limits.max_query_characters}",
                 )  # fmt: skip
+            # n characters are at most (n + 1) / 2 words
+            if len(query) >= 2 * limits.max_query_words and len(_WORD.findall(query)) > limits.max_query_words:
+                raise Refused(
+                    413, "max_query_words",
+                    f"query {position} has more words than the limit max_query_words, {limits.max_query_words}",
+                )  # fmt: skip
             if not query.strip():
                 raise Refused(400, "blank", f"query {position} is blank")
-            if not query.isascii() and any("\ud800" <= character <= "\udfff" for character in query):
-                raise Refused(400, "unicode", f"query {position} holds a lone surrogate, which is no Unicode text")
+            try:
+                query.encode()
+            except UnicodeEncodeError:
+                raise Refused(400, "unicode", f"query {position} holds a lone surrogate, which is no Unicode text") from None
 
     async def search(self, queries: Sequence[str], k: int) -> Answer:
         """Answer one request.
 
         Raises:
-            Refused: 400 or 413 beyond a limit, 429 when the queue is full, 502 when the engine fails, 503 while there is none.
+            Refused: 400 or 413 beyond a limit, 429 when the queue is full, 502 when the engine fails, 503 while there is none or it
+                hangs, 504 if it began to hang while the request waited.
         """
         self.check(queries, k)
         # taken together: a reload changes all three between two requests
@@ -210,7 +245,7 @@ class Service:
                 f"the index could not be loaded: {self.failure}" if self.failure else f"the index is loading ({self.stage})"
             )
             raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
-        found: list[list[Hit] | None] = [cache.get((query, k)) for query in queries]
+        found: list[list[Hit] | None] = [cache.find(query, k) for query in queries]
         cached = [hits is not None for hits in found]
         missing = [i for i, hits in enumerate(found) if hits is None]
         metrics.QUERIES.labels("cache").inc(len(queries) - len(missing))
@@ -220,6 +255,8 @@ class Service:
             jobs = batcher.submit([queries[i] for i in missing], k)
         except Overloaded as full:
             raise Refused(429, "queue_full", f"the queue is full: {full}", full.retry_after_s) from None
+        except EngineHangs as hangs:
+            raise Refused(503, "engine_timeout_s", str(hangs), retry_after_s=5) from None
         metrics.QUEUED.set(batcher.queued)
         joined = sum(known for _, known in jobs)
         metrics.QUERIES.labels("in_flight").inc(joined)
@@ -227,6 +264,8 @@ class Service:
         for i, (job, known) in zip(missing, jobs, strict=True):
             try:
                 found[i] = hits = await batcher.result(job)
+            except EngineHangs as hangs:
+                raise Refused(504, "engine_timeout_s", str(hangs)) from None
             except ServingError as error:
                 metrics.ENGINE_FAILURES.inc()
                 raise Refused(502, "engine", str(error)) from error
@@ -235,7 +274,7 @@ class Service:
                 log.exception("a search failed")
                 raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
             if not known:
-                cache.put((queries[i], k), hits)
+                cache.put(queries[i], k, hits)
         return _answer(opened.index_id, [hits or [] for hits in found], cached, [job for job, _ in jobs])
 
 

@@ -19,6 +19,8 @@ def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+# a flag stands in the process list
+_SEEN = "prefer {}: all users of the machine can see flags"
 Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
 Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)]
 
@@ -57,18 +59,24 @@ class Settings(BaseSettings):
     rerank_depth: int = Field(default=50, ge=1, description="hits that are reranked")
     # web
     web_url: str = Field(default="https://google.serper.dev/search", description="Serper-compatible search API")
-    web_key: SecretStr = Field(default=SecretStr(""), description="its key")
+    web_key: SecretStr = Field(default=SecretStr(""), description=f"its key; {_SEEN.format('RAG_SERVING_WEB_KEY')}")
     web_pages: bool = Field(default=False, description="fetch the pages found; else their snippets are the passages")
     web_cache: Path = Field(default=Path("web_cache"), description="where answers and pages are kept")
     # milvus
     milvus_uri: str = Field(default="", description="http://host:19530, or a file for milvus-lite")
-    milvus_token: SecretStr = Field(default=SecretStr(""), description="user:password or API key")
+    milvus_token: SecretStr = Field(
+        default=SecretStr(""), description=f"user:password or API key; {_SEEN.format('RAG_SERVING_MILVUS_TOKEN')}"
+    )
     milvus_collection: str = Field(default="passages", description="the collection")
     # server
     host: str = Field(default="127.0.0.1", description="address to listen on")
     port: int = Field(default=8000, ge=0, le=65535, description="port to listen on; 0: any free one")
     workers: int = Field(default=1, ge=1, description="processes that share port and index (memory map); for CPU indexes")
-    tokens: Secrets = Field(default=[], description="accepted bearer tokens, comma-separated; none: no authentication")
+    tokens: Secrets = Field(
+        default=[],
+        description=f"accepted bearer tokens, comma-separated; none: no authentication; {_SEEN.format('tokens_file')}",
+    )
+    tokens_file: Path | None = Field(default=None, description="file of accepted bearer tokens, one per line")
     cors_origins: Names = Field(default=[], description="origins that browsers may call from, comma-separated")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(default="INFO", description="DEBUG also logs queries")
     log_format: Literal["text", "json"] = Field(default="text", description="how log lines look")
@@ -77,13 +85,18 @@ class Settings(BaseSettings):
     max_batch: int = Field(default=64, ge=1, description="queries searched together")
     max_wait_ms: float = Field(default=0.0, ge=0, description="how long a query may wait for company while the engine is idle")
     max_queue: int = Field(default=2048, ge=1, description="queries waiting before requests are refused with 429")
+    engine_timeout_s: float = Field(
+        default=120.0, gt=0, description="a batch that takes longer: the engine hangs; not ready until it answers again"
+    )
     deduplicate: bool = Field(default=True, description="answer identical queries in flight once")
     cache_mb: float = Field(default=256.0, ge=0, description="memory for answers already given, in MB; 0: no cache")
     cache_dir: Path | None = Field(default=None, description="keep answers on disk too")
     # limits
     max_query_characters: int = Field(default=20_000, ge=1, description="longest query")
+    max_query_words: int = Field(default=1_024, ge=1, description="most words in a query")
     max_queries: int = Field(default=1_024, ge=1, description="most queries in one request")
     max_top_k: int = Field(default=1_000, ge=1, description="most passages per query")
+    max_passages: int = Field(default=20_000, ge=1, description="most passages in one answer: queries times passages per query")
     max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="largest request")
     max_head_bytes: int = Field(default=65_536, ge=1_000, description="largest address and headers of a request")
     max_connections: int = Field(
@@ -94,9 +107,15 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> Settings:
+        if self.tokens_file is not None:
+            self.tokens = [*self.tokens, *_read_tokens(self.tokens_file)]
         if self.max_queries > self.max_queue:
             raise ValueError(
                 f"max_queries ({self.max_queries}) exceeds max_queue ({self.max_queue}): such a request could never be served"
+            )
+        if self.max_top_k > self.max_passages:
+            raise ValueError(
+                f"max_top_k ({self.max_top_k}) exceeds max_passages ({self.max_passages}): such a query could never be served"
             )
         if self.retriever == "web" and not self.web_key.get_secret_value():
             raise ValueError("retriever web needs web_key, the key of the search API")
@@ -110,6 +129,16 @@ class Settings(BaseSettings):
     def engine_threads(self) -> int:
         """Threads of the engine in each worker."""
         return self.threads or max(1, (os.cpu_count() or 1) // self.workers)
+
+
+def _read_tokens(file: Path) -> list[SecretStr]:
+    try:
+        tokens = [SecretStr(line.strip()) for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"tokens_file {file} cannot be read ({type(error).__name__})") from None
+    if not tokens:  # no token at all would mean that everybody may ask
+        raise ValueError(f"tokens_file {file} holds no token; write one per line")
+    return tokens
 
 
 Origins = dict[str, str]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rag_serving import ServingError
-from rag_serving.batching import Batcher, Overloaded
+from rag_serving.batching import Batcher, EngineHangs, Overloaded
 from rag_serving.cache import AnswerCache, DiskCached
 from rag_serving.retrievers.base import Hit, Retriever
 
@@ -111,6 +112,54 @@ async def test_a_request_that_does_not_fit_is_refused_whole_and_disturbs_nobody(
     assert batcher.queued == 0
 
 
+@pytest.mark.parametrize("k", [1, 2])
+async def test_a_request_of_many_queries_does_not_make_others_wait_for_all_of_them(thread, k):
+    engine = Engine()
+    engine.gate.clear()
+    batcher = Batcher(engine.search, thread, max_batch=4)
+    first = batcher.submit(["first"], 1)
+    await asyncio.sleep(0.02)  # it is with the engine
+    large = batcher.submit([f"large {i}" for i in range(40)], 1)
+    small = batcher.submit(["small one", "small two"], k)
+    engine.gate.set()
+    for job, _ in [*first, *large, *small]:
+        await batcher.result(job)
+    asked = [query for queries, _ in engine.batches for query in queries]
+    assert max(asked.index("small one"), asked.index("small two")) <= 1 + 2 * 4
+
+
+async def test_long_queries_take_more_places_of_a_batch(thread):
+    engine = Engine()
+    engine.gate.clear()
+    batcher = Batcher(engine.search, thread, max_batch=8)
+    queries = ["first", *(str(i) + "x" * 2_000 for i in range(4)), *map(str, range(8))]
+    jobs = batcher.submit(queries[:1], 1)
+    await asyncio.sleep(0.02)
+    jobs += batcher.submit(queries[1:], 1)
+    engine.gate.set()
+    assert [await batcher.result(job) for job, _ in jobs] == [answer(query, 1) for query in queries]
+    assert [len(batch) for batch, _ in engine.batches] == [1, 2, 2, 8]
+
+
+async def test_when_the_engine_hangs_all_who_wait_are_told_and_it_goes_on_when_it_answers_again(thread):
+    engine, told = Engine(), []
+    engine.gate.clear()
+    batcher = Batcher(engine.search, thread, max_batch=1, timeout_s=0.05, on_hang=told.append)
+    for job, _ in batcher.submit(["a", "b", "c"], 1):
+        with pytest.raises(EngineHangs, match=r"0\.05 s"):
+            await batcher.result(job)
+    assert (batcher.hangs, batcher.queued, told) == (True, 0, [True])
+    with pytest.raises(EngineHangs):
+        batcher.submit(["d"], 1)
+    engine.gate.set()
+    while batcher.hangs:
+        await asyncio.sleep(0.01)
+    assert told == [True, False]
+    assert await ask(batcher, ["a"], 1) == [answer("a", 1)]
+    assert engine.batches == [(["a"], 1), (["a"], 1)]
+    await batcher.drain()
+
+
 async def test_giving_up_does_not_take_the_answer_from_others_who_wait_for_it(thread):
     engine = Engine(0.05)
     batcher = Batcher(engine.search, thread)
@@ -193,14 +242,23 @@ async def test_waiting_for_company_fills_a_batch(thread):
 def test_the_cache_forgets_the_least_recently_used_and_keeps_to_its_size():
     cache = AnswerCache(0.01)
     for i in range(50):
-        cache.put((str(i), 1), answer(str(i), 1))
-        cache.get(("0", 1))
+        cache.put(str(i), 1, answer(str(i), 1))
+        cache.find("0", 1)
     assert ("0", 1) in cache
     assert ("1", 1) not in cache
     assert cache.currsize <= 0.01 * 1e6
-    cache.put(("huge", 1), [Hit("h", "x" * 100_000, 1.0)])
+    assert cache.find("0", 1) == answer("0", 1)
+    cache.put("huge", 1, [Hit("h", "x" * 100_000, 1.0)])
     assert ("huge", 1) not in cache
-    assert AnswerCache(0).get(("a", 1)) is None
+    assert AnswerCache(0).find("a", 1) is None
+
+
+@pytest.mark.parametrize("character", ["a", "é", "日", "😀"])
+def test_the_cache_counts_the_queries_that_it_is_asked_by(character):
+    cache = AnswerCache(1)
+    for i in range(200):
+        cache.put(f"{i}{character * 20_000}", 1, [])
+    assert sum(sys.getsizeof(query) for query, _ in cache) <= 1e6
 
 
 def test_the_disk_cache_answers_after_a_restart_and_only_for_the_same_index_and_settings(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import socket
 import time
 
@@ -24,8 +25,8 @@ def url():
 
 
 def connect(url: str) -> socket.socket:
-    """Return a connection to the server; it waits 5 s for an answer."""
-    return socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=5)
+    """Return a connection to the server; it waits 30 s for an answer."""
+    return socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])), timeout=30)
 
 
 def everything(connection: socket.socket) -> bytes:
@@ -46,6 +47,12 @@ def closed(connection: socket.socket) -> bool:
         return False
     except ConnectionError:
         return True
+
+
+def dropped(url: str) -> float:
+    """Return how many connections were dropped because their answer was not read."""
+    found = re.search(r'rag_refused_total{reason="send_timeout_s"} (\S+)', httpx.get(f"{url}/metrics").text)
+    return float(found.group(1)) if found else 0.0
 
 
 def request(body: object) -> bytes:
@@ -77,9 +84,7 @@ def test_a_head_larger_than_the_limit_is_refused_and_the_connection_closed(url, 
 
 def test_a_head_that_never_ends_is_read_no_further_than_the_limit(url):
     with connect(url) as connection, pytest.raises(ConnectionError):
-        connection.sendall(HEAD + b"x: ")
-        for _ in range(200):  # 20 MB
-            connection.sendall(b"y" * 100_000)
+        connection.sendall(HEAD + b"x: " + b"y" * 50_000_000)
 
 
 def test_a_head_within_the_limit_is_read_however_it_is_cut(url):
@@ -92,7 +97,7 @@ def test_a_head_within_the_limit_is_read_however_it_is_cut(url):
 
 
 def test_a_body_in_many_small_chunks_is_no_head(url):
-    content = json.dumps({"query": "passage " * 2_000, "top_n": 1}).encode()
+    content = json.dumps({"query": "passage " * 1_000, "top_n": 1}).encode()
     chunks = b"".join(b"4\r\n%s\r\n" % content[i : i + 4] for i in range(0, len(content) - len(content) % 4, 4))
     rest = content[len(content) - len(content) % 4 :]
     with connect(url) as connection:
@@ -105,7 +110,9 @@ def test_what_follows_a_body_in_chunks_counts_as_head(url):
     content = b'{"query": "passage", "top_n": 1}'
     with connect(url) as connection:
         connection.sendall(HEAD + b"transfer-encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n" % (len(content), content))
-        connection.sendall(b"x: " + b"y" * 11_000)
+        for _ in range(2):  # read one by one: the limit is looked at once a read
+            connection.sendall(b"x: " + b"y" * 11_000)
+            time.sleep(0.2)
         assert b"HTTP/1.1 200 " not in everything(connection)
 
 
@@ -117,22 +124,17 @@ def test_requests_that_do_not_wait_for_an_answer_are_refused_beyond_some(url):
 
 def test_an_answer_that_nobody_reads_is_dropped():
     with in_thread(RETRIEVER, send_timeout_s=0.3) as url, connect(url) as connection:
-        asked = request({"query": "passage", "top_n": 200})  # 2 MB each
-        connection.sendall(asked * 10)
-        time.sleep(1)
-        assert len(everything(connection)) < 10_000_000
-
-
-def test_the_rest_of_an_answer_is_dropped_too_when_the_connection_is_to_be_closed_after_it():
-    with in_thread(RETRIEVER, send_timeout_s=0.3) as url, connect(url) as connection:
-        asked = request({"query": "passage", "top_n": 200})
-        connection.sendall(asked * 9 + asked.replace(b"host: x", b"host: x\r\nconnection: close"))
-        time.sleep(1)
-        assert len(everything(connection)) < 10_000_000
+        before = dropped(url)
+        connection.sendall(request({"query": "passage", "top_n": 200}) * 10)  # 2 MB each
+        until = time.monotonic() + 30
+        while dropped(url) == before:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert len(everything(connection)) < 20_000_000
 
 
 def test_an_answer_that_is_read_slowly_but_read_arrives_whole():
-    with in_thread(RETRIEVER, send_timeout_s=2) as url, connect(url) as connection:
+    with in_thread(RETRIEVER, send_timeout_s=10) as url, connect(url) as connection:
         connection.sendall(request({"query": "passage", "top_n": 200}).replace(b"host: x", b"host: x\r\nconnection: close"))
         time.sleep(0.3)
         head, _, body = everything(connection).partition(b"\r\n\r\n")
@@ -142,10 +144,12 @@ def test_an_answer_that_is_read_slowly_but_read_arrives_whole():
 def test_silent_connections_make_way_for_a_client_that_speaks():
     with in_thread(RETRIEVER, max_connections=20) as url:
         silent = [connect(url) for _ in range(60)]
-        with httpx.Client(base_url=url, timeout=5) as client:
+        with httpx.Client(base_url=url, timeout=30) as client:
             assert client.post("/search", json={"query": "passage", "top_n": 1}).status_code == 200
-        time.sleep(0.1)
-        assert sum(map(closed, silent)) >= 40
+        until = time.monotonic() + 10  # half of what a silent connection is otherwise given
+        while sum(map(closed, silent)) < 40:
+            assert time.monotonic() < until
+            time.sleep(0.05)
         for connection in silent:
             connection.close()
 
@@ -156,11 +160,10 @@ def test_beyond_the_limit_of_connections_a_request_in_progress_is_not_given_up()
             time.sleep(0.5)
             return super().search(queries, k)
 
-    with in_thread(Slow([("1", "a passage")]), max_connections=2) as url:
-        with connect(url) as one, connect(url) as two:
-            for connection in (one, two):
-                connection.sendall(request({"query": "passage", "top_n": 1}))
-            time.sleep(0.1)
-            with connect(url) as third:
-                assert b"max_connections" in everything(third)
-            assert all(connection.recv(100).startswith(b"HTTP/1.1 200 ") for connection in (one, two))
+    with in_thread(Slow([("1", "a passage")]), max_connections=2) as url, connect(url) as one, connect(url) as two:
+        for connection in (one, two):
+            connection.sendall(request({"query": "passage", "top_n": 1}))
+        time.sleep(0.2)
+        with connect(url) as third:
+            assert b"max_connections" in everything(third)
+        assert all(connection.recv(100).startswith(b"HTTP/1.1 200 ") for connection in (one, two))

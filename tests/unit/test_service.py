@@ -75,7 +75,10 @@ def test_v1_tells_request_index_scores_timings_and_what_was_cached(http):
         ("/search", {"query": "a", "top_n": -1}, 400, "max_top_k"),
         ("/search", {"query": "a", "top_n": 10**9}, 400, "max_top_k"),
         ("/search", {"query": "a" * 20_001}, 413, "max_query_characters"),
+        ("/search", {"query": "a b " * 1_000}, 413, "max_query_words"),
+        ("/search", {"query": "a,b," * 1_000}, 413, "max_query_words"),
         ("/queries", {"queries": ["a"] * 1025}, 413, "max_queries"),
+        ("/queries", {"queries": ["a"] * 21, "k": 1_000}, 413, "max_passages"),
         ("/search", {}, 422, "format"),
         ("/search", {"query": ["a"]}, 422, "format"),
         ("/search", {"query": 7}, 422, "format"),
@@ -118,6 +121,14 @@ def test_without_a_valid_token_nothing_is_answered_but_probes():
             assert client.get("/metrics", headers=headers).status_code == 401
         assert client.post("/search", json={"query": "a"}, headers={"authorization": "bearer beta"}).status_code == 200
         assert client.get("/livez").status_code == client.get("/readyz").status_code == 200
+
+
+def test_the_openapi_document_says_that_a_token_is_needed_and_where():
+    schema = app_over(DummyRetriever(PASSAGES), tokens="t").openapi()
+    assert [scheme["scheme"] for scheme in schema["components"]["securitySchemes"].values()] == ["bearer"]
+    asking = {path for path, methods in schema["paths"].items() for told in methods.values() if "security" in told}
+    assert set(schema["paths"]) - asking == {"/livez", "/readyz", "/health"}
+    assert "securitySchemes" not in app_over(DummyRetriever(PASSAGES)).openapi()["components"]
 
 
 def test_browsers_of_other_origins_are_let_in_only_if_named(http):
@@ -246,6 +257,37 @@ def test_an_index_that_cannot_be_loaded_is_reported_and_not_served():
         assert failed.wait(5)
         assert client.get("/health").json()["status"] == client.get("/readyz").json()["status"] == "failed"
         assert "corrupt index" in client.post("/search", json={"query": "a"}).json()["detail"]
+
+
+def test_a_query_of_as_many_words_as_are_allowed_is_served_and_a_long_one_of_few_words_too(http):
+    assert http.post("/search", json={"query": " ".join(["a"] * 1_024)}).status_code == 200
+    assert http.post("/search", json={"query": "a" * 20_000}).status_code == 200
+    assert http.post("/queries", json={"queries": ["a"] * 20, "k": 1_000}).status_code == 200
+
+
+def test_an_engine_that_hangs_makes_the_service_unready_until_it_answers_again():
+    class Hanging(DummyRetriever):
+        gate = threading.Event()
+
+        def search(self, queries, k):
+            if "hang" in queries:
+                self.gate.wait(30)
+            return super().search(queries, k)
+
+    with TestClient(app_over(Hanging(PASSAGES), engine_timeout_s=0.1)) as client:
+        wait_ready(client)
+        assert client.get("/readyz").status_code == 200
+        answer = client.post("/search", json={"query": "hang"})
+        assert (answer.status_code, answer.json()["reason"]) == (504, "engine_timeout_s")
+        assert (client.get("/readyz").status_code, client.get("/readyz").json()["status"]) == (503, "hangs")
+        assert client.get("/livez").status_code == 200
+        assert "rag_ready 0.0" in client.get("/metrics").text
+        answer = client.post("/search", json={"query": "italy"})
+        assert (answer.status_code, answer.json()["reason"], answer.headers["retry-after"]) == (503, "engine_timeout_s", "5")
+        Hanging.gate.set()
+        wait_ready(client)
+        assert "rag_ready 1.0" in client.get("/metrics").text
+        assert client.post("/search", json={"query": "italy"}).status_code == 200
 
 
 def test_an_engine_that_fails_is_a_502_and_the_service_goes_on():

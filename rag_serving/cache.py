@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import astuple
 from operator import itemgetter
 from pathlib import Path
 
@@ -18,7 +17,7 @@ _ENTRY, _HIT = 500, 250  # bytes of an entry's and of a Hit's objects besides th
 
 
 def _bytes(query: str, hits: list[Hit]) -> int:
-    return _ENTRY + sys.getsizeof(query) + sum(_HIT + sys.getsizeof(hit.id) + sys.getsizeof(hit.contents) for hit in hits)
+    return _ENTRY + sys.getsizeof(query) + sum(_HIT + hit.bytes for hit in hits)
 
 
 class AnswerCache(LRUCache):
@@ -73,7 +72,7 @@ class DiskCached(Retriever):
         if missing:
             for i, hits in zip(missing, self._retriever.search([queries[i] for i in missing], k), strict=True):
                 answers[i] = hits
-                self._kept.set(keys[i], json.dumps([astuple(hit) for hit in hits]))
+                self._kept.set(keys[i], json.dumps([(hit.id, hit.contents, hit.score) for hit in hits]))
         return [answer or [] for answer in answers]
 
     def close(self) -> None:

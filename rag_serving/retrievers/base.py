@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
@@ -42,6 +43,11 @@ class Hit:
     def contents(self) -> str:
         """Title, newline, text."""
         return self.passage["contents"]
+
+    @property
+    def bytes(self) -> int:
+        """What its text takes in memory."""
+        return sys.getsizeof(self.line) if self.line is not None else sys.getsizeof(self.id) + sys.getsizeof(self.contents)
 
     def scored(self, score: float) -> Hit:
         """Return the same passage with another score."""

@@ -26,6 +26,7 @@ class Corpus:
         Raises:
             IndexingError: one is missing, or they do not belong together.
         """
+        self.directory = directory
         try:
             self._offsets = np.load(directory / OFFSETS, mmap_mode="r")
             with (directory / CORPUS).open("rb") as file:

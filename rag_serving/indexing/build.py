@@ -1,6 +1,7 @@
 """`rag-serving index`: from a corpus to a directory that `rag-serving serve` accepts.
 
-The directory holds `corpus.jsonl` with its offsets, `bm25/` and `dense/` as asked for, both in FlashRAG's formats, and `manifest.json`.
+The directory holds `corpus.jsonl` with its offsets and a lookup of ids and titles, `bm25/` and `dense/` as asked for, both in FlashRAG's
+formats, and `manifest.json`.
 It is built in `.NAME.building` beside its final place, in stages each of which is kept whole or not at all, and renamed at the end: a
 directory that exists is complete, and the same command after an interruption goes on with the first stage (or shard of vectors) missing.
 """
@@ -30,6 +31,7 @@ from rag_serving.indexing.dense import DenseOptions, build_dense
 from rag_serving.indexing.formats import Passage, detect, read_corpus
 from rag_serving.indexing.manifest import FORMAT_VERSION, MANIFEST, files_of, index_id, write_json
 from rag_serving.indexing.replace import put, recover
+from rag_serving.lookup import LookupBuilder
 
 ENGINES = ("bm25", "dense")
 MEMORY = 2 << 30
@@ -147,8 +149,8 @@ def _kept(done: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 
 def _write_corpus(corpus: Path, format: str, building: Path) -> dict[str, Any]:
-    """Stream the corpus into FlashRAG's form. Memory: 16 bytes a passage (its offset, and a hash of its id to find repeated ones)."""
-    digest, offsets, ids, repaired = hashlib.sha256(), array("q", [0]), array("q"), 0
+    """Stream the corpus into FlashRAG's form. Memory: 16 bytes a passage (its offset, and a hash of its id), 16 a document."""
+    digest, offsets, lookup, repaired = hashlib.sha256(), array("q", [0]), LookupBuilder(), 0
     total = sum(entry[1] for entry in _source(corpus))
     with (
         (building / CORPUS).open("wb") as file,
@@ -160,13 +162,13 @@ def _write_corpus(corpus: Path, format: str, building: Path) -> dict[str, Any]:
             file.write(line)
             digest.update(line)
             offsets.append(offsets[-1] + len(line))
-            name = hashlib.blake2b(passage["id"].encode("utf-8", "replace"), digest_size=8)
-            ids.append(int.from_bytes(name.digest(), "big", signed=True))
+            lookup.add(json.loads(line) if mended else passage)
         file.flush()
         os.fsync(file.fileno())
-    if not ids:
+    if not lookup.ids:
         raise IndexingError(f"{corpus} has no passages")
-    _refuse_repeated(np.frombuffer(ids, dtype=np.int64), corpus, format)
+    _refuse_repeated(np.frombuffer(lookup.ids, dtype=np.int64), corpus, format)
+    lookup.save(building)
     np.save(building / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
     return {"sha256": digest.hexdigest(), "bytes": offsets[-1], "repaired": repaired}
 

@@ -7,11 +7,14 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rag_serving import IndexingError, ServingError
 from rag_serving.retrievers.base import DummyRetriever, Hit, Retriever
 from rag_serving.settings import Settings
+
+if TYPE_CHECKING:
+    from rag_serving.corpus import Corpus
 
 __all__ = ["DummyRetriever", "Hit", "Opened", "Retriever", "load_index", "open_retriever"]
 
@@ -20,11 +23,16 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Opened:
-    """A retriever and its names: of the index, and of index and settings together (a cached answer is valid for one of these)."""
+    """A retriever and its names: of the index, and of index and settings together (a cached answer is valid for one of these).
+
+    `engine` names what searches; `corpus` is what can be read on in, None where the passages are elsewhere (the web, Milvus).
+    """
 
     retriever: Retriever
     index_id: str
     fingerprint: str
+    engine: str = ""
+    corpus: Corpus | None = None
 
 
 # what changes an answer; the rest of the settings changes only how it is served
@@ -41,6 +49,8 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         ServingError: the index is missing, damaged or of another kind than asked for.
         MissingExtraError: a package is not installed.
     """
+    corpus: Corpus | None = None
+    engine: str = settings.retriever
     if settings.retriever == "web":
         from rag_serving.retrievers.web import WebSearch
 
@@ -56,16 +66,17 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         retriever = Milvus(settings.milvus_uri, settings.milvus_collection, encoder, settings.milvus_token.get_secret_value())
         index_id = str(retriever.manifest.get("index_id", settings.milvus_collection))
     else:
-        retriever, index_id = _open_index(settings, report)
+        retriever, index_id, engine, corpus = _open_index(settings, report)
         _refuse_replaced(settings.index, index_id)
     if settings.reranker:
         report("loading the reranker")
         from rag_serving.retrievers.rerank import Reranked
 
         retriever = Reranked(retriever, settings.reranker, settings.rerank_depth, settings.device)
+        engine += ", reranked"
     chosen = {name: str(getattr(settings, name)) for name in _ANSWER_SETTINGS}
     fingerprint = hashlib.sha256(json.dumps([index_id, chosen], sort_keys=True).encode()).hexdigest()[:16]
-    return Opened(retriever, index_id, fingerprint)
+    return Opened(retriever, index_id, fingerprint, engine, corpus)
 
 
 def _refuse_replaced(directory: Path | None, index_id: str) -> None:
@@ -85,7 +96,8 @@ def load_index(directory: Path | str, **settings: Any) -> Retriever:
     return open_retriever(Settings(index=Path(directory), **settings)).retriever
 
 
-def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str]:
+def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str, str, Corpus | None]:
+    """Return the retriever, the index's id, what searches, and the passages that may be read on in."""
     from rag_serving.corpus import Corpus
     from rag_serving.indexing.manifest import check, read_manifest
 
@@ -95,10 +107,14 @@ def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str]:
     manifest = read_manifest(directory)
     report("checking the files against the manifest")
     check(directory, manifest, settings.verify)
+    name = str(manifest["index_id"])
     if settings.retriever in ("random", "nothing"):
         from rag_serving.retrievers.controls import Nothing, RandomPassages
 
-        return Nothing() if settings.retriever == "nothing" else RandomPassages(Corpus(directory)), str(manifest["index_id"])
+        if settings.retriever == "nothing":
+            return Nothing(), name, "nothing", None
+        corpus = Corpus(directory)
+        return RandomPassages(corpus), name, "random", corpus
     held = list(manifest["engines"])
     wanted = (
         held if settings.retriever == "auto" else ["bm25", "dense"] if settings.retriever == "hybrid" else [settings.retriever]
@@ -118,10 +134,10 @@ def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str]:
     if "dense" in wanted:
         retrievers.append(_dense(settings, directory, manifest["engines"]["dense"], corpus, report))
     if len(retrievers) == 1:
-        return retrievers[0], str(manifest["index_id"])
+        return retrievers[0], name, wanted[0], corpus
     from rag_serving.retrievers.hybrid import Hybrid
 
-    return Hybrid(retrievers, settings.fusion_depth, settings.fusion_k), str(manifest["index_id"])
+    return Hybrid(retrievers, settings.fusion_depth, settings.fusion_k), name, "hybrid", corpus
 
 
 def _encoder(settings: Settings, built_with: dict[str, Any]) -> Any:

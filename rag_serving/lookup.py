@@ -1,0 +1,139 @@
+"""From ids and titles to rows of the corpus: sorted 64-bit hashes, memory-mapped, so that 21 million passages cost no memory and no start.
+
+`lookup.ids.npy` (int64, 2 × passages): hashes of ids in order, and their rows. `lookup.documents.npy` (int64, 3 × runs): hashes of document
+names in order, and first and last row + 1 of each run of neighbours that share the name. A passage's document has two names: its title, and
+its id without the number. A hash only proposes; what is found is compared with what was asked for.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from rag_serving import IndexingError
+from rag_serving.corpus import Corpus
+
+IDS, DOCUMENTS = "lookup.ids.npy", "lookup.documents.npy"
+_NUMBERED = re.compile(r"(.+)[#_-]\d+", re.DOTALL)
+_KINDS = ("title", "document")
+
+
+def title_of(contents: str) -> str:
+    """Return a passage's title: the first line of several, bare; else nothing."""
+    first, newline, _ = contents.partition("\n")
+    return bare(first) if newline else ""
+
+
+def bare(title: str) -> str:
+    """Return a title without the spaces and the quotes around it; FlashRAG's Wikipedia of 2018 has every title in quotes."""
+    title = title.strip()
+    return title[1:-1] if len(title) > 1 and title[0] == title[-1] == '"' else title
+
+
+def document_of(passage: str) -> str:
+    """Return a passage's id without its number: `page` of `page#3`, `page-3` and `page_3`; nothing where there is none."""
+    numbered = _NUMBERED.fullmatch(passage)
+    return numbered[1] if numbered else ""
+
+
+def _hash(kind: str, name: str) -> int:
+    digest = hashlib.blake2b(name.encode("utf-8", "replace"), digest_size=8, person=kind.encode())
+    return int.from_bytes(digest.digest(), "big", signed=True)
+
+
+class LookupBuilder:
+    """Takes the passages in order. Memory: 8 bytes for each, 16 for each run of a name."""
+
+    def __init__(self) -> None:
+        self.ids = array("q")
+        self._last = dict.fromkeys(_KINDS, "")
+        # per kind, begin and end of runs: a hash, or 0 for passages without such a name, and the first row
+        self._runs = {kind: (array("q"), array("q")) for kind in _KINDS}
+
+    def add(self, passage: dict[str, str]) -> None:
+        """Add the next passage."""
+        row = len(self.ids)
+        self.ids.append(_hash("id", passage["id"]))
+        for kind, name in zip(_KINDS, (title_of(passage["contents"]), document_of(passage["id"])), strict=True):
+            if name != self._last[kind]:
+                hashes, firsts = self._runs[kind]
+                hashes.append(_hash(kind, name) if name else 0)
+                firsts.append(row)
+                self._last[kind] = name
+
+    def arrays(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return both tables."""
+        ids = np.frombuffer(self.ids, dtype=np.int64)
+        parts = []
+        for hashes, firsts in self._runs.values():
+            begin = np.frombuffer(firsts, dtype=np.int64)
+            end = np.append(begin[1:], len(ids))[: len(begin)]
+            run = np.stack([np.frombuffer(hashes, dtype=np.int64), begin, end])
+            parts.append(run[:, run[0] != 0])
+        return _by_hash(np.stack([ids, np.arange(len(ids))])), _by_hash(np.concatenate(parts, axis=1))
+
+    def save(self, directory: Path) -> None:
+        """Write both tables."""
+        for name, table in zip((IDS, DOCUMENTS), self.arrays(), strict=True):
+            np.save(directory / name, table)
+
+
+def _by_hash(table: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(table[:, np.argsort(table[0], kind="stable")])
+
+
+class Lookup:
+    """Finds rows of `corpus` by names. Reads only, so that any thread may ask."""
+
+    def __init__(self, corpus: Corpus) -> None:
+        """Map the tables; where an index has none (built before there were), make them in memory, which reads the corpus once.
+
+        Raises:
+            IndexingError: a table is damaged or of another corpus.
+        """
+        self._corpus = corpus
+        files = [corpus.directory / name for name in (IDS, DOCUMENTS)]
+        if all(file.is_file() for file in files):
+            try:
+                self._ids, self._documents = (np.load(file, mmap_mode="r") for file in files)
+            except (OSError, ValueError) as error:
+                raise IndexingError(f"{corpus.directory}: {error}; build the index again") from None
+            if self._ids.shape != (2, len(corpus)):
+                raise IndexingError(f"{files[0]} is of another corpus than its neighbour; build the index again")
+        else:
+            builder = LookupBuilder()
+            for row in range(len(corpus)):
+                builder.add(corpus[row])
+            self._ids, self._documents = builder.arrays()
+
+    def row(self, passage: str) -> int | None:
+        """Return the row of the passage with this id."""
+        for (row,) in _found(self._ids, _hash("id", passage)):
+            if self._corpus[row]["id"] == passage:
+                return row
+        return None
+
+    def titled(self, title: str) -> list[range]:
+        """Return the runs of rows with this title, in order."""
+        title = bare(title)
+        return [run for run in self._runs("title", title) if title_of(self._corpus[run.start]["contents"]) == title]
+
+    def document(self, name: str) -> list[range]:
+        """Return the runs of rows whose ids are this name and a number, in order."""
+        return [run for run in self._runs("document", name) if document_of(self._corpus[run.start]["id"]) == name]
+
+    def _runs(self, kind: str, name: str) -> list[range]:
+        return [range(first, end) for first, end in _found(self._documents, _hash(kind, name))]
+
+
+def _found(table: np.ndarray, hash: int) -> Iterator[list[int]]:
+    # a plain number would be compared as another type, for which numpy copies the whole table
+    wanted = np.int64(hash)
+    left, right = (int(np.searchsorted(table[0], wanted, side)) for side in ("left", "right"))
+    for column in range(left, right):
+        yield [int(value) for value in table[1:, column]]

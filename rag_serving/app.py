@@ -18,11 +18,13 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from rag_serving import metrics, wire
-from rag_serving.operations import Direct, Guard, request_id, respond
+from rag_serving import metrics, wire, wire_v1
+from rag_serving.operations import Direct, Guard, respond
+from rag_serving.page import search_page
 from rag_serving.retrievers import open_retriever
 from rag_serving.service import Answer, Load, Refused, Service
 from rag_serving.settings import Settings
+from rag_serving.v1 import V1
 
 log = logging.getLogger("rag_serving")
 
@@ -32,10 +34,11 @@ Handler = Callable[[Body], Awaitable[Any]]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.Problem, "description": description}
     for status, description in {
-        400: "A blank query, or k beyond its limits", 401: "No valid token", 408: "The request took too long to arrive",
+        400: "A blank query, or k beyond its limits", 401: "No valid token", 404: "No such passage or document",
+        408: "The request took too long to arrive",
         413: "Larger than a limit", 422: "Not in this format", 429: "The queue is full; see Retry-After",
-        502: "The engine failed", 503: "The index is loading, or could not be loaded, or the engine hangs",
-        504: "The engine hangs",
+        501: "The retriever holds no passages of its own", 502: "The engine failed",
+        503: "The index is loading, or could not be loaded, or the engine hangs", 504: "The engine hangs",
     }.items()
 }  # fmt: skip
 
@@ -78,9 +81,16 @@ def create_app(
         reason = {400: "format", 404: "path", 405: "method"}.get(error.status_code, "http")
         return _Refusal(Refused(error.status_code, reason, str(error.detail)))
 
-    async def search(queries: list[str], k: int) -> Answer:
+    @app.exception_handler(Refused)
+    async def _refused(_: Request, refused: Refused) -> Response:
+        return _Refusal(refused)
+
+    def debug(queries: list[str], k: int) -> None:
         if log.isEnabledFor(logging.DEBUG):
             log.debug("k=%d queries=%r", k, queries)
+
+    async def search(queries: list[str], k: int) -> Answer:
+        debug(queries, k)
         return await service.search(queries, k)
 
     direct: dict[str, Direct] = {}
@@ -131,26 +141,31 @@ def create_app(
         results = (await search(request.queries, request.k)).hits
         return {"queries": request.queries, "answers": [[hit.contents for hit in hits] for hits in results]}
 
-    @post("/retrieve", wire.RetrieveRequest, wire.RetrieveResponse, "Search-R1")
+    @post("/retrieve", wire.RetrieveRequest, wire.RetrieveResponse | wire.RllmResponse, "Search-R1")
     async def search_r1_retrieve(request: wire.RetrieveRequest) -> Any:
-        results = (await search(request.queries, 3 if request.topk is None else request.topk)).hits
+        queries = [request.query] if request.query is not None else request.queries or []
+        k = request.topk if request.topk is not None else request.top_k
+        results = (await search(queries, 3 if k is None else k)).hits
+        if request.query is not None and request.topk is None and request.top_k is not None:
+            return {"query": request.query, "results": wire.rllm_hits(results[0])}
         form = wire.scored_documents if request.return_scores else wire.documents
         return {"result": [form(hits) for hits in results]}
 
-    @post("/v1/search", wire.V1Request, wire.V1Response, "v1")
-    async def v1_search(request: wire.V1Request) -> Any:
-        started = time.perf_counter()
-        answer = await search(request.queries, request.top_k)
-        timings = {
-            "queue_ms": answer.queue_ms,
-            "engine_ms": answer.engine_ms,
-            "total_ms": 1000 * (time.perf_counter() - started),
-        }
-        return {
-            "request_id": request_id.get(), "index_id": answer.index_id,
-            "results": [wire.v1_hits(hits) for hits in answer.hits], "cached": answer.cached,
-            "timings": {name: round(value, 3) for name, value in timings.items()},
-        }  # fmt: skip
+    ours = V1(service)
+
+    @post("/v1/search", wire_v1.SearchRequest, wire_v1.SearchResponse, "v1")
+    async def v1_search(request: wire_v1.SearchRequest) -> Any:
+        debug(request.queries, request.top_k)
+        return await ours.search(request)
+
+    @post("/v1/documents", wire_v1.DocumentsRequest, wire_v1.DocumentsResponse, "v1")
+    async def v1_documents(request: wire_v1.DocumentsRequest) -> Any:
+        return await ours.documents(request)
+
+    @app.get("/v1/passages/{id:path}", tags=["v1"], response_model=wire_v1.PassageResponse)
+    async def v1_passage(id: str) -> Response:
+        """One passage by its id, percent-encoded."""
+        return _json(await ours.passage(id))
 
     def state() -> dict[str, Any]:
         opened = service.opened
@@ -159,8 +174,13 @@ def create_app(
             "stage": service.stage,
             "seconds": round(time.monotonic() - service.started, 1),
             "index_id": opened.index_id if opened else None,
+            "engine": opened.engine if opened else None,
             "passages": opened.retriever.size if opened else None,
         }
+
+    @app.get("/", include_in_schema=False)
+    async def page() -> Response:
+        return search_page(bool(settings.tokens))
 
     @app.get("/livez", tags=["operations"])
     async def livez() -> dict[str, str]:

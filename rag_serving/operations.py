@@ -25,7 +25,7 @@ from rag_serving.settings import Settings
 log = logging.getLogger("rag_serving.access")
 
 Direct = Callable[[bytes], Awaitable[bytes]]
-OPEN_PATHS = frozenset({"/livez", "/readyz", "/health"})  # a prober has no token
+OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health"})  # neither a prober nor a browser that opens the page has a token
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 

@@ -1,12 +1,14 @@
-"""Wire formats: what existing clients send and expect, and our own `/v1/search`.
+"""Wire formats: what existing clients send and expect. Our own, `/v1/…`, are in `wire_v1`.
 
 | format | path | spoken by |
 |---|---|---|
 | ReSearch | `/search`, `/batch_search` | ReSearch, ReCall, research_rl |
 | R1-Searcher | `/queries` | R1-Searcher |
-| Search-R1 | `/retrieve` | Search-R1, SkyRL-gym, slime, verl-tool |
-| v1 | `/v1/search` | whoever wants scores, timings and the index's id |
+| Search-R1 | `/retrieve` with `queries` | Search-R1, slime, verl-tool, verl until early 2026, SkyRL-agent |
+| SkyRL-gym | `/retrieve` with `query` | SkyRL-gym |
+| rLLM | `/retrieve` with `query` and `top_k` | rLLM |
 
+docs/serving.md says which clients were tried as they are, and of which date.
 Limits are the server's settings and are checked there, so that one set of limits holds for all formats.
 """
 
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, model_validator
 
 from rag_serving.retrievers.base import Hit
 
@@ -48,18 +50,19 @@ class QueriesRequest(BaseModel):
 
 
 class RetrieveRequest(BaseModel):
-    """Search-R1. Its clients send `topk: null` for the default."""
+    """Search-R1: `queries`; its clients send `topk: null` for the default. SkyRL-gym: one `query`. rLLM: one `query`, and `top_k`."""
 
-    queries: Queries
+    queries: Queries | None = None
+    query: Query | None = None
     topk: TopK | None = None
+    top_k: TopK | None = Field(default=None, description="rLLM's; the answer is in its form then")
     return_scores: bool = False
 
-
-class V1Request(BaseModel):
-    """Ours."""
-
-    queries: Queries
-    top_k: TopK = 5
+    @model_validator(mode="after")
+    def _one_of_two(self) -> RetrieveRequest:
+        if (self.queries is None) == (self.query is None):
+            raise ValueError("give either queries, a list of texts, or query, one text")
+        return self
 
 
 class Document(BaseModel):
@@ -76,18 +79,12 @@ class ScoredDocument(BaseModel):
     score: float
 
 
-class V1Hit(Document):
-    """A passage and its score."""
+class RllmHit(BaseModel):
+    """A passage as rLLM reads it."""
 
+    id: str
+    content: str
     score: float
-
-
-class Timings(BaseModel):
-    """Milliseconds: waiting in the queue and in the engine, each of the request's slowest query, and in all."""
-
-    queue_ms: float
-    engine_ms: float
-    total_ms: float
 
 
 class QueriesResponse(BaseModel):
@@ -103,14 +100,11 @@ class RetrieveResponse(BaseModel):
     result: list[list[ScoredDocument]] | list[list[Document]]
 
 
-class V1Response(BaseModel):
-    """Ours. `cached[i]`: the answer to query i came from the cache."""
+class RllmResponse(BaseModel):
+    """rLLM: hits of its one query."""
 
-    request_id: str
-    index_id: str
-    results: list[list[V1Hit]]
-    cached: list[bool]
-    timings: Timings
+    query: str
+    results: list[RllmHit]
 
 
 class Problem(BaseModel):
@@ -142,6 +136,6 @@ def scored_documents(hits: list[Hit]) -> list[dict]:
     return [{"document": {"id": hit.id, "contents": hit.contents}, "score": hit.score} for hit in hits]
 
 
-def v1_hits(hits: list[Hit]) -> list[dict]:
-    """Return hits in our own form."""
-    return [{"id": hit.id, "contents": hit.contents, "score": hit.score} for hit in hits]
+def rllm_hits(hits: list[Hit]) -> list[dict]:
+    """Return hits as rLLM reads them."""
+    return [{"id": hit.id, "content": hit.contents, "score": hit.score} for hit in hits]

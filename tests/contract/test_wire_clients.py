@@ -65,6 +65,36 @@ def test_a_client_of_search_r1(url, session):
     )
 
 
+def test_a_client_of_skyrl_gym(url, session):
+    payload = {"query": "France", "topk": 2, "return_scores": True}
+    headers = {"Content-Type": "application/json", "Accept": "application/json"}
+    answer = session.post(f"{url}/retrieve", headers=headers, json=payload).json()
+    pretty = []
+    for retrieval in answer.get("result", []):
+        lines = [f"Doc {index + 1}: {item['document']['contents'].strip()}\n" for index, item in enumerate(retrieval)]
+        pretty.append("".join(lines))
+    assert pretty == [f"Doc 1: {PASSAGES[2]}\nDoc 2: {PASSAGES[1]}\n"]
+
+
+def test_a_client_of_slime_reads_documents_without_scores(url, session):
+    payload = {"queries": ["Italy"], "topk": 3, "return_scores": False}
+    found = session.post(f"{url}/retrieve", json=payload).json().get("result", [[]])[0]
+    assert [item.get("contents", "") for item in found] == [PASSAGES[0]]
+
+
+def test_a_client_of_rllm(url, session):
+    answer = session.post(f"{url}/retrieve", json={"query": "France", "top_k": 1}).json()
+    assert [(hit["id"], hit["content"]) for hit in answer.get("results", [])] == [("2", PASSAGES[2])]
+    assert answer["results"][0]["score"] > 0
+
+
+def test_a_client_of_v1_reads_on(url, session):
+    found = session.post(f"{url}/v1/search", json={"queries": ["Italy"], "top_k": 1}).json()["results"][0][0]
+    passage = session.get(f"{url}/v1/passages/{found['id']}").json()
+    assert (passage["contents"], passage["position"], passage["total"]) == (PASSAGES[0], 0, 1)
+    assert session.post(f"{url}/v1/documents", json={"title": "Rome"}).json()["passages"][0]["id"] == "0"
+
+
 def test_a_client_of_v1(url, session):
     answer = session.post(f"{url}/v1/search", json={"queries": ["Italy"], "top_k": 1}).json()
     assert answer["results"][0][0]["contents"] == PASSAGES[0]
@@ -81,7 +111,7 @@ async def test_our_own_client_speaks_it_with_its_token(url):
 
 def test_the_openapi_names_every_path_and_its_problems(url, session):
     document = session.get(f"{url}/openapi.json").json()
-    for path in ("/search", "/batch_search", "/queries", "/retrieve", "/v1/search"):
+    for path in ("/search", "/batch_search", "/queries", "/retrieve", "/v1/search", "/v1/documents"):
         operation = document["paths"][path]["post"]
         assert operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
         assert {"200", "400", "401", "413", "422", "429", "502", "503"} <= set(operation["responses"])

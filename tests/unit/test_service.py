@@ -84,6 +84,10 @@ def test_v1_tells_request_index_scores_timings_and_what_was_cached(http):
         ("/search", {"query": 7}, 422, "format"),
         ("/retrieve", {"queries": "a"}, 422, "format"),
         ("/retrieve", {"queries": ["a"], "topk": "many"}, 422, "format"),
+        ("/retrieve", {"queries": ["a"], "query": "a"}, 422, "format"),
+        ("/retrieve", {"topk": 3}, 422, "format"),
+        ("/retrieve", {"query": ["a"]}, 422, "format"),
+        ("/retrieve", {"query": " "}, 400, "blank"),
         ("/nowhere", {}, 404, "path"),
     ],
 )

@@ -1,0 +1,168 @@
+"""What answers `/v1/…`: search with exclusions and snippets, one passage, a document's passages in order."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from itertools import chain, islice
+from typing import Any
+
+from rag_serving import wire_v1
+from rag_serving.corpus import Corpus
+from rag_serving.lookup import Lookup, title_of
+from rag_serving.operations import request_id
+from rag_serving.retrievers import Opened
+from rag_serving.retrievers.base import Hit
+from rag_serving.service import Answer, Refused, Service
+from rag_serving.snippets import SNIPPET_CHARACTERS, Exclusion, snippet
+
+
+class V1:
+    """Our own API over a service. Passages are read in threads: their pages may have to come from the disk."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._lock = service, threading.Lock()
+        self._lookup: Lookup | None = None
+
+    async def search(self, request: wire_v1.SearchRequest) -> dict[str, Any]:
+        """Answer `/v1/search`.
+
+        Raises:
+            Refused: as `Service.search`.
+        """
+        started = time.perf_counter()
+        excluded = Exclusion(request.exclude_titles, request.exclude_ids)
+        answer, left_out = await self._search(request.queries, request.top_k, excluded)
+        told: dict[str, Any] = {
+            "request_id": request_id.get(), "index_id": self._service.opened.index_id if self._service.opened else "",
+            "results": [
+                [_hit(query, hit, request) for hit in hits] for query, hits in zip(request.queries, answer.hits, strict=True)
+            ],
+            "cached": answer.cached,
+        }  # fmt: skip
+        if excluded:
+            told |= {"excluded": left_out, "missing": [request.top_k - len(hits) for hits in answer.hits]}
+        timings = {
+            "queue_ms": answer.queue_ms,
+            "engine_ms": answer.engine_ms,
+            "total_ms": 1000 * (time.perf_counter() - started),
+        }
+        return told | {"timings": {name: round(value, 3) for name, value in timings.items()}}
+
+    async def _search(self, queries: list[str], k: int, excluded: Exclusion) -> tuple[Answer, list[int]]:
+        """Search for more than k, and once more for much more, until k hits are left of every query."""
+        if not excluded:
+            return await self._service.search(queries, k), []
+        self._service.check(queries, k)
+        limit = self._service.settings.max_top_k
+        answer, kept = await self._without(queries, min(limit, k + 10), excluded)
+        if any(len(rest) < k and len(hits) == min(limit, k + 10) for rest, hits in zip(kept, answer.hits, strict=True)):
+            answer, kept = await self._without(queries, min(limit, 10 * k + 100), excluded)
+        left_out = [len(hits) - len(rest) for rest, hits in zip(kept, answer.hits, strict=True)]
+        return Answer([rest[:k] for rest in kept], answer.cached, answer.queue_ms, answer.engine_ms), left_out
+
+    async def _without(self, queries: list[str], k: int, excluded: Exclusion) -> tuple[Answer, list[list[Hit]]]:
+        answer = await self._service.search(queries, k)
+        return answer, [[hit for hit in hits if excluded.keeps(hit)] for hits in answer.hits]
+
+    async def passage(self, name: str) -> dict[str, Any]:
+        """Answer `/v1/passages/{id}`.
+
+        Raises:
+            Refused: 404 for an unknown id, 501 where the passages are elsewhere, 503 while there is no index.
+        """
+        return await asyncio.to_thread(self._passage, name)
+
+    async def documents(self, request: wire_v1.DocumentsRequest) -> dict[str, Any]:
+        """Answer `/v1/documents`.
+
+        Raises:
+            Refused: as `passage`, and 400 or 413 for more than max_top_k passages or max_queries ids.
+        """
+        settings = self._service.settings
+        stop = request.start + settings.max_top_k if request.stop is None else request.stop
+        if stop - request.start > settings.max_top_k:
+            raise Refused(
+                400, "max_top_k", f"{stop - request.start} passages asked for; the limit max_top_k is {settings.max_top_k}"
+            )
+        if len(request.ids or ()) > settings.max_queries:
+            raise Refused(413, "max_queries", f"{len(request.ids or ())} ids; the limit max_queries is {settings.max_queries}")
+        return await asyncio.to_thread(self._documents, request, stop)
+
+    def _passage(self, name: str) -> dict[str, Any]:
+        opened, corpus = self._opened()
+        lookup = self._looked_up(corpus)
+        row = lookup.row(name)
+        if row is None:
+            raise Refused(404, "passage", f"the index {opened.index_id} has no passage with the id {name[:100]!r}")
+        passage = corpus[row]
+        title = title_of(passage["contents"])
+        rows = lookup.titled(title) if title else [range(row, row + 1)]
+        return {
+            "id": passage["id"], "contents": passage["contents"], "title": title,
+            "position": sum(len(range(run.start, min(run.stop, row))) for run in rows), "total": sum(map(len, rows)),
+        }  # fmt: skip
+
+    def _documents(self, request: wire_v1.DocumentsRequest, stop: int) -> dict[str, Any]:
+        opened, corpus = self._opened()
+        lookup = self._looked_up(corpus)
+        if request.title is not None:
+            runs = lookup.titled(request.title)
+            if not runs:
+                raise Refused(
+                    404, "title", f"the index {opened.index_id} has no passage with the title {request.title[:100]!r}"
+                )
+        else:
+            runs = _merged([run for name in request.ids or () for run in self._named(lookup, name, opened)])
+        rows = islice(chain.from_iterable(runs), request.start, max(request.start, stop))
+        return {
+            "index_id": opened.index_id, "total": sum(map(len, runs)),
+            "passages": [{"id": passage["id"], "contents": passage["contents"]} for passage in map(corpus.__getitem__, rows)],
+        }  # fmt: skip
+
+    @staticmethod
+    def _named(lookup: Lookup, name: str, opened: Opened) -> list[range]:
+        row = lookup.row(name)
+        runs = lookup.document(name) if row is None else [range(row, row + 1)]
+        if not runs:
+            raise Refused(
+                404, "passage", f"the index {opened.index_id} has no passage and no document with the id {name[:100]!r}"
+            )
+        return runs
+
+    def _opened(self) -> tuple[Opened, Corpus]:
+        opened = self._service.opened
+        if opened is None:
+            raise Refused(503, "not_ready", f"there is no index yet ({self._service.stage})")
+        if opened.corpus is None:
+            raise Refused(
+                501,
+                "no_corpus",
+                f"the retriever {opened.engine or opened.index_id} holds no passages of its own; only searches",
+            )
+        return opened, opened.corpus
+
+    def _looked_up(self, corpus: Corpus) -> Lookup:
+        with self._lock:  # an old index is read through once
+            if self._lookup is None:
+                self._lookup = Lookup(corpus)
+            return self._lookup
+
+
+def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest) -> dict[str, Any]:
+    told: dict[str, Any] = {"id": hit.id, "contents": hit.contents[: request.max_characters], "score": hit.score}
+    if request.snippet:
+        told["snippet"] = snippet(query, hit.contents, SNIPPET_CHARACTERS if request.snippet is True else request.snippet)
+    return told
+
+
+def _merged(runs: list[range]) -> list[range]:
+    """Return the same rows in order, each once."""
+    merged: list[range] = []
+    for run in sorted(runs, key=lambda run: run.start):
+        if merged and run.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, run.stop))
+        else:
+            merged.append(run)
+    return merged

@@ -1,0 +1,91 @@
+"""Our own wire formats: search with what agents and leakage tests need, one passage, a document's passages in order."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field, model_validator
+
+from rag_serving.wire import Document, Queries, TopK
+
+Ids = Annotated[
+    list[str],
+    Field(description="ids of passages, or of documents: a passage's id without its number, page of page#3, page-3 and page_3"),
+]
+
+
+class SearchRequest(BaseModel):
+    """Ours."""
+
+    queries: Queries
+    top_k: TopK = 5
+    snippet: bool | Annotated[int, Field(ge=1)] = Field(
+        default=False, description="add the part of the passage around most words of the query; true: 300 characters"
+    )
+    max_characters: int | None = Field(default=None, ge=0, description="cut contents after so many")
+    exclude_titles: list[str] = Field(
+        default=[], description="leave out passages with these titles, the first line of contents"
+    )
+    exclude_ids: Ids = Field(default=[], description="leave out these passages and documents; page* leaves out what begins so")
+
+
+class Hit(Document):
+    """A passage and its score; `snippet` where it was asked for."""
+
+    score: float
+    snippet: str | None = None
+
+
+class Timings(BaseModel):
+    """Milliseconds: waiting in the queue and in the engine, each of the request's slowest query, and in all."""
+
+    queue_ms: float
+    engine_ms: float
+    total_ms: float
+
+
+class SearchResponse(BaseModel):
+    """Ours. `cached[i]`: the answer to query i came from the cache. With exclusions, per query: how many hits were left out,
+    and how many are missing to k.
+    """
+
+    request_id: str
+    index_id: str
+    results: list[list[Hit]]
+    cached: list[bool]
+    timings: Timings
+    excluded: list[int] | None = None
+    missing: list[int] | None = None
+
+
+class DocumentsRequest(BaseModel):
+    """A document's passages, in the order of the corpus: all that have this title, or those with these ids."""
+
+    title: str | None = Field(default=None, description="the first line of contents")
+    ids: Ids | None = None
+    start: int = Field(default=0, ge=0, alias="from", description="the first passage of the document that is wanted, from 0")
+    stop: int | None = Field(
+        default=None, ge=0, alias="to", description="where to end, not included; at most max_top_k further"
+    )
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> DocumentsRequest:
+        if (self.title is None) == (self.ids is None):
+            raise ValueError("give either title or ids")
+        return self
+
+
+class DocumentsResponse(BaseModel):
+    """Passages `from` to `to` of `total`."""
+
+    index_id: str
+    total: int
+    passages: list[Document]
+
+
+class PassageResponse(Document):
+    """One passage; its title, the first line of its contents; which of the passages with this title it is, from 0, and of how many."""
+
+    title: str
+    position: int
+    total: int

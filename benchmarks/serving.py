@@ -27,22 +27,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from load import Load, drive, request
 from tqdm import tqdm
 
+from rag_serving.load import Load, Target, drive, queries
+
 K = 5
-
-
-def queries(index: Path, count: int, words: int = 5, seed: int = 0) -> list[str]:
-    """Return distinct queries of words from random passages."""
-    from rag_serving.corpus import Corpus
-
-    corpus, chosen = Corpus(index), random.Random(seed)
-    found: dict[str, None] = {}
-    while len(found) < count:
-        passage = corpus[chosen.randrange(len(corpus))]["contents"].split()
-        found[" ".join(chosen.sample(passage, min(words, len(passage))))] = None
-    return list(found)
 
 
 def engine_alone(index: Path, retriever: str, asked: list[str]) -> float:
@@ -117,13 +106,15 @@ def free_port() -> int:
 def measure(port: int, clients: int, seconds: float, asked: list[str], repeat: int = 1) -> Load:
     """Drive a server; clients in groups of `repeat` ask the same queries in the same order."""
 
+    target = Target(f"http://127.0.0.1:{port}")
+
     def requests(client: int) -> Iterator[bytes]:
         chosen = random.Random(client // repeat)
         while True:
-            yield request("/search", {"query": chosen.choice(asked), "top_n": K})
+            yield target.request("/search", {"query": chosen.choice(asked), "top_n": K})
 
-    asyncio.run(drive(port, clients, 1.0, requests))  # connections made, threads started
-    return asyncio.run(drive(port, clients, seconds, requests))
+    asyncio.run(drive(target, clients, 1.0, requests))  # connections made, threads started
+    return asyncio.run(drive(target, clients, seconds, requests))
 
 
 def main() -> None:

@@ -1,15 +1,18 @@
-"""The command `rag-serving`: index, serve, config, estimate."""
+"""The command `rag-serving`: index, serve, config, estimate, search, bench."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
+
+URL = "http://127.0.0.1:8000"
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,7 +20,15 @@ def main(arguments: list[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = _parser(arguments).parse_args(arguments)
-        return {"index": _index, "serve": _serve, "config": _config, "estimate": _estimate}[options.command](options)
+        commands = {
+            "index": _index,
+            "serve": _serve,
+            "config": _config,
+            "estimate": _estimate,
+            "search": _search,
+            "bench": _bench,
+        }
+        return commands[options.command](options)
     except ModuleNotFoundError as error:
         print(f"rag-serving: {MissingExtraError(error.name or 'a dependency')}", file=sys.stderr)
     except (ServingError, MissingExtraError) as error:
@@ -65,6 +76,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     estimate.add_argument("--encoder", help="measure this encoder")
     estimate.add_argument("--dimension", type=int, default=768, help="numbers in a vector, without --encoder (default 768)")
     estimate.add_argument("--json", action="store_true", help="bytes and seconds as JSON")
+    _add_clients(commands)
     for name, told in (
         ("serve", "serve an index over HTTP"),
         ("config", "print the settings in force and where each came from"),
@@ -76,6 +88,30 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         if arguments[:1] == [name]:  # the settings' package is only needed by these two
             _add_settings(command)
     return parser
+
+
+def _add_clients(commands: Any) -> None:
+    search = commands.add_parser("search", help="search once, in an index or by a service, and print what is found")
+    search.add_argument("query", help="what to search for")
+    where = search.add_mutually_exclusive_group()
+    where.add_argument("--index", type=Path, help="directory made by `rag-serving index`, searched without a service")
+    where.add_argument("--url", default=URL, help=f"a running service (default {URL})")
+    search.add_argument("-k", type=int, default=5, help="passages (default 5)")
+    search.add_argument("--json", action="store_true", help="one object per hit and line: id, contents, score")
+    bench = commands.add_parser("bench", help="load a service with distinct queries; queries per second and latencies")
+    bench.add_argument("--url", default=URL, help=f"a running service (default {URL})")
+    source = bench.add_mutually_exclusive_group(required=True)
+    source.add_argument("--queries", type=Path, help="file of queries, one a line")
+    source.add_argument("--index", type=Path, help="make queries of words from this index's passages")
+    bench.add_argument("--count", type=int, default=100_000, help="most queries made of an index (default 100,000)")
+    bench.add_argument("--clients", type=int, default=16, help="clients, each with one query at a time (default 16)")
+    bench.add_argument("--seconds", type=float, default=10.0, help="for how long, unless the queries end before (default 10)")
+    bench.add_argument("-k", type=int, default=5, help="passages per query (default 5)")
+    bench.add_argument("--json", action="store_true", help="the figures as JSON")
+    for command in (search, bench):
+        command.add_argument(
+            "--token", default=os.environ.get("RETRIEVAL_TOKEN", ""), help="default: the variable RETRIEVAL_TOKEN"
+        )
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -148,6 +184,27 @@ def _estimate(options: argparse.Namespace) -> int:
 
     print(table(estimate(options.passages, options.corpus, options.words, options.encoder, options.dimension), options.json))
     return 0
+
+
+def _search(options: argparse.Namespace) -> int:
+    from rag_serving.asking import hits_of_index, hits_of_service, shown
+
+    if options.index:
+        hits = hits_of_index(options.index, options.query, options.k)
+    else:
+        hits = hits_of_service(options.url, options.token, options.query, options.k)
+    print("\n".join(map(json.dumps, hits)) if options.json else shown(hits))
+    return 0
+
+
+def _bench(options: argparse.Namespace) -> int:
+    from rag_serving.asking import bench, distinct
+    from rag_serving.load import Target, queries
+
+    asked = queries(options.index, options.count) if options.index else distinct(options.queries)
+    told = bench(Target(options.url, options.token), asked, options.clients, options.seconds, options.k)
+    print(json.dumps(told) if options.json else "\n".join(f"{name:<18} {value}" for name, value in told.items()))
+    return 0 if told["answered"] else 1
 
 
 if __name__ == "__main__":

@@ -1,0 +1,109 @@
+"""What `rag-serving search` and `rag-serving bench` do."""
+
+from __future__ import annotations
+
+import asyncio
+import unicodedata
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rag_serving import ServingError
+from rag_serving.load import Target, drive
+
+
+def hits_of_service(url: str, token: str, query: str, k: int) -> list[dict[str, Any]]:
+    """Return what a running service finds: `id`, `contents`, `score`, best first.
+
+    Raises:
+        ServingError: it does not answer, or refuses.
+    """
+    import httpx
+
+    try:
+        answer = httpx.post(
+            f"{url.rstrip('/')}/v1/search", json={"queries": [query], "top_k": k}, timeout=60,
+            headers={"authorization": f"Bearer {token}"} if token else {},
+        )  # fmt: skip
+        told = answer.json()
+        if answer.status_code != 200:
+            raise ServingError(f"{url} refused with {answer.status_code}: {told['detail']}")
+        return told["results"][0]
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        raise ServingError(f"{url} does not answer ({error}); give the address of a service as --url, or --index DIR") from None
+    except (ValueError, KeyError, TypeError) as error:
+        if isinstance(error, ServingError):
+            raise
+        raise ServingError(f"{url} is no rag-serving: what it answers is not in the form of /v1/search") from None
+
+
+def hits_of_index(index: Path, query: str, k: int) -> list[dict[str, Any]]:
+    """Return what an index finds, searched here.
+
+    Raises:
+        ServingError: it is missing or damaged, or the query is blank or k not positive.
+    """
+    from rag_serving.retrievers import load_index
+
+    if not query.strip() or k < 1:
+        raise ServingError(f"nothing to search for: the query is {query!r} and -k {k}; give words, and 1 or more passages")
+    retriever = load_index(index)
+    try:
+        return [asdict(hit) for hit in retriever.search([query], k)[0]]
+    finally:
+        retriever.close()
+
+
+def shown(hits: Sequence[dict[str, Any]]) -> str:
+    """Return hits to be read in a terminal; what could move its cursor or change its colours is left out."""
+    if not hits:
+        return "nothing found"
+    blocks = []
+    for rank, hit in enumerate(hits, 1):
+        first, *rest = _printable(hit["contents"]).split("\n")
+        head = f"{rank}. {first}   [{_printable(hit['id'])}, {hit['score']:.4g}]"
+        blocks.append("\n".join([head, *(f"   {line}" for line in rest)]))
+    return "\n\n".join(blocks)
+
+
+def _printable(text: str) -> str:
+    return "".join(character for character in text if character == "\n" or not unicodedata.category(character).startswith("C"))
+
+
+def distinct(path: Path) -> list[str]:
+    """Return the distinct lines of a file that are not blank.
+
+    Raises:
+        ServingError: it cannot be read, or has none.
+    """
+    try:
+        lines = (line.strip() for line in path.read_text(encoding="utf-8").splitlines())
+        found = list(dict.fromkeys(line for line in lines if line))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ServingError(f"no queries in {path} ({error}); give a file of one query a line") from None
+    if not found:
+        raise ServingError(f"{path} has no queries; give a file of one query a line")
+    return found
+
+
+def bench(target: Target, queries: Sequence[str], clients: int, seconds: float, k: int) -> dict[str, Any]:
+    """Ask every query once, `clients` at a time, for up to `seconds`; return queries per second, milliseconds, and counts.
+
+    Raises:
+        ServingError: nobody listens there.
+    """
+    left = iter(queries)  # of all clients together, so that no query is asked twice
+
+    def requests(_: int) -> Iterator[bytes]:
+        for query in left:
+            yield target.request("/v1/search", {"queries": [query], "top_k": k})
+
+    load = asyncio.run(drive(target, clients, seconds, requests))
+    refused = {str(status): count for status, count in sorted(load.statuses.items()) if status != 200}
+    return {
+        "queries_per_second": round(load.per_second, 1),
+        **{f"p{share}_ms": round(load.percentile(share / 100), 2) for share in (50, 95, 99)},
+        "answered": load.statuses.get(200, 0), "not_answered": refused, "seconds": round(load.seconds, 2), "clients": clients,
+        "all_asked": next(left, None) is None,
+    }  # fmt: skip

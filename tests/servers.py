@@ -38,9 +38,9 @@ def minilm() -> str:
     return str(Path(spec.origin).parent / "model")
 
 
-def app_over(retriever: Retriever, on_failure=None, **settings: Any) -> FastAPI:
-    """Return the application over a retriever."""
-    return create_app(Settings(**settings), lambda *_: Opened(retriever, "test-index", "test"), on_failure)
+def app_over(retriever: Retriever, on_failure=None, corpus=None, **settings: Any) -> FastAPI:
+    """Return the application over a retriever, and the corpus to read on in."""
+    return create_app(Settings(**settings), lambda *_: Opened(retriever, "test-index", "test", "bm25", corpus), on_failure)
 
 
 def wait_ready(client: httpx.Client) -> None:

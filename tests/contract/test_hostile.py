@@ -10,14 +10,16 @@ from schemathesis.specs.openapi.checks import content_type_conformance, response
 
 from rag_serving.retrievers import DummyRetriever
 from tests.servers import app_over, in_thread
+from tests.unit.test_lookup import PASSAGES, write
 
 RETRIEVER = DummyRetriever([("1", "Rome\nRome is in Italy."), ("2", "Paris\n\x00 € 😀")])
 schema = schemathesis.openapi.from_dict(app_over(RETRIEVER).openapi())
 
 
 @pytest.fixture(scope="module")
-def url():
-    with in_thread(RETRIEVER, max_body_bytes=100_000) as address:
+def url(tmp_path_factory):
+    corpus = write(tmp_path_factory.mktemp("corpus"), PASSAGES)
+    with in_thread(RETRIEVER, corpus=corpus, max_body_bytes=100_000) as address:
         yield address
 
 

@@ -12,9 +12,7 @@ from fastapi.testclient import TestClient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rag_serving.app import create_app
-from rag_serving.retrievers import DummyRetriever, Opened
-from rag_serving.settings import Settings
+from rag_serving.retrievers import DummyRetriever
 from rag_serving.snippets import snippet
 from tests.servers import app_over, wait_ready
 from tests.unit.test_lookup import PASSAGES, write
@@ -32,8 +30,7 @@ def http():
 @pytest.fixture(scope="module")
 def reading(tmp_path_factory):
     corpus = write(tmp_path_factory.mktemp("corpus"), PASSAGES)
-    opened = Opened(DummyRetriever([]), "an-index", "print", "bm25", corpus)
-    with TestClient(create_app(Settings(max_top_k=2, max_queries=3), lambda *_: opened)) as client:
+    with TestClient(app_over(DummyRetriever([]), corpus=corpus, max_top_k=2, max_queries=3)) as client:
         wait_ready(client)
         yield client
 
@@ -98,7 +95,7 @@ def test_a_passage_is_read_by_its_id_with_its_place_in_the_document(reading):
     assert reading.get("/v1/passages/alone").json() == {**PASSAGES[2], "title": "", "position": 0, "total": 1}
     unknown = reading.get("/v1/passages/no/such")
     assert (unknown.status_code, unknown.json()["reason"]) == (404, "passage")
-    assert "an-index has no passage with the id 'no/such'" in unknown.json()["detail"]
+    assert "test-index has no passage with the id 'no/such'" in unknown.json()["detail"]
 
 
 def ids(answer):

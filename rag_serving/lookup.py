@@ -96,7 +96,7 @@ class Lookup:
         Raises:
             IndexingError: a table is damaged or of another corpus.
         """
-        self._corpus = corpus
+        self.corpus = corpus
         files = [corpus.directory / name for name in (IDS, DOCUMENTS)]
         if all(file.is_file() for file in files):
             try:
@@ -114,18 +114,18 @@ class Lookup:
     def row(self, passage: str) -> int | None:
         """Return the row of the passage with this id."""
         for (row,) in _found(self._ids, _hash("id", passage)):
-            if self._corpus[row]["id"] == passage:
+            if self.corpus[row]["id"] == passage:
                 return row
         return None
 
     def titled(self, title: str) -> list[range]:
         """Return the runs of rows with this title, in order."""
         title = bare(title)
-        return [run for run in self._runs("title", title) if title_of(self._corpus[run.start]["contents"]) == title]
+        return [run for run in self._runs("title", title) if title_of(self.corpus[run.start]["contents"]) == title]
 
     def document(self, name: str) -> list[range]:
         """Return the runs of rows whose ids are this name and a number, in order."""
-        return [run for run in self._runs("document", name) if document_of(self._corpus[run.start]["id"]) == name]
+        return [run for run in self._runs("document", name) if document_of(self.corpus[run.start]["id"]) == name]
 
     def _runs(self, kind: str, name: str) -> list[range]:
         return [range(first, end) for first, end in _found(self._documents, _hash(kind, name))]

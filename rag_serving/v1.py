@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
@@ -35,7 +36,7 @@ class V1:
         excluded = Exclusion(request.exclude_titles, request.exclude_ids)
         answer, left_out = await self._search(request.queries, request.top_k, excluded)
         told: dict[str, Any] = {
-            "request_id": request_id.get(), "index_id": self._service.opened.index_id if self._service.opened else "",
+            "request_id": request_id.get(), "index_id": answer.index_id,
             "results": [
                 [_hit(query, hit, request) for hit in hits] for query, hits in zip(request.queries, answer.hits, strict=True)
             ],
@@ -60,7 +61,7 @@ class V1:
         if any(len(rest) < k and len(hits) == min(limit, k + 10) for rest, hits in zip(kept, answer.hits, strict=True)):
             answer, kept = await self._without(queries, min(limit, 10 * k + 100), excluded)
         left_out = [len(hits) - len(rest) for rest, hits in zip(kept, answer.hits, strict=True)]
-        return Answer([rest[:k] for rest in kept], answer.cached, answer.queue_ms, answer.engine_ms), left_out
+        return replace(answer, hits=[rest[:k] for rest in kept]), left_out
 
     async def _without(self, queries: list[str], k: int, excluded: Exclusion) -> tuple[Answer, list[list[Hit]]]:
         answer = await self._service.search(queries, k)
@@ -144,8 +145,8 @@ class V1:
         return opened, opened.corpus
 
     def _looked_up(self, corpus: Corpus) -> Lookup:
-        with self._lock:  # an old index is read through once
-            if self._lookup is None:
+        with self._lock:  # an index without tables is read through once
+            if self._lookup is None or self._lookup.corpus is not corpus:
                 self._lookup = Lookup(corpus)
             return self._lookup
 

@@ -119,8 +119,8 @@ class Settings(BaseSettings):
             )
         if self.retriever == "web" and not self.web_key.get_secret_value():
             raise ValueError("retriever web needs web_key, the key of the search API")
-        if self.retriever == "milvus" and not (self.milvus_uri and self.encoder):
-            raise ValueError("retriever milvus needs milvus_uri and encoder")
+        if self.retriever == "milvus" and not self.milvus_uri:
+            raise ValueError("retriever milvus needs milvus_uri")
         if self.workers > 1 and (self.device != "cpu" or self.retriever in ("web", "milvus")):
             raise ValueError("several workers are for CPU indexes: each would hold its own copy of what is on the device")
         return self

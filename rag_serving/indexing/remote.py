@@ -37,8 +37,11 @@ def fill_milvus(
     for passage in read_corpus(corpus, format):  # a first reading: the whole is checked before anything is written
         digest.update(repr(sorted(passage.items())).encode("utf-8", "replace"))
     built = {
-        "milvus": {"encoder": dense.encoder, "query_prefix": encoder.query_prefix, "passage_prefix": encoder.passage_prefix}
-    }
+        "milvus": {
+            "encoder": dense.encoder, "query_prefix": encoder.query_prefix, "passage_prefix": encoder.passage_prefix,
+            "pooling": dense.pooling, "max_length": dense.max_length,
+        }
+    }  # fmt: skip
     manifest = {
         "format_version": FORMAT_VERSION,
         "index_id": index_id(digest.hexdigest(), built),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["DummyRetriever", "Hit", "Opened", "Retriever", "load_index", "open_retriever"]
 
+log = logging.getLogger("rag_serving")
 Report = Callable[[str], None]
 
 
@@ -62,8 +64,10 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         report("connecting to Milvus")
         from rag_serving.retrievers.milvus import Milvus
 
-        encoder = _encoder(settings, {})
-        retriever = Milvus(settings.milvus_uri, settings.milvus_collection, encoder, settings.milvus_token.get_secret_value())
+        retriever = Milvus(
+            settings.milvus_uri, settings.milvus_collection, lambda filled_with: _encoder(settings, filled_with),
+            settings.milvus_token.get_secret_value(),
+        )  # fmt: skip
         index_id = str(retriever.manifest.get("index_id", settings.milvus_collection))
     else:
         retriever, index_id, engine, corpus = _open_index(settings, report)
@@ -143,9 +147,15 @@ def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str, str
 def _encoder(settings: Settings, built_with: dict[str, Any]) -> Any:
     from rag_serving.retrievers.encoder import Encoder
 
-    prefix = settings.query_prefix if settings.query_prefix is not None else built_with.get("query_prefix")
+    model, prefix = settings.encoder or built_with.get("encoder"), settings.query_prefix
+    if model is None:
+        raise ServingError("what encoder made the vectors is not written beside them; give --encoder, a folder or hub id")
+    if prefix is None:
+        prefix = built_with.get("query_prefix")
+    elif prefix != built_with.get("query_prefix", prefix):
+        log.warning("query_prefix is %r, as the settings say; the index was built for %r", prefix, built_with["query_prefix"])
     return Encoder(
-        settings.encoder or built_with["encoder"], query_prefix=prefix, pooling=built_with.get("pooling"),
+        model, query_prefix=prefix, passage_prefix=built_with.get("passage_prefix"), pooling=built_with.get("pooling"),
         max_length=built_with.get("max_length"), device=settings.device, half=settings.half,
     )  # fmt: skip
 

@@ -99,7 +99,7 @@ class Encoder:
             raise ServingError(f"unknown pooling {pooling!r}; choose one of: {', '.join(POOLING)}")
         known = profile_of(name or model)
         self._batch_size, self.normalize = batch_size, known.normalize
-        self._name, self._options = model, {
+        self.model, self._options = model, {
             "name": name, "query_prefix": query_prefix, "passage_prefix": passage_prefix, "max_length": max_length, "device": device,
             "half": half, "batch_size": batch_size,
         }  # fmt: skip
@@ -139,7 +139,7 @@ class Encoder:
 
     def pooled(self, pooling: str) -> Encoder:
         """Return the same encoder with another pooling."""
-        return Encoder(self._name, pooling=pooling, **self._options)
+        return Encoder(self.model, pooling=pooling, **self._options)
 
     def _vectors(self, encode: Any, texts: Sequence[str], prefix: str) -> np.ndarray:
         vectors = encode(

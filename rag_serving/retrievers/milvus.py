@@ -2,21 +2,26 @@
 
 Milvus was chosen because one client speaks to all sizes of it: a file (milvus-lite, used by the tests), one server, a cluster; and
 because a collection can hold the passages beside their vectors, so nothing of the corpus is needed where the service runs.
-The collection carries the manifest of the corpus that it was filled from.
+The collection carries the manifest of the corpus that it was filled from: the encoder, its prefixes, pooling and length are served as
+they were filled. Errors tell neither address nor what Milvus says, which may hold a password or a passage.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any
+
+import numpy as np
 
 from rag_serving import IndexingError, MissingExtraError, ServingError
 from rag_serving.retrievers.base import Hit, Retriever
 from rag_serving.retrievers.encoder import Encoder
 
 MAX_ID_BYTES, MAX_CONTENTS_BYTES = 512, 65_535
+SAME = 0.9  # cosine of two vectors of one passage: half precision costs less than 0.01, another model gives about 0
 
 
 def _client(uri: str, token: str) -> Any:
@@ -28,35 +33,74 @@ def _client(uri: str, token: str) -> Any:
     try:
         return MilvusClient(uri, token=token)
     except (MilvusException, ValueError) as error:
-        raise ServingError(f"no Milvus at {uri}: {error}") from error
+        told = f"{type(error).__name__}, code {getattr(error, 'code', 'none')}"
+        raise ServingError(f"no Milvus at {_where(uri)} ({told}); see its address and its token") from None
+
+
+def _where(uri: str) -> str:
+    """Return a URI without user and password."""
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+
+
+@contextlib.contextmanager
+def _telling(collection: str) -> Iterator[None]:
+    """Turn an error of Milvus' into one that can be shown to a client."""
+    from pymilvus.exceptions import MilvusException
+
+    try:
+        yield
+    except MilvusException as error:
+        raise ServingError(f"Milvus failed with collection {collection!r}: {type(error).__name__}, code {error.code}") from None
+
+
+def _manifest(described: dict[str, Any]) -> dict[str, Any]:
+    try:
+        told = json.loads(described.get("properties", {}).get("manifest") or described.get("description") or "{}")
+    except json.JSONDecodeError:
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 class Milvus(Retriever):
     """The passages of a collection that are nearest to the query by inner product."""
 
-    def __init__(self, uri: str, collection: str, encoder: Encoder, token: str = "", timeout_s: float = 30.0) -> None:
-        """Connect.
+    def __init__(
+        self, uri: str, collection: str, encoder: Callable[[dict[str, Any]], Encoder], token: str = "", timeout_s: float = 30.0
+    ) -> None:
+        """Connect. `encoder` makes the encoder of what the collection says that it was filled with (empty if it says nothing).
 
         Raises:
             ServingError: there is no server, or no such collection, or it was filled with another encoder's vectors.
             MissingExtraError: a package of the `milvus` extra is not installed.
         """
-        self._milvus, self._collection, self._encoder, self._timeout_s = _client(uri, token), collection, encoder, timeout_s
-        if not self._milvus.has_collection(collection):
-            raise IndexingError(f"{uri} has no collection {collection!r}; fill one with: rag-serving index --milvus {uri} …")
-        described = self._milvus.describe_collection(collection)
-        try:
-            told = described.get("properties", {}).get("manifest") or described.get("description") or "{}"
-            self.manifest: dict[str, Any] = json.loads(told)
-        except json.JSONDecodeError:
-            self.manifest = {}
-        vectors = next((field for field in described["fields"] if field["name"] == "vector"), None)
-        if vectors is None or int(vectors["params"]["dim"]) != encoder.dimension:
-            raise IndexingError(
-                f"collection {collection!r} does not hold vectors of {encoder.dimension} numbers, as the encoder makes"
-            )
-        self._milvus.load_collection(collection)
-        self._size = int(self._milvus.get_collection_stats(collection)["row_count"])
+        self._milvus, self._collection, self._timeout_s = _client(uri, token), collection, timeout_s
+        with _telling(collection):
+            if not self._milvus.has_collection(collection):
+                where = _where(uri)
+                raise IndexingError(
+                    f"{where} has no collection {collection!r}; fill one with: rag-serving index --milvus {where} …"
+                )
+            described = self._milvus.describe_collection(collection)
+            self.manifest = _manifest(described)
+            filled_with = self.manifest.get("engines", {}).get("milvus", {})
+            self._encoder = encoder(filled_with)
+            vectors = next((field for field in described["fields"] if field["name"] == "vector"), None)
+            self._milvus.load_collection(collection)
+            self._size = int(self._milvus.get_collection_stats(collection)["row_count"])
+            if vectors is None or int(vectors["params"]["dim"]) != self._encoder.dimension or not self._same_vectors():
+                raise IndexingError(
+                    f"collection {collection!r} was filled with the encoder {filled_with.get('encoder', 'unknown')!r}; "
+                    f"{self._encoder.model!r} makes other vectors: leave --encoder out, or fill another collection with it"
+                )
+
+    def _same_vectors(self) -> bool:
+        """Whether the encoder makes of a passage of the collection the vector that lies beside it; a model's name says little."""
+        rows = self._milvus.query(self._collection, filter='id != ""', limit=1, output_fields=["contents", "vector"])
+        if not rows:
+            return True
+        there, here = np.asarray(rows[0]["vector"], dtype=np.float32), self._encoder.passages([rows[0]["contents"]])[0]
+        return float(there @ here) > SAME
 
     @property
     def size(self) -> int:
@@ -65,14 +109,16 @@ class Milvus(Retriever):
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         if not queries or k < 1:
             return [[] for _ in queries]
-        found = self._milvus.search(
-            self._collection,
-            data=self._encoder.queries(queries).tolist(),
-            limit=k,
-            output_fields=["contents"],
-            search_params={"metric_type": "IP"},
-            timeout=self._timeout_s,
-        )
+        vectors = self._encoder.queries(queries).tolist()
+        with _telling(self._collection):
+            found = self._milvus.search(
+                self._collection,
+                data=vectors,
+                limit=k,
+                output_fields=["contents"],
+                search_params={"metric_type": "IP"},
+                timeout=self._timeout_s,
+            )
         return [[Hit(str(hit["id"]), hit["entity"]["contents"], float(hit["distance"])) for hit in hits] for hits in found]
 
     def close(self) -> None:
@@ -92,7 +138,7 @@ def fill(
     """Make the collection, write passages and vectors by their ids, return how many. Written again, a passage replaces itself.
 
     Raises:
-        IndexingError: an id or a passage is longer than Milvus takes.
+        IndexingError: an id or a passage is longer than Milvus takes, or the collection was filled with another encoder or its settings.
     """
     from pymilvus import DataType
 
@@ -107,6 +153,8 @@ def fill(
         # milvus-lite keeps no description, so the manifest is a property too
         properties = {"manifest": json.dumps(manifest)}
         milvus.create_collection(collection, schema=schema, index_params=index, properties=properties)
+    else:
+        _refuse_mixture(_manifest(milvus.describe_collection(collection)), manifest, collection)
     written = 0
     for rows in _batches(passages, batch):
         for row in rows:
@@ -119,6 +167,16 @@ def fill(
         written += len(rows)
     milvus.close()
     return written
+
+
+def _refuse_mixture(there: dict[str, Any], here: dict[str, Any], collection: str) -> None:
+    old, new = (manifest.get("engines", {}).get("milvus", {}) for manifest in (there, here))
+    # what an older version did not write cannot be compared
+    if other := [name for name in old if name in new and old[name] != new[name]]:
+        told = "; ".join(f"{name} {old[name]!r}, now {new[name]!r}" for name in other)
+        raise IndexingError(
+            f"collection {collection!r} was filled otherwise ({told}): fill another --collection, or drop this one"
+        )
 
 
 def _batches(rows: Iterable[dict[str, str]], size: int) -> Iterator[list[dict[str, str]]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -235,6 +236,80 @@ def test_milvus_holds_passages_and_vectors_and_is_searched_like_an_index(corpus,
     opened.retriever.close()
     with pytest.raises(ServingError, match="no collection 'other'"):
         open_retriever(Settings(retriever="milvus", milvus_uri=uri, milvus_collection="other", encoder=minilm()))
+
+
+@pytest.fixture(scope="module")
+def collection(corpus, tmp_path_factory):
+    """A collection filled with settings that are not the model's own."""
+    from rag_serving.cli import main
+
+    uri = str(tmp_path_factory.mktemp("milvus") / "milvus.db")
+    command = ["index", "--corpus", str(corpus), "--milvus", uri, "--encoder", minilm(), "--collection", "own"]
+    own = ["--query-prefix", "find: ", "--passage-prefix", "text: ", "--pooling", "cls", "--max-length", "12"]
+    assert main([*command, *own]) == 0
+    return uri, command
+
+
+@pytest.mark.slow
+def test_a_collection_is_served_with_what_it_was_filled_with(collection, caplog):
+    from rag_serving.retrievers import open_retriever
+    from rag_serving.settings import Settings
+
+    def opened(**more):
+        retriever = open_retriever(
+            Settings(retriever="milvus", milvus_uri=collection[0], milvus_collection="own", **more)
+        ).retriever
+        retriever.close()
+        return retriever._encoder
+
+    wanted = Encoder(minilm(), query_prefix="find: ", pooling="cls", max_length=12)
+    text = ["a question that has more than twelve words, which is where the passages were cut when they were sent"]
+    assert np.allclose(opened().queries(text), wanted.queries(text), atol=1e-5)
+    assert not caplog.records
+    assert opened(query_prefix="other: ").query_prefix == "other: "
+    assert "query_prefix is 'other: ', as the settings say; the index was built for 'find: '" in caplog.text
+
+
+@pytest.mark.slow
+def test_a_collection_of_another_encoder_is_refused_with_both_names(collection, cross_encoder, capsys, tmp_path):
+    from rag_serving.cli import main
+    from rag_serving.retrievers import open_retriever
+    from rag_serving.settings import Settings
+
+    small = {"retriever": "milvus", "milvus_uri": collection[0], "milvus_collection": "own", "encoder": cross_encoder}
+    with pytest.raises(ServingError, match=f"filled with the encoder '{minilm()}'; '{cross_encoder}' makes other vectors"):
+        open_retriever(Settings(**small))
+    copy = tmp_path / "another"  # its vectors are as long
+    shutil.copytree(minilm(), copy)
+    weights = copy / "model.safetensors"
+    from safetensors.torch import load_file, save_file
+
+    save_file({name: -value.flip(0).contiguous() for name, value in load_file(weights).items()}, weights, {"format": "pt"})
+    with pytest.raises(ServingError, match=f"filled with the encoder '{minilm()}'; '{copy}' makes other vectors"):
+        open_retriever(Settings(**{**small, "encoder": str(copy)}))
+    assert main(collection[1]) == 1  # with other settings into the same collection
+    assert "was filled otherwise (query_prefix 'find: ', now ''" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_errors_of_milvus_tell_no_password_and_no_passage(collection, monkeypatch):
+    from pymilvus import MilvusClient
+    from pymilvus.exceptions import MilvusException
+
+    from rag_serving.retrievers import open_retriever
+    from rag_serving.settings import Settings
+
+    def failing(*_, **__):
+        raise MilvusException(5, "http://root:pass-word@host said: Bakers mix flour")
+
+    opened = open_retriever(Settings(retriever="milvus", milvus_uri=collection[0], milvus_collection="own"))
+    monkeypatch.setattr(MilvusClient, "search", failing)
+    with pytest.raises(ServingError, match=r"collection 'own': MilvusException, code 5$"):
+        opened.retriever.search(["flour"], 1)
+    opened.retriever.close()
+    monkeypatch.setattr(MilvusClient, "__init__", failing)
+    with pytest.raises(ServingError, match=r"no Milvus at http://host:1 \(MilvusException, code 5\)"):
+        open_retriever(Settings(retriever="milvus", milvus_uri="http://root:pass-word@host:1", milvus_token="root:pass-word"))
 
 
 def test_random_passages_depend_on_the_query_alone(index):

@@ -50,7 +50,7 @@ def test_lists_are_comma_separated_and_tokens_are_never_printed(monkeypatch, cap
         ({"port": "many"}, r"port \(flag\)"),
         ({"max_queries": "10", "max_queue": "5"}, "could never be served"),
         ({"retriever": "web"}, "web_key"),
-        ({"retriever": "milvus"}, "milvus_uri and encoder"),
+        ({"retriever": "milvus"}, "needs milvus_uri"),
         ({"retriever": "bm52"}, "'bm25'"),
         ({"workers": "2", "device": "cuda"}, "several workers are for CPU indexes"),
     ],

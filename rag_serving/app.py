@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
+import orjson
 from fastapi import FastAPI, Request, Response, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
@@ -111,7 +112,7 @@ def create_app(
                     request = request_model.model_validate_json(body)
                 except ValidationError as error:
                     raise Refused(422, "format", _told(error)) from None
-                return to_json(await handler(request))
+                return orjson.dumps(await handler(request))
 
             async def endpoint(request: Request) -> Response:
                 return Response(await answer(await request.body()), media_type="application/json")

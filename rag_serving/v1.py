@@ -9,6 +9,8 @@ from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
 
+import orjson
+
 from rag_serving import wire_v1
 from rag_serving.corpus import Corpus
 from rag_serving.lookup import Lookup, title_of
@@ -151,7 +153,9 @@ class V1:
             return self._lookup
 
 
-def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest) -> dict[str, Any]:
+def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest) -> Any:
+    if hit.line is not None and request.max_characters is None and not request.snippet:
+        return orjson.Fragment(hit.line[:-1] + b', "score": ' + orjson.dumps(hit.score) + b"}")
     told: dict[str, Any] = {"id": hit.id, "contents": hit.contents[: request.max_characters], "score": hit.score}
     if request.snippet:
         told["snippet"] = snippet(query, hit.contents, SNIPPET_CHARACTERS if request.snippet is True else request.snippet)

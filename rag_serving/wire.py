@@ -14,8 +14,9 @@ Limits are the server's settings and are checked there, so that one set of limit
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
+import orjson
 from pydantic import BaseModel, Field, model_validator
 
 from rag_serving.retrievers.base import Hit
@@ -121,9 +122,14 @@ Scored = list[Documents | list[float]]
 ScoredBatch = list[list[Documents] | list[list[float]]]
 
 
-def documents(hits: list[Hit]) -> list[dict]:
+def passage(hit: Hit) -> Any:
+    """Return a hit's ``{"id", "contents"}``, to be encoded by orjson: a corpus' line as it is."""
+    return orjson.Fragment(hit.line) if hit.line is not None else hit.passage
+
+
+def documents(hits: list[Hit]) -> list[Any]:
     """Return hits without their scores."""
-    return [{"id": hit.id, "contents": hit.contents} for hit in hits]
+    return [passage(hit) for hit in hits]
 
 
 def scores(hits: list[Hit]) -> list[float]:
@@ -131,9 +137,9 @@ def scores(hits: list[Hit]) -> list[float]:
     return [hit.score for hit in hits]
 
 
-def scored_documents(hits: list[Hit]) -> list[dict]:
+def scored_documents(hits: list[Hit]) -> list[dict[str, Any]]:
     """Return hits as Search-R1 nests them."""
-    return [{"document": {"id": hit.id, "contents": hit.contents}, "score": hit.score} for hit in hits]
+    return [{"document": passage(hit), "score": hit.score} for hit in hits]
 
 
 def rllm_hits(hits: list[Hit]) -> list[dict]:

@@ -163,7 +163,7 @@ def create_app(
     async def v1_documents(request: wire_v1.DocumentsRequest) -> Any:
         return await ours.documents(request)
 
-    @app.get("/v1/passages/{id:path}", tags=["v1"], response_model=wire_v1.PassageResponse)
+    @app.get("/v1/passages/{id:path}", tags=["v1"], response_model=wire_v1.PassageResponse, dependencies=guarded)
     async def v1_passage(id: str) -> Response:
         """One passage by its id, percent-encoded."""
         return _json(await ours.passage(id))

@@ -67,7 +67,10 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     index.add_argument("--max-length", type=int, default=256, help="dense: tokens of a passage that are read (default 256)")
     index.add_argument("--device", default="cpu", help="dense: cpu, cuda, cuda:1 … (default cpu)")
     index.add_argument("--milvus", help="fill a Milvus collection instead: http://host:19530, or a file for milvus-lite")
-    index.add_argument("--milvus-token", default="", help="user:password or API key")
+    token = "RAG_SERVING_MILVUS_TOKEN"
+    index.add_argument(
+        "--milvus-token", default=os.environ.get(token, ""), help=f"user:password or API key; prefer {token}: flags can be seen"
+    )
     index.add_argument("--collection", default="passages", help="its name (default passages)")
     estimate = commands.add_parser("estimate", help="memory, disk and time of an index before it is built")
     estimate.add_argument("--passages", type=int, help="how many; default: as many as --corpus seems to have")
@@ -168,7 +171,12 @@ def _index(options: argparse.Namespace) -> int:
 def _serve(options: argparse.Namespace) -> int:
     from rag_serving.server import serve
 
-    return serve(_settings(options)[0])
+    settings, origins = _settings(options)
+    for name in ("tokens", "web_key", "milvus_token"):
+        if origins[name] == "flag":
+            told = f"--{name.replace('_', '-')} can be seen in the process list; prefer RAG_SERVING_{name.upper()}"
+            print(f"rag-serving: {told}{' or --tokens-file' if name == 'tokens' else ''}", file=sys.stderr)
+    return serve(settings)
 
 
 def _config(options: argparse.Namespace) -> int:

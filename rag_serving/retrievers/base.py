@@ -6,6 +6,7 @@ import json
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from urllib.parse import urlsplit
 
 
 class Hit:
@@ -81,6 +82,12 @@ class Retriever(ABC):
 
     def close(self) -> None:  # noqa: B027 - most have nothing to close
         """Give back what is held. Called once, by the thread that searched."""
+
+
+def shown(address: str) -> str:
+    """Return a URL's scheme, host and port, for messages: user, path and query may hold a key. A file's path stays."""
+    parts = urlsplit(address)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}" if parts.netloc else address
 
 
 class DummyRetriever(Retriever):

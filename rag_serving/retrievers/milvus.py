@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from rag_serving import IndexingError, MissingExtraError, ServingError
-from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.base import Hit, Retriever, shown
 from rag_serving.retrievers.encoder import Encoder
 
 MAX_ID_BYTES, MAX_CONTENTS_BYTES = 512, 65_535
@@ -34,13 +34,7 @@ def _client(uri: str, token: str) -> Any:
         return MilvusClient(uri, token=token)
     except (MilvusException, ValueError) as error:
         told = f"{type(error).__name__}, code {getattr(error, 'code', 'none')}"
-        raise ServingError(f"no Milvus at {_where(uri)} ({told}); see its address and its token") from None
-
-
-def _where(uri: str) -> str:
-    """Return a URI without user and password."""
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}"
+        raise ServingError(f"no Milvus at {shown(uri)} ({told}); see its address and its token") from None
 
 
 @contextlib.contextmanager
@@ -77,7 +71,7 @@ class Milvus(Retriever):
         self._milvus, self._collection, self._timeout_s = _client(uri, token), collection, timeout_s
         with _telling(collection):
             if not self._milvus.has_collection(collection):
-                where = _where(uri)
+                where = shown(uri)
                 raise IndexingError(
                     f"{where} has no collection {collection!r}; fill one with: rag-serving index --milvus {where} …"
                 )

@@ -10,10 +10,9 @@ import json
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from rag_serving import MissingExtraError, ServingError
-from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.base import Hit, Retriever, shown
 
 RETRY_S = 300.0  # an empty answer, or a page that could not be read, is asked for again after this
 
@@ -105,9 +104,9 @@ class WebSearch(Retriever):
             return [result for result in results if isinstance(result, dict) and "link" in result]
         except (httpx.HTTPError, httpx.InvalidURL, ValueError, AttributeError, TypeError) as error:
             # neither the address nor what the error says: both may hold a key, and the message goes to the client
-            host, status = urlsplit(self._url).hostname, getattr(getattr(error, "response", None), "status_code", None)
+            status = getattr(getattr(error, "response", None), "status_code", None)
             told = f"HTTP {status}" if status else type(error).__name__
-            raise ServingError(f"the web search at {host} failed: {told}; see web_url and web_key") from None
+            raise ServingError(f"the web search at {shown(self._url)} failed: {told}; see web_url and web_key") from None
 
     def _page(self, link: str) -> str:
         """Return the page's main text; empty where there is none to be had, which is asked again after `RETRY_S`."""

@@ -15,7 +15,7 @@ from rag_serving import IndexingError, ServingError
 from rag_serving.indexing import DenseOptions, build_index
 from rag_serving.indexing.synthetic import synthetic
 from rag_serving.retrievers import load_index
-from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.base import Hit, Retriever, shown
 from rag_serving.retrievers.encoder import Encoder, profile_of
 from rag_serving.retrievers.hybrid import Hybrid
 from tests.servers import minilm
@@ -213,6 +213,18 @@ def test_reranking_orders_the_first_hits_by_the_cross_encoders_score(index, cros
     assert len(found[1]) == 2
     with pytest.raises(ServingError, match="no cross-encoder"):
         load_index(index, reranker="/nowhere")
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("https://user:key@a.example:1/key?key=key#key", "https://a.example:1"),
+        ("http://a.example:19530", "http://a.example:19530"),
+        ("folder/passages.db", "folder/passages.db"),
+    ],
+)
+def test_an_address_is_shown_without_what_may_be_secret_in_it(address, told):
+    assert shown(address) == told
 
 
 @pytest.mark.slow

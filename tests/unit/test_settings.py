@@ -43,12 +43,36 @@ def test_lists_are_comma_separated_and_tokens_are_never_printed(monkeypatch, cap
     assert "environment RAG_SERVING_TOKENS" in lines["tokens"]
 
 
+def test_tokens_come_from_a_file_too_one_per_line(tmp_path, capsys):
+    file = tmp_path / "tokens"
+    file.write_text("alpha\n\n  beta \n")
+    settings, _ = load_settings({"tokens": "gamma", "tokens_file": str(file)})
+    assert [token.get_secret_value() for token in settings.tokens] == ["gamma", "alpha", "beta"]
+    assert main(["config", "--tokens-file", str(file)]) == 0
+    assert "alpha" not in capsys.readouterr().out
+
+
+def test_a_file_of_tokens_that_holds_none_is_no_permission_for_everybody(tmp_path):
+    (tmp_path / "empty").write_text("\n")
+    for name, says in (("empty", "holds no token"), ("missing", "cannot be read")):
+        with pytest.raises(ServingError, match=says):
+            load_settings({"tokens_file": str(tmp_path / name)})
+
+
+def test_a_secret_given_as_a_flag_is_warned_of(tmp_path, capsys):
+    assert main(["serve", "--index", str(tmp_path / "none"), "--tokens", "alpha"]) == 1
+    told = capsys.readouterr().err
+    assert "--tokens-file" in told
+    assert "alpha" not in told
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
         ({"max_batch": "0"}, r"max_batch \(flag\)"),
         ({"port": "many"}, r"port \(flag\)"),
         ({"max_queries": "10", "max_queue": "5"}, "could never be served"),
+        ({"max_top_k": "10", "max_passages": "9"}, "could never be served"),
         ({"retriever": "web"}, "web_key"),
         ({"retriever": "milvus"}, "needs milvus_uri"),
         ({"retriever": "bm52"}, "'bm25'"),

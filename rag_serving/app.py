@@ -45,11 +45,15 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
 
 
 def create_app(
-    settings: Settings | None = None, load: Load = open_retriever, on_failure: Callable[[], None] | None = None
+    settings: Settings | None = None,
+    load: Load = open_retriever,
+    on_failure: Callable[[], None] | None = None,
+    on_hang_at_end: Callable[[], None] | None = None,
 ) -> FastAPI:
     """Return the application; `load` makes the retriever and is called once, in the background, when the server starts.
 
-    `on_failure` is called if loading fails (the command line ends the server then).
+    `on_failure` is called if loading fails (the command line ends the server then); `on_hang_at_end` if the engine still hangs when
+    everything else has ended (its thread would keep the process for ever).
     """
     settings = settings or Settings()
     service = Service(settings, load)
@@ -67,6 +71,8 @@ def create_app(
                 raise RuntimeError("the index could not be loaded")
         yield
         await service.stop()
+        if service.hangs and on_hang_at_end is not None:
+            on_hang_at_end()
 
     app = FastAPI(
         title="rag-serving",

@@ -58,9 +58,13 @@ def _reloadable(settings: Settings, index_id: str | None = None, on_failure: Any
     """Return the application; from now on SIGHUP makes this process load the index again."""
     from rag_serving.app import create_app
 
-    app = create_app(settings, _Expecting(index_id), on_failure)
+    app = create_app(settings, _Expecting(index_id), on_failure, on_hang_at_end=_end_process)
     signal.signal(signal.SIGHUP, lambda *_: getattr(app.state, "reload", _nothing)())
     return app
+
+
+def _end_process() -> None:
+    os._exit(1)
 
 
 def _prepare_process(settings: Settings) -> None:

@@ -13,6 +13,7 @@ import threading
 import time
 
 import httpx
+import psutil
 import pytest
 
 from rag_serving.indexing import DenseOptions, build_index
@@ -224,6 +225,33 @@ def test_several_workers_are_counted_together_and_end_together(index):
         assert "rag_ready 2.0" in text
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/livez")
+
+
+def test_a_worker_that_died_is_no_longer_counted_as_ready(index):
+    flags = ("--index", str(index), "--retriever", "bm25", "--workers", "2", "--log-level", "WARNING")
+    with serving(*flags) as (url, server):
+
+        def ready() -> str:
+            return next(line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith("rag_ready "))
+
+        def until_two() -> None:
+            until = time.monotonic() + 60
+            while ready() != "rag_ready 2.0":
+                assert time.monotonic() < until, ready()
+                time.sleep(0.2)
+
+        until_two()
+        workers = psutil.Process(server.pid).children()
+        victim = next(worker for worker in workers if "spawn_main" in " ".join(worker.cmdline()))
+        victim.kill()
+        victim.wait(10)
+        new = set(psutil.Process(server.pid).children()) - set(workers)
+        while not new:
+            time.sleep(0.1)
+            new = set(psutil.Process(server.pid).children()) - set(workers)
+        time.sleep(1)  # before the new one is ready, or after: never three
+        assert ready() in ("rag_ready 1.0", "rag_ready 2.0")
+        until_two()
 
 
 @pytest.mark.parametrize("workers", ["1", "2"])

@@ -278,7 +278,7 @@ def test_an_engine_that_hangs_makes_the_service_unready_until_it_answers_again()
                 self.gate.wait(30)
             return super().search(queries, k)
 
-    with TestClient(app_over(Hanging(PASSAGES), engine_timeout_s=0.1)) as client:
+    with TestClient(app_over(Hanging(PASSAGES), engine_timeout_s=0.5)) as client:
         wait_ready(client)
         assert client.get("/readyz").status_code == 200
         answer = client.post("/search", json={"query": "hang"})
@@ -292,6 +292,26 @@ def test_an_engine_that_hangs_makes_the_service_unready_until_it_answers_again()
         wait_ready(client)
         assert "rag_ready 1.0" in client.get("/metrics").text
         assert client.post("/search", json={"query": "italy"}).status_code == 200
+
+
+def test_an_engine_that_still_hangs_when_the_server_ends_is_told():
+    told, gate = threading.Event(), threading.Event()
+
+    class Hanging(DummyRetriever):
+        def search(self, queries, k):
+            if "hang" in queries:
+                gate.wait(30)
+            return super().search(queries, k)
+
+    def load(*_):
+        return Opened(Hanging(PASSAGES), "i", "f")
+
+    for query, hangs in (("italy", False), ("hang", True)):
+        with TestClient(create_app(Settings(engine_timeout_s=0.5), load, on_hang_at_end=told.set)) as client:
+            wait_ready(client)
+            client.post("/search", json={"query": query})
+        assert told.is_set() is hangs
+    gate.set()
 
 
 def test_an_engine_that_fails_is_a_502_and_the_service_goes_on():

@@ -21,7 +21,7 @@ def snippet(query: str, contents: str, characters: int = SNIPPET_CHARACTERS) -> 
     asked = {word.casefold() for word in _WORD.findall(query)}
     # short words are mostly of grammar; they count where there are no others
     asked = {word for word in asked if len(word) > 3} or asked
-    found = [match for match in _WORD.finditer(text) if match[0].casefold() in asked]
+    found = [match for match in _WORD.finditer(text) if match[0].casefold() in asked and len(match[0]) <= characters]
     best, begin, end, first = 0, 0, 0, 0
     inside: Counter[str] = Counter()
     for match in found:

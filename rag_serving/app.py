@@ -178,7 +178,7 @@ def create_app(
         opened = service.opened
         return {
             "status": service.status,
-            "stage": service.stage,
+            "stage": str(service.damage or service.stage),
             "seconds": round(time.monotonic() - service.started, 1),
             "index_id": opened.index_id if opened else None,
             "engine": opened.engine if opened else None,
@@ -196,16 +196,17 @@ def create_app(
 
     @app.get("/readyz", tags=["operations"])
     async def readyz() -> Response:
-        """200 once the index is loaded and warm; until then 503 with the stage of loading, and 503 while the engine hangs."""
-        return _json(state(), 200 if service.ready else 503)
+        """200 once the index is loaded and warm; until then 503 with the stage of loading, and 503 while the engine hangs or is damaged."""
+        return _json(state(), 200 if service.healthy else 503)
 
     @app.get("/health", tags=["ReSearch"])
     async def health() -> Response:
         """As ReSearch's clients expect it."""
-        status = "healthy" if service.ready else service.status
-        return _json(
-            {"status": status, "retrievers": {"total": 1, "available": int(service.ready)}}, 200 if service.ready else 503
-        )
+        told = {
+            "status": "healthy" if service.healthy else service.status,
+            "retrievers": {"total": 1, "available": int(service.healthy)},
+        }
+        return _json(told, 200 if service.healthy else 503)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse, dependencies=guarded)
     async def prometheus() -> Response:

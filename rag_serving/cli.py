@@ -1,4 +1,4 @@
-"""The command `rag-serving`: index, serve, config, estimate, search, bench."""
+"""The command `rag-serving`: index, serve, config, estimate, verify, search, bench."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
             "serve": _serve,
             "config": _config,
             "estimate": _estimate,
+            "verify": _verify,
             "search": _search,
             "bench": _bench,
         }
@@ -79,6 +80,8 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     estimate.add_argument("--encoder", help="measure this encoder")
     estimate.add_argument("--dimension", type=int, default=768, help="numbers in a vector, without --encoder (default 768)")
     estimate.add_argument("--json", action="store_true", help="bytes and seconds as JSON")
+    verify = commands.add_parser("verify", help="read an index whole: hashes, structure, passages found by their own words")
+    verify.add_argument("index", type=Path, help="directory made by `rag-serving index`")
     _add_clients(commands)
     for name, told in (
         ("serve", "serve an index over HTTP"),
@@ -213,6 +216,14 @@ def _bench(options: argparse.Namespace) -> int:
     told = bench(Target(options.url, options.token), asked, options.clients, options.seconds, options.k)
     print(json.dumps(told) if options.json else "\n".join(f"{name:<18} {value}" for name, value in told.items()))
     return 0 if told["answered"] else 1
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from rag_serving.indexing.verify import verify
+
+    for line in verify(options.index):
+        print(line)
+    return 0
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ REFUSED = Counter("rag_refused", "Requests refused", ["reason"])
 ENGINE_FAILURES = Counter("rag_engine_failures", "Searches that raised")
 RELOADS = Counter("rag_reloads", "Reloads of the index: done or failed", ["outcome"])
 SERVED = Gauge("rag_index", "Workers that serve the index of this name", ["index_id"], multiprocess_mode="livesum")
+DAMAGED = Gauge("rag_index_damaged", "Workers that serve an index with a file of another hash", multiprocess_mode="livesum")
 READY = Gauge("rag_ready", "Workers that are ready", multiprocess_mode="livesum")
 
 

@@ -55,6 +55,7 @@ class Service:
         self._opened: Opened | None = None
         self._first: Opened | None = None  # what the queue made at the start asks, also while a reload drains it
         self.failure: BaseException | None = None
+        self.damage: ServingError | None = None
         self.stage, self.started = "starting", time.monotonic()
         self.settled = threading.Event()  # ready, or failed for good
 
@@ -70,8 +71,15 @@ class Service:
 
     @property
     def status(self) -> str:
-        """`ready`, `hangs`, `failed` or `loading`."""
-        return "ready" if self.ready else "hangs" if self.hangs else "failed" if self.failure else "loading"
+        """`ready`, `hangs`, `failed` (not loaded, or damaged) or `loading`."""
+        if self.failure or self.damage:
+            return "failed"
+        return "hangs" if self.hangs else "ready" if self.ready else "loading"
+
+    @property
+    def healthy(self) -> bool:
+        """Whether it is ready and no file of the index was found to be another one; one that is not goes on answering."""
+        return self.ready and self.damage is None
 
     @property
     def opened(self) -> Opened | None:
@@ -167,6 +175,17 @@ class Service:
         if old is not None:
             metrics.SERVED.labels(old.index_id).set(0)
         metrics.SERVED.labels(new.index_id).set(1)
+        self.damage = None
+        metrics.DAMAGED.set(0)
+
+        def damaged(error: ServingError) -> None:
+            if self._opened is new:
+                self.damage = error
+                metrics.DAMAGED.set(1)
+                log.error("the index that is served is damaged: %s", error)
+
+        if new.hashing is not None:
+            new.hashing.start(damaged)
 
     def _report(self, stage: str) -> None:
         self.stage = stage

@@ -37,7 +37,8 @@ class Settings(BaseSettings):
         description="auto: what the index holds; both bm25 and dense make a hybrid. random, nothing: controls, which do not search",
     )
     verify: Literal["auto", "always", "never"] = Field(
-        default="auto", description="check the files' hashes at start; auto: up to 2 GiB, beyond that sizes only"
+        default="auto",
+        description="check the files' hashes at start; auto: beyond 2 GiB while it is served; never: sizes and structure",
     )
     threads: int = Field(default=0, ge=0, description="threads of the engine; 0: one per core")
     # dense

@@ -73,6 +73,11 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def large(manifest: dict[str, Any]) -> bool:
+    """Whether hashing the index takes longer than a start may."""
+    return sum(entry["bytes"] for entry in manifest["files"].values()) > _HASHED_BY_DEFAULT
+
+
 def check(directory: Path, manifest: dict[str, Any], verify: str = "auto") -> None:
     """Refuse an index whose files are not those it was built with: by size, and by hash (`verify`: auto, always, never).
 
@@ -80,8 +85,7 @@ def check(directory: Path, manifest: dict[str, Any], verify: str = "auto") -> No
         IndexingError: a file is missing or another one.
     """
     files: dict[str, dict[str, Any]] = manifest["files"]
-    total = sum(entry["bytes"] for entry in files.values())
-    hashed = verify == "always" or (verify == "auto" and total <= _HASHED_BY_DEFAULT)
+    hashed = verify == "always" or (verify == "auto" and not large(manifest))
     for name, entry in files.items():
         path = directory / name
         if not path.is_file():

@@ -35,6 +35,7 @@ class Opened:
     fingerprint: str
     engine: str = ""
     corpus: Corpus | None = None
+    hashing: Any = None  # of an index too large to be hashed before it is served (`indexing.verify.Hashing`)
 
 
 # what changes an answer; the rest of the settings changes only how it is served
@@ -53,6 +54,7 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
     """
     corpus: Corpus | None = None
     engine: str = settings.retriever
+    hashing = None
     if settings.retriever == "web":
         from rag_serving.retrievers.web import WebSearch
 
@@ -71,7 +73,7 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         index_id = str(retriever.manifest.get("index_id", settings.milvus_collection))
     else:
         retriever, index_id, engine, corpus = _open_index(settings, report)
-        _refuse_replaced(settings.index, index_id)
+        hashing = _unless_replaced(settings, index_id)
     if settings.reranker:
         report("loading the reranker")
         from rag_serving.retrievers.rerank import Reranked
@@ -80,15 +82,20 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         engine += ", reranked"
     chosen = {name: str(getattr(settings, name)) for name in _ANSWER_SETTINGS}
     fingerprint = hashlib.sha256(json.dumps([index_id, chosen], sort_keys=True).encode()).hexdigest()[:16]
-    return Opened(retriever, index_id, fingerprint, engine, corpus)
+    return Opened(retriever, index_id, fingerprint, engine, corpus, hashing)
 
 
-def _refuse_replaced(directory: Path | None, index_id: str) -> None:
-    from rag_serving.indexing.manifest import read_manifest
+def _unless_replaced(settings: Settings, index_id: str) -> Any:
+    """Return what hashes the files later, if that is wanted."""
+    from rag_serving.indexing.manifest import large, read_manifest
+    from rag_serving.indexing.verify import Hashing
 
-    assert directory is not None
-    if read_manifest(directory)["index_id"] != index_id:  # what was loaded may be of both
-        raise IndexingError(f"{directory} was replaced while it was being loaded; load it again")
+    assert settings.index is not None
+    manifest = read_manifest(settings.index)
+    hashing = Hashing(settings.index, manifest) if settings.verify == "auto" and large(manifest) else None
+    if read_manifest(settings.index)["index_id"] != index_id:  # what was loaded may be of both
+        raise IndexingError(f"{settings.index} was replaced while it was being loaded; load it again")
+    return hashing
 
 
 def load_index(directory: Path | str, **settings: Any) -> Retriever:
@@ -104,6 +111,7 @@ def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str, str
     """Return the retriever, the index's id, what searches, and the passages that may be read on in."""
     from rag_serving.corpus import Corpus
     from rag_serving.indexing.manifest import check, read_manifest
+    from rag_serving.indexing.structure import check_structure
 
     if settings.index is None:
         raise ServingError("no index: give --index DIR, a directory made by `rag-serving index`")
@@ -111,6 +119,7 @@ def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str, str
     manifest = read_manifest(directory)
     report("checking the files against the manifest")
     check(directory, manifest, settings.verify)
+    check_structure(directory, manifest)
     name = str(manifest["index_id"])
     if settings.retriever in ("random", "nothing"):
         from rag_serving.retrievers.controls import Nothing, RandomPassages

@@ -139,7 +139,7 @@ def test_a_large_index_is_hashed_while_it_is_served_and_damage_ends_readiness_no
             time.sleep(0.05)
         return False
 
-    with TestClient(create_app(Settings(index=copy, threads=1))) as client:
+    with TestClient(create_app(Settings(index=copy, retriever="random"))) as client:
         assert wait(client, lambda c: c.get("/readyz").status_code == 200)
         assert wait(client, lambda _: "have their hashes" in caplog.text)
         damage(copy)

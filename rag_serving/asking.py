@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import unicodedata
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def hits_of_index(index: Path, query: str, k: int) -> list[dict[str, Any]]:
         raise ServingError(f"nothing to search for: the query is {query!r} and -k {k}; give words, and 1 or more passages")
     retriever = load_index(index)
     try:
-        return [asdict(hit) for hit in retriever.search([query], k)[0]]
+        return [{**hit.passage, "score": hit.score} for hit in retriever.search([query], k)[0]]
     finally:
         retriever.close()
 

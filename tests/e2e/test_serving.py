@@ -227,8 +227,10 @@ def test_several_workers_are_counted_together_and_end_together(index):
         httpx.get(f"{url}/livez")
 
 
-def test_a_worker_that_died_is_no_longer_counted_as_ready(index):
-    flags = ("--index", str(index), "--retriever", "bm25", "--workers", "2", "--log-level", "WARNING")
+def test_a_worker_that_died_is_no_longer_counted_as_ready(tmp_path):
+    (tmp_path / "c.jsonl").write_text('{"id": "1", "contents": "one passage"}\n')
+    build_index(tmp_path / "c.jsonl", tmp_path / "i")
+    flags = ("--index", str(tmp_path / "i"), "--workers", "2", "--log-level", "WARNING")
     with serving(*flags) as (url, server):
 
         def ready() -> str:

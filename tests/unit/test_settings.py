@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from threading import Event
+from types import SimpleNamespace
+
 import pytest
 
 from rag_serving import ServingError
 from rag_serving.cli import main
+from rag_serving.server import _supervisor
 from rag_serving.settings import load_settings
 
 
@@ -96,6 +100,25 @@ def test_unknown_names_are_told(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("RAG_SERVING_MAX_BACH", "1")
     assert main(["config"]) == 1
     assert "RAG_SERVING_MAX_BACH" in capsys.readouterr().err
+
+
+def test_what_a_dead_worker_last_said_leaves_the_metrics(tmp_path, monkeypatch):
+    class Worker(SimpleNamespace):
+        def __init__(self, pid, lives):
+            super().__init__(pid=pid, is_alive=lambda timeout: lives, exitcode=-9, child_conn=SimpleNamespace(close=list))
+            self.kill = self.join = self.start = list
+
+    monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
+    monkeypatch.setattr("uvicorn.supervisors.multiprocess.Process", lambda *_: Worker(3, True))
+    for pid in (1, 2):
+        (tmp_path / f"gauge_livesum_{pid}.db").touch()
+        (tmp_path / f"counter_{pid}.db").touch()
+    supervisor = object.__new__(_supervisor())
+    supervisor.processes, supervisor.should_exit, supervisor.sockets = [Worker(1, True), Worker(2, False)], Event(), []
+    supervisor.config = SimpleNamespace(timeout_worker_healthcheck=1)
+    supervisor.keep_subprocess_alive()
+    assert [worker.pid for worker in supervisor.processes] == [1, 3]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["counter_1.db", "counter_2.db", "gauge_livesum_1.db"]
 
 
 def test_serving_without_an_index_says_how_to_get_one(tmp_path, capsys):

@@ -19,6 +19,7 @@ import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 
 import psutil
 
@@ -155,9 +156,9 @@ def large(port: int, seed: int, until: float, seen: Counter, slowest: dict[str, 
             seen[f"large {connection.recv(64)[9:12].decode('latin-1')}"] += 1
 
 
-def probe(port: int, path: str, until: float, seen: Counter, slowest: dict[str, float]) -> None:
-    """Ask once a second, on a new connection each time."""
-    number = 0
+def probe(port: int, path: str, until: float) -> tuple[float, Counter]:
+    """Ask once a second, on a new connection each time; return the slowest answer's seconds and the statuses. In a process of its own."""
+    number, slowest, seen = 0, 0.0, Counter()
     while time.monotonic() < until:
         number, started = number + 1, time.monotonic()
         told = "unanswered"
@@ -169,9 +170,10 @@ def probe(port: int, path: str, until: float, seen: Counter, slowest: dict[str, 
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=60) as connection:
             connection.sendall(message)
             told = connection.recv(64)[9:12].decode("latin-1") or "closed"
-        seen[f"{path} {told}"] += 1
-        slowest[path] = max(slowest[path], time.monotonic() - started)
+        seen[told] += 1
+        slowest = max(slowest, time.monotonic() - started)
         time.sleep(max(0.0, started + 1 - time.monotonic()))
+    return slowest, seen
 
 
 ATTACKS = {
@@ -191,15 +193,24 @@ def main(report: Callable[[str], None] = print) -> None:
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--attacks", nargs="+", choices=ATTACKS, default=list(ATTACKS), help="default: all")
     options = parser.parse_args()
-    until, seen, slowest = time.monotonic() + 60 * options.minutes, Counter(), defaultdict(float)
+    paths = ("/search", "/readyz")
+    with ProcessPoolExecutor(len(paths)) as processes:  # the attackers' threads would hold them up
+        until = time.monotonic() + 60 * options.minutes
+        probes = [processes.submit(probe, options.port, path, until) for path in paths]
+        attack(options, until, report)
+        for path, asked in zip(paths, probes, strict=True):
+            slowest, seen = asked.result()
+            report(f"{path}: slowest {slowest:.1f} s, {dict(seen)}")
+
+
+def attack(options: argparse.Namespace, until: float, report: Callable[[str], None]) -> None:
+    """Run the attacks that are asked for until the time is over."""
+    seen, slowest = Counter(), defaultdict(float)
     server = psutil.Process(options.pid)
     threads = [
-        threading.Thread(target=attack, args=(options.port, seed, until, seen, slowest))
-        for attack, count in map(ATTACKS.__getitem__, options.attacks)
+        threading.Thread(target=one, args=(options.port, seed, until, seen, slowest))
+        for one, count in map(ATTACKS.__getitem__, options.attacks)
         for seed in range(count)
-    ]
-    threads += [
-        threading.Thread(target=probe, args=(options.port, path, until, seen, slowest)) for path in ("/search", "/readyz")
     ]
     for thread in threads:
         thread.start()

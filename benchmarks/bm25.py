@@ -4,9 +4,9 @@
     rag-serving index --corpus passages.jsonl --out index
     python benchmarks/bm25.py --index index [--lucene LUCENE_INDEX --jar anserini-fatjar.jar] [--tantivy TANTIVY_INDEX]
 
-One thread each, one query after the other, the engines in turn, `--rounds` times; told is the median. Lucene needs `pyjnius`, and an index by
-`java -cp JAR io.anserini.index.IndexCollection -collection JsonCollection -generator DefaultLuceneDocumentGenerator -input FOLDER -index OUT`;
-tantivy's index is made here, if it does not exist.
+One thread each, one query after the other, the engines in turn, `--rounds` times; told is the median. Lucene needs `pyjnius`, and an
+index by `java -cp JAR io.anserini.index.IndexCollection -collection JsonCollection -generator DefaultLuceneDocumentGenerator -input FOLDER
+-index OUT`; tantivy's index is made here, if it does not exist.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import random
 import statistics
 import sys
 import time
@@ -44,15 +43,6 @@ def make(count: int, out: Path, size: int = 50_000) -> None:
         for text, part in zip(pool.imap(_passages, parts), parts, strict=True):
             file.write(text)
             bar.update(part[2])
-
-
-def queries(index: Path, count: int, words: int, seed: int = 0) -> list[str]:
-    """Return queries of `words` words each from a random passage, stop words among them."""
-    from rag_serving.corpus import Corpus
-
-    corpus, chosen = Corpus(index), random.Random(seed)
-    texts = [corpus[chosen.randrange(len(corpus))]["contents"].split() for _ in range(count)]
-    return [" ".join(chosen.sample(text, min(words, len(text)))) for text in texts]
 
 
 def ours(index: Path, k: int) -> Ask:
@@ -133,6 +123,8 @@ def main() -> None:
         engines["lucene"] = lucene(options.lucene, options.jar, options.k)
     if options.tantivy:
         engines["tantivy"] = tantivy(options.tantivy, options.index, options.k)
+    from rag_serving.load import queries
+
     asked = queries(options.index, options.queries, options.words)
     equal = sum(
         np.array_equal(np.float32(engines["ours"](query)), np.float32([s for s in engines["bm25s"](query) if s > 0]))
@@ -147,6 +139,7 @@ def main() -> None:
             each.append(1000 * (time.perf_counter() - started))
         if number >= len(engines):  # the first round maps the pages
             taken[name].append(statistics.mean(each))
+            p50, p99 = statistics.median(each), sorted(each)[int(0.99 * len(each))]
             print(f"{name}: mean {taken[name][-1]:.2f}, p50 {statistics.median(each):.2f}, p99 {sorted(each)[int(0.99 * len(each))]:.2f} ms",
                   file=sys.stderr)  # fmt: skip
     milliseconds = {name: statistics.median(rounds) for name, rounds in taken.items()}

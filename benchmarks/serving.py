@@ -23,6 +23,7 @@ import socket
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,7 +55,8 @@ class Server:
 
     def __init__(self, command: list[str], port: int) -> None:
         self.port = port
-        self._process = subprocess.Popen(command, env=os.environ)
+        # as shipped: a line is logged for every request
+        self._process = subprocess.Popen(command, env=os.environ, stderr=tempfile.TemporaryFile())  # noqa: SIM115
 
     def __enter__(self) -> int:
         import httpx
@@ -87,7 +89,7 @@ def ours(index: Path, retriever: str, *flags: str) -> Server:
         "--port",
         str(port),
     ]
-    return Server([*command, "--cache-mb", "0", "--log-level", "WARNING", "--verify", "never", *flags], port)
+    return Server([*command, "--cache-mb", "0", "--verify", "never", *flags], port)
 
 
 def theirs(index: Path, retriever: str) -> Server:

@@ -81,7 +81,7 @@ def write_postings(
         starts = np.concatenate([[0], np.cumsum(frequencies)])
         postings = int(starts[-1])
         idf = inverse_frequencies(frequencies, passages)
-        average = lengths.mean()
+        average = lengths.mean() or 1.0  # 0 where no passage has a word
         norms = k1 * ((1 - b) + b * lengths / average)  # float64, and in this order: bm25s' own
         # bm25s leaves the choice to scipy: 32 bits where they suffice
         pointer = np.int32 if max(postings, passages) <= np.iinfo(np.int32).max else np.int64

@@ -36,7 +36,7 @@ def test_a_client_of_research(url, session):
         response = session.post(f"{url}/batch_search", json={"query": query, "top_n": top_n})
         return ["\n\n".join(line["contents"] for line in item).strip() for item in response.json()]
 
-    assert batch_search(["Italy", "France"], 2) == [PASSAGES[0], f"{PASSAGES[2]}\n\n{PASSAGES[1]}"]
+    assert batch_search(["Italy", "France"], 2) == [PASSAGES[0], f"{PASSAGES[1]}\n\n{PASSAGES[2]}"]
     documents, scores = session.post(f"{url}/search", json={"query": "Italy", "top_n": 2, "return_score": True}).json()
     assert documents == [{"id": "0", "contents": PASSAGES[0]}]
     assert scores[0] > 0
@@ -61,7 +61,7 @@ def test_a_client_of_search_r1(url, session):
         title, text = content.split("\n")[0], "\n".join(content.split("\n")[1:])
         lines.append(f"Doc {index + 1}(Title: {title}) {text}\n")
     assert (
-        "".join(lines) == "Doc 1(Title: Nice) Nice is a city in France.\nDoc 2(Title: Paris) Paris is the capital of France.\n"
+        "".join(lines) == "Doc 1(Title: Paris) Paris is the capital of France.\nDoc 2(Title: Nice) Nice is a city in France.\n"
     )
 
 
@@ -73,7 +73,7 @@ def test_a_client_of_skyrl_gym(url, session):
     for retrieval in answer.get("result", []):
         lines = [f"Doc {index + 1}: {item['document']['contents'].strip()}\n" for index, item in enumerate(retrieval)]
         pretty.append("".join(lines))
-    assert pretty == [f"Doc 1: {PASSAGES[2]}\nDoc 2: {PASSAGES[1]}\n"]
+    assert pretty == [f"Doc 1: {PASSAGES[1]}\nDoc 2: {PASSAGES[2]}\n"]
 
 
 def test_a_client_of_slime_reads_documents_without_scores(url, session):
@@ -105,7 +105,7 @@ async def test_our_own_client_speaks_it_with_its_token(url):
     async with RetrievalClient(RetrievalSettings(url, token="s3cret", deadline_s=10)) as client:
         assert [[passage.id for passage in found] for found in await client.search(["Italy", "France"], 2)] == [
             ["0"],
-            ["2", "1"],
+            ["1", "2"],
         ]
 
 

@@ -10,7 +10,7 @@ import pytest
 from rag_serving import ServingError
 from rag_serving.cli import main
 from rag_serving.server import _supervisor
-from rag_serving.settings import load_settings
+from rag_serving.settings import Settings, load_settings
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_what_a_dead_worker_last_said_leaves_the_metrics(tmp_path, monkeypatch):
     for pid in (1, 2):
         (tmp_path / f"gauge_livesum_{pid}.db").touch()
         (tmp_path / f"counter_{pid}.db").touch()
-    supervisor = object.__new__(_supervisor())
+    supervisor = object.__new__(_supervisor(Settings()))
     supervisor.processes, supervisor.should_exit, supervisor.sockets = [Worker(1, True), Worker(2, False)], Event(), []
     supervisor.config = SimpleNamespace(timeout_worker_healthcheck=1)
     supervisor.keep_subprocess_alive()

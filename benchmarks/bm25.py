@@ -140,8 +140,7 @@ def main() -> None:
         if number >= len(engines):  # the first round maps the pages
             taken[name].append(statistics.mean(each))
             p50, p99 = statistics.median(each), sorted(each)[int(0.99 * len(each))]
-            print(f"{name}: mean {taken[name][-1]:.2f}, p50 {statistics.median(each):.2f}, p99 {sorted(each)[int(0.99 * len(each))]:.2f} ms",
-                  file=sys.stderr)  # fmt: skip
+            print(f"{name}: mean {taken[name][-1]:.2f}, p50 {p50:.2f}, p99 {p99:.2f} ms", file=sys.stderr)
     milliseconds = {name: statistics.median(rounds) for name, rounds in taken.items()}
     ratios = {f"{name}/ours": round(value / milliseconds["ours"], 2) for name, value in milliseconds.items() if name != "ours"}
     shown = {name: round(value, 3) for name, value in milliseconds.items()}

@@ -86,12 +86,12 @@ def serving(*flags: str, log_file: Path | None = None) -> Iterator[tuple[str, su
 
 
 @contextlib.contextmanager
-def in_thread(retriever: Retriever, **settings: Any) -> Iterator[str]:
+def in_thread(retriever: Retriever, corpus=None, **settings: Any) -> Iterator[str]:
     """Run the service's application under uvicorn in a thread; yield its URL."""
     from rag_serving.protocol import limited_protocol
 
     protocol = limited_protocol(Settings(**settings), 10_000)
-    with app_in_thread(app_over(retriever, **settings), http=protocol, ws="none") as url:
+    with app_in_thread(app_over(retriever, corpus=corpus, **settings), http=protocol, ws="none") as url:
         with httpx.Client(base_url=url) as client:
             wait_ready(client)
         yield url

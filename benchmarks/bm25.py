@@ -60,7 +60,7 @@ def bm25s(index: Path, k: int) -> Ask:
 
     from rag_serving.vocabulary import Vocabulary
 
-    engine, vocabulary = BM25.load(str(index / "bm25"), mmap=True, load_vocab=False), Vocabulary(index / "bm25")
+    engine, vocabulary = BM25.load(str(index / "bm25"), mmap=True), Vocabulary(index / "bm25")
     engine.backend, rows = "numba", np.arange(engine.scores["num_docs"], dtype=np.int32)
 
     def ask(query: str) -> list[float]:

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from rag_serving.indexing import DenseOptions, build_index
-from rag_serving.indexing.estimate import synthetic
+from rag_serving.indexing.synthetic import synthetic
 from rag_serving.retrievers import DummyRetriever, Retriever, load_index
 from tests.servers import free_port, in_thread, minilm, serving
 
@@ -265,7 +265,7 @@ def test_an_index_that_turns_out_damaged_ends_the_command_with_one_error(index, 
     copy = tmp_path / "copy"
     shutil.copytree(index, copy)
     text = (copy / "corpus.jsonl").read_bytes()
-    (copy / "corpus.jsonl").write_bytes(text[:-10] + b"x" + text[-9:])  # the size is right, the hash is not
+    (copy / "corpus.jsonl").write_bytes(text[:-10] + bytes([text[-10] ^ 1]) + text[-9:])  # the size is right, the hash is not
     command = [
         sys.executable,
         "-m",

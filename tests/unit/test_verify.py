@@ -13,8 +13,8 @@ import pytest
 from rag_serving import IndexingError
 from rag_serving.cli import main
 from rag_serving.indexing import build_index, manifest, verify
-from rag_serving.indexing.estimate import synthetic
 from rag_serving.indexing.structure import _BLOCK, _BLOCKS, _blocks
+from rag_serving.indexing.synthetic import synthetic
 from rag_serving.retrievers import load_index
 from rag_serving.settings import Settings
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import itertools
 import logging
 import re
+import secrets
 import time
-import uuid
 from collections.abc import Awaitable, Callable, Iterable
 from contextvars import ContextVar
 from typing import Any
@@ -39,6 +40,8 @@ class Guard:
         POST to a path of `direct` is answered by that, from body to body, without the application.
         """
         self._app, self._settings, self._paths, self._direct = app, settings, paths, direct
+        # a random number for every request would cost as much as searching a small index
+        self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
         self._tokens = [token.get_secret_value().encode() for token in settings.tokens]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -46,7 +49,7 @@ class Guard:
             return await self._app(scope, receive, send)
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
-        name = given if _ID.fullmatch(given) else uuid.uuid4().hex[:16]
+        name = given if _ID.fullmatch(given) else f"{self._prefix}{next(self._numbers):08x}"
         token = request_id.set(name)
         path = scope["path"] if scope["path"] in self._paths else "other"
         started, status = time.perf_counter(), 0

@@ -88,7 +88,7 @@ def vectors(count: int, dimension: int = 32, seed: int = 0) -> np.ndarray:
     return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("kind", ["IVF32,Flat", "PCA24,IVF32,Flat", "OPQ8_24,IVF32,PQ8", "IVF32,SQ4,Refine(Flat)"])
+@pytest.mark.parametrize("kind", ["IVF32,Flat", "PCA24,IVF32,Flat", "IVF32,SQ4,Refine(Flat)"])
 def test_nprobe_reaches_an_ivf_index_through_what_wraps_it(tmp_path, kind):
     index = faiss.index_factory(32, kind, faiss.METRIC_INNER_PRODUCT)
     held = vectors(3_000)

@@ -166,13 +166,14 @@ def _supervisor(settings: Settings) -> Any:
 
         def handle_hup(self) -> None:
             """Let every worker load the index beside the one that it serves; bring back those that could not start."""
+            factory: Any = self.config.app
             try:
-                self.config.app.index_id = _checked(settings)
+                factory.index_id = _checked(settings)
             except ServingError as error:
                 log.error("nothing is loaded again: %s", error)
                 return
             for worker in self.processes:
-                if worker.exitcode is None:
+                if worker.exitcode is None and worker.pid is not None:
                     os.kill(worker.pid, signal.SIGHUP)
             self.processes += [self._started() for _ in range(self.processes_num - len(self.processes))]
 

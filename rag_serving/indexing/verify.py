@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
@@ -67,7 +67,7 @@ class Hashing:
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
         self._directory, self._files = directory, manifest["files"]
-        self._open: dict[str, BinaryIO] = {name: (directory / name).open("rb") for name in self._files}
+        self._open: dict[str, Any] = {name: (directory / name).open("rb") for name in self._files}
 
     def start(self, damaged: Callable[[ServingError], None]) -> None:
         """Begin; `damaged` is called, in the thread, if a file is another one."""

@@ -49,10 +49,10 @@ class WebSearch(Retriever):
             import diskcache
             import httpx
 
+            from rag_serving.retrievers.pages import PageReader
+
             if fetch_pages:
                 import trafilatura  # noqa: F401
-
-                from rag_serving.retrievers.pages import PageReader
         except ImportError as error:
             raise MissingExtraError(error.name or "diskcache", "web") from error
         self._url, self._page_characters, self._keep_s = url, page_characters, cache_days * 86_400

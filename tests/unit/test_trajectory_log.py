@@ -121,13 +121,13 @@ def test_a_directory_that_cannot_be_made_fails_nothing(tmp_path, capsys):
 
 def test_a_log_that_grows_is_cut_into_compressed_parts_and_read_as_one(tmp_path):
     log, reader, seen = TrajectoryLog(tmp_path, part_bytes=2_000), TrajectoryReader(tmp_path), []
+    others = set(threading.enumerate())
     for step in range(200):
         log.write(record(step, 0.1))
         if step % 7 == 0:
             seen += [r["step"] for r in reader.new()]
-    for thread in threading.enumerate():
-        if thread is not threading.current_thread() and thread.daemon:
-            thread.join(10)
+    for thread in set(threading.enumerate()) - others:
+        thread.join(10)
     seen += [r["step"] for r in reader.new()]
     assert seen == list(range(200))
     assert [r["step"] for r in read(tmp_path)] == list(range(200))

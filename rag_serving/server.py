@@ -140,10 +140,11 @@ def _supervisor(settings: Settings) -> Any:
         def keep_subprocess_alive(self) -> None:
             """As uvicorn's, but a worker that cannot start, because it finds another index than the others serve, does not end these."""
             limit_s = self.config.timeout_worker_healthcheck
-            for worker in list(self.processes):
-                # With the workers' end of the pipe open here too, a worker that dies while it is asked whether it lives would be waited
-                # for as long as one that hangs; closed, the pipe ends with the worker.
+            # With the workers' end of each pipe open here too, a worker that dies while it is asked whether it lives would be waited for
+            # as long as one that hangs; closed, the pipe ends with the worker.
+            for worker in self.processes:
                 worker.child_conn.close()
+            for worker in list(self.processes):
                 if self.should_exit.is_set() or worker.is_alive(limit_s):
                     continue
                 worker.kill()

@@ -378,3 +378,15 @@ def test_requests_are_answered_by_the_index_they_were_admitted_to_and_nothing_ca
         ask("cached")
         assert answers["cached"] == ("new", "new", [True])
         assert client.get("/readyz").json()["index_id"] == "new"
+
+
+def test_what_is_no_http_fills_no_log(capsys):
+    from rag_serving.operations import configure_logging
+
+    configure_logging(Settings())
+    strangers = logging.getLogger("uvicorn.error")
+    strangers.warning("Invalid HTTP request received.")
+    strangers.warning("something else")
+    told = capsys.readouterr().err
+    assert "something else" in told
+    assert "Invalid HTTP" not in told

@@ -58,7 +58,8 @@ class V1:
         if not excluded:
             return await self._service.search(queries, k), []
         self._service.check(queries, k)
-        limit = self._service.settings.max_top_k
+        settings = self._service.settings
+        limit = min(settings.max_top_k, settings.max_passages // len(queries))
         answer, kept = await self._without(queries, min(limit, k + 10), excluded)
         if any(len(rest) < k and len(hits) == min(limit, k + 10) for rest, hits in zip(kept, answer.hits, strict=True)):
             answer, kept = await self._without(queries, min(limit, 10 * k + 100), excluded)

@@ -75,21 +75,25 @@ class Vocabulary:
                 table = hashed(sorted(stems, key=stems.__getitem__))
         except (OSError, ValueError, TypeError) as error:
             raise IndexingError(f"{directory}: the vocabulary cannot be read ({error}); build the index again") from None
-        self._hashes, self._ids = table
-        self._split, self._stem, self._stopwords = words.splitter, words.stemmer, frozenset(words.stopwords or ())
-        self.term_id = lru_cache(1 << 16)(self._term_id)  # a query's words are mostly those of others
+        hashes, ids = table
+        self._size = len(ids)
+        split, stem, stopwords = words.splitter, words.stemmer, frozenset(words.stopwords or ())
+
+        # not a method: one that is cached would keep its own vocabulary, and the files of an index that has been replaced
+        @lru_cache(1 << 16)  # a query's words are mostly those of others
+        def term_id(word: str) -> int:
+            """Return the word's id, or -1."""
+            if word in stopwords:
+                return -1
+            wanted = np.uint64(_hash(stem(word)))
+            position = int(np.searchsorted(hashes, wanted))
+            return int(ids[position]) if position < len(ids) and hashes[position] == wanted else -1
+
+        self._split, self.term_id = split, term_id
 
     def __len__(self) -> int:
-        return len(self._ids)
+        return self._size
 
     def token_ids(self, text: str) -> list[int]:
         """Return the ids of the text's words that the index knows, in order; empty if it knows none."""
         return [token for word in self._split(text.lower()) if (token := self.term_id(word)) >= 0]
-
-    def _term_id(self, word: str) -> int:
-        """Return the word's id, or -1."""
-        if word in self._stopwords:
-            return -1
-        wanted = np.uint64(_hash(self._stem(word)))
-        position = int(np.searchsorted(self._hashes, wanted))
-        return int(self._ids[position]) if position < len(self._ids) and self._hashes[position] == wanted else -1

@@ -23,6 +23,8 @@ from rag_serving.corpus import Corpus
 from rag_serving.indexing.words import TermIds
 from rag_serving.vocabulary import HASHES, hashed, tokenizer
 
+MEMORY = 2 << 30  # bytes for the postings under way, unless said otherwise
+
 
 @dataclass(frozen=True)
 class BM25Options:
@@ -46,7 +48,7 @@ class BM25Options:
 
 
 def build_bm25(
-    corpus: Corpus, directory: Path, options: BM25Options | None = None, memory: int = 2 << 30, processes: int = 0
+    corpus: Corpus, directory: Path, options: BM25Options | None = None, memory: int = MEMORY, processes: int = 0
 ) -> dict[str, Any]:
     """Write `directory/bm25` from the corpus in `directory`; return the settings it was built with.
 

@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from rag_serving import IndexingError
 from rag_serving.corpus import CORPUS, OFFSETS, Corpus
-from rag_serving.indexing.bm25 import BM25Options, build_bm25
+from rag_serving.indexing.bm25 import MEMORY, BM25Options, build_bm25
 from rag_serving.indexing.dense import DenseOptions, build_dense
 from rag_serving.indexing.formats import Passage, detect, read_corpus
 from rag_serving.indexing.manifest import FORMAT_VERSION, MANIFEST, files_of, index_id, write_json
@@ -34,7 +34,6 @@ from rag_serving.indexing.replace import put, recover
 from rag_serving.lookup import LookupBuilder
 
 ENGINES = ("bm25", "dense")
-MEMORY = 2 << 30
 _REQUEST, _CORPUS_DONE = "request.json", "corpus.done.json"
 
 

@@ -19,7 +19,7 @@ from itertools import islice
 from pathlib import Path
 
 from rag_serving import IndexingError
-from rag_serving.indexing.build import MEMORY
+from rag_serving.indexing.bm25 import MEMORY
 from rag_serving.indexing.formats import Passage, read_corpus
 from rag_serving.indexing.postings import POSTING_BYTES
 from rag_serving.indexing.synthetic import synthetic

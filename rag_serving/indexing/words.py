@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 from array import array
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
-from multiprocessing import get_context
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
 from rag_serving.vocabulary import tokenizer
 
@@ -49,7 +53,17 @@ def _since(ordered: dict[str, int], count: int) -> list[str]:
 
 def _start(directory: Path, language: str) -> None:
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = _Words(directory, language)
+
+
+def _end_with_parent() -> None:
+    """A parent that is killed outright would leave us waiting for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _split(first: int, last: int) -> Any:
@@ -65,7 +79,11 @@ class TermIds:
         self._global_ids: dict[int, array] = {}  # by process: its own ids' numbers here
 
     def __iter__(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield, for some passages at a time and in order, their ids (int32, one after the other) and how many each has."""
+        """Yield, for some passages at a time and in order, their ids (int32, one after the other) and how many each has.
+
+        Raises:
+            IndexingError: a process was killed.
+        """
         for process, ids, lengths, stems, pairs in self._pieces():
             known = self.tokenizer.stem_to_sid
             numbers = self._global_ids.setdefault(process, array("i"))
@@ -84,9 +102,16 @@ class TermIds:
             return
         with ProcessPoolExecutor(self._processes, get_context("spawn"), _start, (self._directory, self._language)) as pool:
             waiting: deque[Future[Any]] = deque()
-            for bound in bounds:
-                waiting.append(pool.submit(_split, *bound))
-                if len(waiting) > 3 * self._processes:  # what is finished waits here, in memory
+            try:
+                for bound in bounds:
+                    waiting.append(pool.submit(_split, *bound))
+                    if len(waiting) > 3 * self._processes:  # what is finished waits here, in memory
+                        yield waiting.popleft().result()
+                while waiting:
                     yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
+            except BrokenProcessPool as error:
+                raise IndexingError(
+                    "a process that splits text was killed (out of memory?): run the command again with fewer --processes, it goes on"
+                ) from error
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)

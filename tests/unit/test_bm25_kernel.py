@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import subprocess
+import sys
+import weakref
 from itertools import pairwise
 
 import numpy as np
+import psutil
 import pytest
 from bm25s import BM25 as Engine
 from hypothesis import given, settings
@@ -184,7 +189,7 @@ def test_an_index_without_the_table_of_hashes_is_read_all_the_same(built, tmp_pa
     old = Vocabulary(tmp_path)
     stems = json.loads((built / "bm25" / "vocab.index.json").read_text())
     for stem, number in list(stems.items())[:500]:
-        assert new._term_id(stem) == old._term_id(stem) == number
+        assert new.term_id.__wrapped__(stem) == old.term_id.__wrapped__(stem) == number
     assert len(new) == len(old) == len(stems)
 
 
@@ -208,3 +213,30 @@ def test_the_rows_of_a_term_rise(built):
     starts = np.load(built / "bm25" / "indptr.csc.index.npy")
     rows = np.load(built / "bm25" / "indices.csc.index.npy")
     assert all(np.all(np.diff(rows[a:b]) > 0) for a, b in pairwise(starts.tolist()[:3_000]))
+
+
+def test_what_splits_ends_with_a_command_that_is_killed_outright(built):
+    code = (
+        "import sys, time; from pathlib import Path; from rag_serving.indexing import words; words._ALONE = 0\n"
+        "if __name__ == '__main__':\n"
+        "    pieces = iter(words.TermIds(Path(sys.argv[1]), processes=2)); next(pieces); print('split', flush=True); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code, str(built)], stdout=subprocess.PIPE) as command:
+        assert command.stdout is not None
+        assert command.stdout.readline() == b"split\n"
+        children = psutil.Process(command.pid).children(recursive=True)
+        command.kill()
+    assert children
+    assert not psutil.wait_procs(children, timeout=10)[1]
+
+
+def test_a_vocabulary_that_nobody_uses_keeps_no_file(built):
+    vocabulary = Vocabulary(built / "bm25")
+    vocabulary.token_ids("some words")
+    gone = weakref.ref(vocabulary)
+    gc.disable()
+    try:
+        del vocabulary
+        assert gone() is None
+    finally:
+        gc.enable()

@@ -380,11 +380,16 @@ def test_requests_are_answered_by_the_index_they_were_admitted_to_and_nothing_ca
         assert client.get("/readyz").json()["index_id"] == "new"
 
 
-def test_what_is_no_http_fills_no_log(capsys):
+def test_what_is_no_http_fills_no_log(capsys, monkeypatch):
     from rag_serving.operations import configure_logging
 
+    # a server that an earlier test started with uvicorn's own logging keeps its lines from the root logger
+    monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)
     configure_logging(Settings())
     strangers = logging.getLogger("uvicorn.error")
+    monkeypatch.setattr(strangers, "propagate", True)
+    monkeypatch.setattr(strangers, "disabled", False)
+    monkeypatch.setattr(strangers, "level", logging.NOTSET)
     strangers.warning("Invalid HTTP request received.")
     strangers.warning("something else")
     told = capsys.readouterr().err

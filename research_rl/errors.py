@@ -31,6 +31,10 @@ class QueryFailedError(RetrievalError):
     """The service answers other queries, but refuses this one or fails on it. No outage: asking again changes nothing."""
 
 
+class RunStoppedError(RuntimeError):
+    """A training was ended because a part of it died, or because nothing moved any more."""
+
+
 def missing_extra(package: str, extra: str) -> MissingExtraError:
     """Return the error that says which extra of research-rl brings `package`."""
     return MissingExtraError(

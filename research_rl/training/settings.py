@@ -32,6 +32,7 @@ class Settings:
     overlong_prompts: str = "error"
     trained_rollouts: int | None = None
     coverage_sample: int = 100
+    stalled_after_s: float | None = 1800.0
     max_tolerated_outage_s: float = 300.0
     max_failed_query_share: float = 0.05
     trajectory_dir: str | None = None
@@ -63,6 +64,13 @@ class Settings:
         if not isinstance(settings.coverage_sample, int) or settings.coverage_sample < 0:
             raise ConfigError(
                 f"research_rl.coverage_sample must be 0 (none) or a number of questions, got {settings.coverage_sample!r}"
+            )
+        if (limit := settings.stalled_after_s) is not None and (not isinstance(limit, (int, float)) or limit <= 0):
+            raise ConfigError(f"research_rl.stalled_after_s must be a number of seconds, or null for no limit, got {limit!r}")
+        if limit is not None and limit <= (waits := settings.longest_outage_s()):
+            raise ConfigError(
+                f"research_rl.stalled_after_s={limit:g} would end the run while it waits for the retrieval service, which may take "
+                f"{waits:g} s (retrieval.deadline_s + max_tolerated_outage_s): raise it"
             )
         for name in ("max_failed_query_share", "trajectory_share"):
             if not 0 <= getattr(settings, name) <= 1:
@@ -101,6 +109,10 @@ class Settings:
     def budget(self, response_tokens: int) -> Budget:
         """Return the budget of one rollout."""
         return Budget(response_tokens, self.max_turn_tokens, self.max_searches, self.max_observation_tokens, self.top_k)
+
+    def longest_outage_s(self) -> float:
+        """Return how long the run may wait for a retrieval service before it ends by itself."""
+        return self.retrieval_for("").deadline_s + self.max_tolerated_outage_s
 
     def retrieval_urls(self) -> list[str]:
         """Return the URLs of all services that the run searches in."""

@@ -63,6 +63,12 @@ class _Fatal:
     error: Exception | None = None
 
 
+class _Progress:
+    """How many turns this process has rolled out; the watchdog asks."""
+
+    turns = 0
+
+
 @dataclass
 class _Rollout:
     """A finished rollout on its way through the worker; `complete` asks the policy for something else."""
@@ -118,6 +124,7 @@ class SearchAgentLoop(AgentLoopBase):
                 request_id=request, prompt_ids=ids, sampling_params=_sampling(sampling_params, most, stop)
             )
             _merge_steps(extra, output.extra_fields)
+            _Progress.turns += 1
             return Generation(list(output.token_ids), list(output.log_probs or ()))
 
         async def complete(messages: list[Message]) -> str:
@@ -226,6 +233,10 @@ class _SearchAgentLoopWorker(_Worker):
         """Raise the failure that ends the run, if there was one."""
         if _Fatal.error is not None:
             raise _Fatal.error
+
+    def turns(self) -> int:
+        """Return how many turns this worker has rolled out (see watchdog.py)."""
+        return _Progress.turns
 
     async def lost_questions(self) -> int:
         """Return how many questions the validation that has ended lost to failed searches."""

@@ -1,0 +1,109 @@
+"""A run does not wait for the dead, and not for ever: the watchdog beside verl's trainer, with real Ray actors."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+
+from research_rl.errors import RunStoppedError
+from research_rl.verl_plugin.watchdog import DOING, Pings, Watchdog, doing_now
+
+ray = pytest.importorskip("ray")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def cluster():
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+class Part:
+    def __init__(self, engine=None):
+        self.engine, self.number = engine, 0
+
+    def pid(self):
+        return os.getpid()
+
+    def busy(self, seconds):
+        time.sleep(seconds)
+
+    def turns(self):
+        return 7
+
+
+class Engine:
+    errored = True
+
+
+def watch(actors, limit=None, step=lambda: 3):
+    return Watchdog(lambda: actors, step, limit, interval_s=0.1, grace_s=300.0)
+
+
+def test_a_trainer_that_waits_for_a_killed_actor_is_interrupted_and_told_which_one_died():
+    actor = ray.remote(Part).remote()
+    pid = ray.get(actor.pid.remote())
+    waiting = ray.remote(Part).remote()
+    threading.Timer(1.0, os.kill, (pid, signal.SIGKILL)).start()
+    started = time.monotonic()
+    with (
+        pytest.raises(RunStoppedError, match="engine 0, server 0 has died") as error,
+        watch({"engine 0, server 0": actor}).watching(),
+    ):
+        ray.get(waiting.busy.remote(60))  # a `ray.get` on another, as verl's is on the trainer that sends the weights
+    assert time.monotonic() - started < 20
+    assert "at step 3" in str(error.value)
+    assert "same command goes on" in str(error.value)
+
+
+def test_an_engine_whose_own_process_died_is_told_although_its_server_lives():
+    actor = ray.remote(Part).remote(Engine())
+    with pytest.raises(RunStoppedError, match="the engine's own process has died"), watch({"engine": actor}).watching():
+        time.sleep(30)
+
+
+def test_a_busy_actor_is_not_dead_and_turns_that_are_rolled_out_are_progress():
+    busy, worker = ray.remote(Part).remote(), ray.remote(Part).remote()
+    busy.busy.remote(3)
+    pings = Pings(lambda: {"busy": busy, "worker": worker})
+    deadline = time.monotonic() + 20
+    while pings.turns != 7 and time.monotonic() < deadline:
+        assert pings.dead() is None
+        time.sleep(0.1)
+    assert pings.turns == 7
+
+
+def test_nothing_moving_for_long_ends_the_run_and_says_what_it_was_doing():
+    def sample():
+        time.sleep(30)
+
+    with (
+        pytest.raises(RunStoppedError, match=r"waiting for rollouts at step 3, .*stalled_after_s is 0\.5"),
+        watch({}, 0.5).watching(),
+    ):
+        sample()
+
+
+def test_a_step_that_gets_on_is_left_alone():
+    steps = iter(range(10_000))
+    with watch({}, 0.5, lambda: next(steps)).watching():
+        time.sleep(1.5)
+
+
+def test_an_interrupt_by_the_user_stays_one():
+    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+    with pytest.raises(KeyboardInterrupt), watch({}).watching():
+        time.sleep(5)
+
+
+def test_the_functions_it_knows_a_part_of_a_step_by_are_the_trainers():
+    from verl.trainer.ppo.v1.replay_buffer import ReplayBuffer
+    from verl.trainer.ppo.v1.trainer_base import PPOTrainer
+    from verl.trainer.ppo.v1.trainer_sync import PPOTrainerSync
+
+    assert [name for name in DOING if not any(hasattr(one, name) for one in (ReplayBuffer, PPOTrainer, PPOTrainerSync))] == []
+    assert doing_now(None) == "between two parts of a step"

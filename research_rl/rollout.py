@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Protocol
 
 from research_rl.errors import GenerationError
@@ -41,6 +42,10 @@ class Codec(Protocol):
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of ids, special tokens included."""
+        ...
+
+    def as_read(self, text: str) -> str:
+        """Return a text after the tokenizer's own normalisation."""
         ...
 
 
@@ -150,13 +155,13 @@ _Shown = tuple[str, list[int], tuple[Passage, ...]]  # an observation's text, id
 def observe(method: Method, codec: Codec, results: list[list[Passage]], limit: int | None) -> _Shown:
     """Return the observation of one turn's results: text, ids, and the passages as they are shown.
 
-    They are shortened evenly until the whole fits in `limit` tokens, and what has a meaning in the protocol is taken out of them.
+    They are shortened evenly until the whole fits in `limit` tokens, and what has a meaning in the protocol is taken out of them: as it
+    stands there, and as the tokenizer will read it.
     """
-    forbidden = (*method.tags, *codec.special_tokens)
 
     def render(width: int | None) -> _Shown:
         # cut, then neutralised: whatever a cut leaves behind is neutralised, too, and what is cut off costs nothing
-        cut = [[replace(one, contents=neutralize(one.contents[:width], forbidden)) for one in row] for row in results]
+        cut = [[replace(one, contents=silence(one.contents[:width], method, codec)) for one in row] for row in results]
         text = method.render(cut)
         return text, codec.encode(text), tuple(passage for row in cut for passage in row)
 
@@ -165,6 +170,25 @@ def observe(method: Method, codec: Codec, results: list[list[Passage]], limit: i
     longest = max((len(passage.contents) for row in results for passage in row), default=0)
     passages = max(1, sum(map(len, results)))
     return render(_widest(lambda width: len(render(width)[1]), limit, longest, limit * _CHARACTERS_PER_TOKEN // passages))
+
+
+def silence(text: str, method: Method, codec: Codec) -> str:
+    """Return a passage's text in which nothing has a meaning in the protocol, neither before nor after the tokenizer's normalisation.
+
+    It stays as it is but for the spaces that `neutralize` puts in. Where only the normalisation makes a tag or a special token of it,
+    the normalised text is returned.
+    """
+    forbidden = _forbidden(tuple(method.tags), codec)
+    clean = neutralize(text, forbidden)
+    read = codec.as_read(clean)
+    quiet = read if read == clean else neutralize(read, forbidden)
+    return clean if quiet == read else quiet
+
+
+@lru_cache(maxsize=8)
+def _forbidden(tags: tuple[str, ...], codec: Codec) -> tuple[str, ...]:
+    words = {*tags, *codec.special_tokens}
+    return tuple(sorted(words | {codec.as_read(word) for word in words}))
 
 
 def _widest(tokens: Callable[[int], int], limit: int, longest: int, guess: int) -> int:

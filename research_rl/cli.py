@@ -10,6 +10,7 @@ COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
     "evaluate": ("evaluation.__main__", "run, score, judge, rescore, recall"),
     "data": ("data_preprocess.__main__", "data sets, corpora, selection by difficulty, cold start"),
     "train": ("research_rl.training.train", "a recipe, all its stages"),
+    "export": ("research_rl.release", "a checkpoint as a folder to give away: model, protocol, model card"),
     "serve": ("rag_serving.cli", "rag-serving: index, serve, estimate"),
 }
 

@@ -55,11 +55,10 @@ class HFCodec:
     def as_read(self, text: str) -> str:
         """Return a text after the tokenizer's own normalisation: some fold Unicode forms or case, or leave out invisible characters, so
         that a look-alike of a tag becomes the tag. Their mark for a space is a space here."""
-        return self._normalizer.normalize_str(text).replace("\u2581", " ").removeprefix(" ") if self._normalizer else text
-
-    @cached_property
-    def _normalizer(self) -> Any:
-        return getattr(getattr(self._tokenizer, "backend_tokenizer", None), "normalizer", None)
+        if not hasattr(self._tokenizer, "backend_tokenizer"):  # no fast tokenizer: what it does shows in its ids only
+            return self.decode(self.encode(text))
+        normalizer = self._tokenizer.backend_tokenizer.normalizer
+        return normalizer.normalize_str(text).replace("\u2581", " ").removeprefix(" ") if normalizer else text
 
     def encode_prompt(self, prompt: str | list[Message], prefill: str = "") -> list[int]:
         """Return the ids of a method's prompt: plain text as it is, messages through the chat template; then the response's opening."""

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from research_rl.errors import ConfigError
 from research_rl.files import write_text
+from research_rl.training.merge_lora import ADAPTER, MERGED
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 Run = Callable[[Sequence[str]], int]
@@ -25,14 +26,17 @@ def run_command(command: Sequence[str]) -> int:
 def export(actor: Path, run: Run = run_command) -> Path:
     """Return the directory of a checkpoint's model, made of its shards if verl has not written it (`hf_model` in `save_contents`).
 
-    The shards are in float32, the precision of training; the model is written as the engine read it in training, in bfloat16. Killed at any
-    moment, it is made again.
+    The shards are in float32, the precision of training; the model is written as the engine read it in training, in bfloat16. A LoRA
+    adapter is merged into it. Killed at any moment, it is made again.
 
     Raises:
         ConfigError: verl's merger failed.
     """
     model, part = actor / "huggingface", actor / "huggingface.part"
-    if not part.exists() and any((model / name).is_file() for name in WEIGHTS):
+    whole = (model / MERGED).is_file() or not (
+        actor / "lora_train_meta.json"
+    ).is_file()  # verl's own `hf_model` leaves an adapter apart
+    if not part.exists() and whole and any((model / name).is_file() for name in WEIGHTS):
         return model
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -41,6 +45,10 @@ def export(actor: Path, run: Run = run_command) -> Path:
     print(f"research_rl: exporting {model}", flush=True)
     if code := run(command):
         raise ConfigError(f"no model could be made of the shards in {actor} (exit code {code}); by hand: {shlex.join(command)}")
+    if (part / ADAPTER).is_dir() and (code := run([sys.executable, "-m", "research_rl.training.merge_lora", str(part)])):
+        raise ConfigError(
+            f"the LoRA adapter of {actor} could not be merged into its model (exit code {code}); both are in {part}"
+        )
     model.mkdir(exist_ok=True)
     for file in part.iterdir():
         file.replace(model / file.name)

@@ -246,15 +246,6 @@ def _model_of(checkpoints: Path, before_another: Stage | None) -> Path | None:
             )
         print(f"research_rl: no checkpoint in {checkpoints}, so no model is exported")
         return None
-    if (actor / "lora_train_meta.json").exists():
-        merge = "merge it by hand (`python -m verl.model_merger merge`)"
-        if before_another:
-            raise ConfigError(
-                f"stage {before_another.name} has trained a LoRA adapter, and none can start from it unmerged: train stages without LoRA, "
-                f"or {merge} and start the next stage from that"
-            )
-        print(f"research_rl: {actor} holds a LoRA adapter, which is not exported: {merge}")
-        return None
     return export(actor)
 
 

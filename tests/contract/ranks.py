@@ -25,8 +25,11 @@ def run_ranks(script: Path, ranks: int, arguments: Sequence[str]) -> None:
     assert [process.returncode for process in processes] == [0] * ranks, told[0][-3000:]
 
 
-def engine_of(rank: int, ranks: int, rendezvous: str, packed: bool = False, **checkpoint: Any) -> Any:
-    """Return the initialised engine of one rank, with packed rows or padded ones; `checkpoint`: fields of verl's `CheckpointConfig`."""
+def engine_of(rank: int, ranks: int, rendezvous: str, packed: bool = False, lora_rank: int = 0, **checkpoint: Any) -> Any:
+    """Return the initialised engine of one rank, with packed rows or padded ones, training all of it or a LoRA adapter.
+
+    `checkpoint`: fields of verl's `CheckpointConfig`.
+    """
     import torch
     import verl.workers.engine  # noqa: F401 (registers the engines)
     from verl.trainer.config import CheckpointConfig
@@ -41,7 +44,7 @@ def engine_of(rank: int, ranks: int, rendezvous: str, packed: bool = False, **ch
         model_type="language_model", backend="fsdp2",
         model_config=HFModelConfig(
             path=str(WEIGHTS), use_remove_padding=packed, enable_gradient_checkpointing=False,
-            override_config={"attn_implementation": "sdpa"},
+            override_config={"attn_implementation": "sdpa"}, lora_rank=lora_rank, lora_alpha=2 * lora_rank,
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2", model_dtype="float32", dtype="float32", mixed_precision=single, use_torch_compile=False,

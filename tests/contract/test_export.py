@@ -20,10 +20,10 @@ START = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="the CPU platform is for Linux")]
 
 
-def saved(directory: Path, contents: str, ranks: int) -> Path:
+def saved(directory: Path, contents: str, ranks: int, lora_rank: int = 0) -> Path:
     """Return what verl's engine saves of the starting model, on that many ranks."""
     actor = directory / "actor"
-    run_ranks(SCRIPT, ranks, [str(directory / "meet"), str(actor), contents])
+    run_ranks(SCRIPT, ranks, [str(directory / "meet"), str(actor), contents, str(lora_rank)])
     return actor
 
 
@@ -46,6 +46,25 @@ def test_the_exported_model_is_the_shards_model_in_half_the_bytes(shards, model)
     ratio = (model / "model.safetensors").stat().st_size / (START / "model.safetensors").stat().st_size
     assert 0.49 < ratio < 0.52
     assert not list(shards.glob("huggingface.*"))
+
+
+def test_a_lora_adapter_is_merged_into_the_exported_model(tmp_path):
+    actor = saved(tmp_path, "model,optimizer,extra", ranks=2, lora_rank=4)
+    model = export(actor)
+    exported, start = load_file(model / "model.safetensors"), load_file(START / "model.safetensors")
+    assert exported.keys() == start.keys()
+    adapter = torch.load(actor / "adapter.pt", weights_only=True)
+    changed = 0
+    for name, weight in start.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        if (a := adapter.get(f"{key}.lora_A.default.weight")) is not None:
+            b = adapter[f"{key}.lora_B.default.weight"]
+            weight, changed = weight.float() + 2.0 * b @ a, changed + 1  # alpha / r is 2
+        assert torch.allclose(exported[name].float(), weight.float(), atol=0.02, rtol=0.02), name
+    assert changed == len(adapter) // 2 > 0
+    assert not (model / "lora_adapter").exists()
+    assert json.loads((model / "merged_lora.json").read_text())["r"] == 4
+    assert export(actor, lambda command: 1) == model  # it is not made again
 
 
 def test_the_exported_model_loads_with_its_tokenizer_and_keeps_its_protocol(model):

@@ -30,6 +30,8 @@ FORBIDDEN = {
     **dict.fromkeys(CORE, WINGS | OVER | {"verl", "vllm", "ray", "torch"}),
     "research_rl/methods": HEAVY | WINGS | OVER | {"research_rl.rollout"},
     "research_rl/rollout.py": HEAVY | WINGS | OVER,
+    "research_rl/release.py": OVER | {"verl", "vllm", "ray", "torch"},
+    "research_rl/model_card.py": OVER | {"verl", "vllm", "ray", "torch"},
     "research_rl/training": (WINGS - {"research_rl.training"}) | OVER,
     "research_rl/inference": (WINGS - {"research_rl.inference"}) | OVER,
     "research_rl/web": (WINGS - {"research_rl.web", "research_rl.inference"}) | OVER,

@@ -262,17 +262,9 @@ def test_two_processes_do_not_train_in_one_directory(recipe, tmp_path):
             train(recipe, tmp_path / "run", [], lambda job: 0)
 
 
-def test_a_stage_that_left_no_model_or_only_an_adapter_is_told(recipe, tmp_path):
+def test_a_stage_that_left_no_model_is_told(recipe, tmp_path):
     with pytest.raises(ConfigError, match="save_freq must be positive"):
         train(recipe, tmp_path / "run", [], lambda job: 0)
-
-    def lora(job):
-        finish(job, 3)
-        (job.directory / "checkpoints" / "global_step_3" / "actor" / "lora_train_meta.json").touch()
-        return 0
-
-    with pytest.raises(ConfigError, match="LoRA adapter"):
-        train(recipe, tmp_path / "lora", [], lora)
 
 
 def test_a_tracker_that_a_kill_left_empty_is_no_checkpoint(tmp_path):

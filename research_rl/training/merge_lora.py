@@ -1,0 +1,39 @@
+"""``python -m research_rl.training.merge_lora DIRECTORY``: a model and the LoRA adapter beside it become one model, in place.
+
+A process of its own: `research_rl.training.export` runs in one that trains nothing and imports no torch.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+from research_rl.errors import missing_extra
+
+ADAPTER = "lora_adapter"  # as verl's merger names the directory
+MERGED = "merged_lora.json"  # the adapter's configuration, kept to tell what was merged
+
+
+def merge(directory: Path) -> None:
+    """Add the adapter of `directory`/lora_adapter to the model's weights: W + alpha / r · B A (Hu et al., 2021, arXiv:2106.09685)."""
+    try:
+        from peft import PeftModel
+        from transformers import AutoModelForCausalLM
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "peft", "train") from error
+    base = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
+    merged = PeftModel.from_pretrained(base, str(directory / ADAPTER)).merge_and_unload()  # type: ignore[operator]
+    part = directory / "merged"
+    merged.save_pretrained(part)
+    for file in directory.glob("model*.safetensors*"):
+        file.unlink()  # there may have been more of them than there are now
+    for file in part.iterdir():
+        file.replace(directory / file.name)
+    part.rmdir()
+    (directory / ADAPTER / "adapter_config.json").replace(directory / MERGED)
+    shutil.rmtree(directory / ADAPTER)
+
+
+if __name__ == "__main__":
+    merge(Path(sys.argv[1]))

@@ -20,7 +20,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from rag_serving import metrics
-from rag_serving.service import Refused
+from rag_serving.service import Refused, searched_index
 from rag_serving.settings import Settings
 
 log = logging.getLogger("rag_serving.access")
@@ -50,7 +50,7 @@ class Guard:
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         name = given if _ID.fullmatch(given) else f"{self._prefix}{next(self._numbers):08x}"
-        token = request_id.set(name)
+        token, untold = request_id.set(name), searched_index.set("")
         path = scope["path"] if scope["path"] in self._paths else "other"
         started, status = time.perf_counter(), 0
 
@@ -58,7 +58,10 @@ class Guard:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", name.encode())]
+                told = [(b"x-request-id", name.encode())]
+                if index := searched_index.get():
+                    told.append((b"x-index-id", index.encode("latin-1", "replace")))
+                message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
 
         try:
@@ -82,6 +85,7 @@ class Guard:
                 fields = {"method": scope["method"], "path": path, "status": status, "ms": round(1000 * seconds, 1)}
                 log.log(level, "%(method)s %(path)s %(status)s %(ms)s ms", fields, extra=fields)
             request_id.reset(token)
+            searched_index.reset(untold)
 
     def _admit(self, scope: Any, headers: dict[bytes, bytes]) -> None:
         if self._tokens and scope["path"] not in OPEN_PATHS:

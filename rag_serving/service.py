@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 
 from rag_serving import ServingError, metrics
@@ -22,6 +23,7 @@ from rag_serving.settings import Settings
 log = logging.getLogger("rag_serving")
 Load = Callable[[Settings, Callable[[str], None]], Opened]
 _WORD = re.compile(r"\w+")
+searched_index: ContextVar[str] = ContextVar("searched_index", default="")  # the id of the index that answers this request
 
 
 class Refused(Exception):
@@ -264,6 +266,7 @@ class Service:
                 f"the index could not be loaded: {self.failure}" if self.failure else f"the index is loading ({self.stage})"
             )
             raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
+        searched_index.set(opened.index_id)
         found: list[list[Hit] | None] = [cache.find(query, k) for query in queries]
         cached = [hits is not None for hits in found]
         missing = [i for i, hits in enumerate(found) if hits is None]

@@ -1,7 +1,11 @@
 """The client of the retrieval service: asynchronous, with one deadline per call and bounded retries.
 
 An outage is waited out: connection errors, time-outs, 429 and 5xx are retried with jittered exponential back-off until the deadline.
-Then, and for any other refusal, `RetrievalError` is raised. It never returns an empty result in place of an error.
+Then, and for any other refusal, `RetrievalError` is raised. It never returns an empty result in place of an error. An answer that is none
+(a proxy's page, a list that was cut off) is an outage where the service has answered before, and the wrong service where it has not.
+
+The service tells in `X-Index-Id` which index it has searched. Another one than before ends the run: half of it would have learnt from
+one corpus, and half from another.
 
 How long an outage lasts is told by `outage_s`: from the first failure after a success to now. Silence alone, while nobody asks, is none.
 """
@@ -37,6 +41,7 @@ class RetrievalSettings:
     max_connections: int = 128
     # bearer token of a service that wants one; None: RETRIEVAL_TOKEN of the environment, where no logged configuration shows it
     token: str | None = field(default=None, repr=False)
+    index_id: str | None = None  # the index that must answer; None: the one that answers first
     max_query_characters: int = 2_000  # longer queries are cut: a policy that babbles must not be able to get a request refused
 
     def __post_init__(self) -> None:
@@ -66,6 +71,7 @@ class RetrievalClient:
             limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
             transport=transport,
         )
+        self._index_id, self._knows_service = settings.index_id, False
         self._last_success = time.monotonic()
         self._failing_since: float | None = None
 
@@ -116,6 +122,7 @@ class RetrievalClient:
                             self._answered()
                             raise
                         self._answered()
+                        self._knows_service = True
                         return results
         except TimeoutError:
             failure = failure or TimeoutError("no answer at all")
@@ -147,7 +154,18 @@ class RetrievalClient:
             raise (QueryFailedError if wrong_query else WrongServiceError)(
                 f"{self.settings.url}/batch_search refused {len(queries)} queries with HTTP {response.status_code}: {response.text[:300]}"
             )
+        self._check_index(response.headers.get("x-index-id"))
         return self._decode(response, len(queries))
+
+    def _check_index(self, told: str | None) -> None:
+        if told is None:  # another's service
+            return
+        if self._index_id not in (None, told):
+            raise WrongServiceError(
+                f"the service at {self.settings.url} searches the index {told} now, and this run began with {self._index_id}: serve that "
+                f"one again, or go on over the new one by research_rl.retrieval.index_id={told}"
+            )
+        self._index_id = told
 
     def _decode(self, response: httpx.Response, expected: int) -> list[list[Passage]]:
         try:
@@ -157,12 +175,16 @@ class RetrievalClient:
                 for row, row_scores in zip(documents, scores, strict=True)
             ]
         except (ValueError, TypeError, KeyError) as error:
-            raise WrongServiceError(
-                f"{self.settings.url}/batch_search answered something that is not ReSearch's format: {response.text[:200]!r} ({error!r})"
-            ) from error
+            told = f"something that is not ReSearch's format: {response.text[:200]!r} ({error!r})"
+            raise self._foreign(told) from error
         if len(results) != expected:
-            raise WrongServiceError(f"{self.settings.url}/batch_search answered {len(results)} results to {expected} queries")
+            raise self._foreign(f"{len(results)} results to {expected} queries")
         return results
+
+    def _foreign(self, told: str) -> Exception:
+        """Return the error of an answer that is none."""
+        kind = _Unavailable if self._knows_service else WrongServiceError
+        return kind(f"{self.settings.url}/batch_search answered {told}")
 
     async def close(self) -> None:
         """Close the connections."""

@@ -122,8 +122,10 @@ class Settings:
     def retrieval_for(self, data_source: str) -> RetrievalSettings:
         """Return where questions of a data source are searched: its own service if `url_by_data_source` names one."""
         options = dict(self.retrieval)
-        options["url"] = (options.pop("url_by_data_source", None) or {}).get(data_source, options.get("url"))
-        if not isinstance(options["url"], str):
+        own = (options.pop("url_by_data_source", None) or {}).get(data_source)
+        if own is not None:
+            options |= {"url": own, "index_id": None}  # the id is that of the service that all others are searched in
+        if not isinstance(options.get("url"), str):
             raise ConfigError(
                 "research_rl.retrieval.url is missing: give the URL of a running retrieval service, http://host:port"
             )

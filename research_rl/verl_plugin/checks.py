@@ -20,6 +20,7 @@ from research_rl.verl_plugin.coverage import tell_coverage
 from research_rl.verl_plugin.data_checks import check_data
 from research_rl.verl_plugin.manifest import finish_last
 from research_rl.verl_plugin.resuming import measure_once
+from research_rl.verl_plugin.same_index import fix_index
 from research_rl.verl_plugin.training_checks import check_training
 
 CARRIED = ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT", "WANDB_MODE", "WANDB_DIR", *CPU_ENVIRONMENT)
@@ -63,6 +64,7 @@ def check_config(config: Any) -> None:
         _check_service(memory.rewriter, "/models", "rewriter (research_rl.memorisation.rewriter)")
     for url in settings.retrieval_urls():
         _check_service(url)
+    fix_index(config, settings)
     check_training(config, settings)
     questions = check_data(config, settings)
     tell_coverage(config, settings)

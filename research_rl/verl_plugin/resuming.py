@@ -19,7 +19,7 @@ def measure_once(config: Any, questions: int | None) -> None:
     A run at its last step is run again only to be measured. `questions`: how many there are to train on, None if that is unknown.
     """
     trainer = config.trainer
-    step = _resumed(trainer)
+    step = resumed(trainer)
     if step is None or not trainer.val_before_train or trainer.get("val_only") or _by_hand():
         return
     steps = trainer.total_training_steps
@@ -32,7 +32,7 @@ def measure_once(config: Any, questions: int | None) -> None:
     print(f"research_rl: going on from step {step} without a validation before ({_KEY}=true asks for one)")
 
 
-def _resumed(trainer: Any) -> int | None:
+def resumed(trainer: Any) -> int | None:
     """Return the step of the checkpoint that verl will go on from."""
     if trainer.resume_mode == "resume_path":
         return int(str(trainer.resume_from_path).rpartition("global_step_")[2])

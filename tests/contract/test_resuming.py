@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -71,3 +72,31 @@ def test_search_r1_validates_on_the_same_sample_at_every_start():
     with initialize_config_dir(str(path), version_base=None):
         data = compose("gpu", overrides=[SEARCHPATH]).data
     assert (data.val_max_samples, data.seed, data.shuffle) == (500, 42, True)  # verl samples by the seed where it shuffles
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "named", "expected"),
+    [
+        (None, "a", None, "a"), ("a", "a", None, "a"), (None, None, None, None), ("a", None, None, None), ("a", "b", "b", "b"),
+        ("a", "b", None, "goes on from a checkpoint that was trained over the index a"), (None, "b", "a", "index_id=a, and the service"),
+    ],
+)  # fmt: skip
+def test_a_run_goes_on_over_the_index_that_it_began_with(tmp_path, monkeypatch, before, now, named, expected):
+    from research_rl.errors import ConfigError
+    from research_rl.verl_plugin import same_index
+    from research_rl.verl_plugin.config import settings_of
+
+    if before:
+        manifest = saved(tmp_path, 20) / "global_step_20" / "research_rl.json"
+        manifest.write_text(json.dumps({"indexes": {"http://earlier:8000": before}}))
+    monkeypatch.setattr(same_index, "indexes", lambda settings: dict.fromkeys(settings.retrieval_urls(), now))
+    path = ROOT / "recipes" / "search_r1"
+    given = [f"trainer.default_local_dir={tmp_path}", *([f"research_rl.retrieval.index_id={named}"] if named else [])]
+    with initialize_config_dir(str(path), version_base=None):
+        config = compose("gpu", overrides=[SEARCHPATH, *given])
+    if expected and len(expected) > 1:
+        with pytest.raises(ConfigError, match=expected):
+            same_index.fix_index(config, settings_of(config))
+    else:
+        same_index.fix_index(config, settings_of(config))
+        assert config.research_rl.retrieval.index_id == expected

@@ -183,3 +183,50 @@ def test_settings_that_cannot_work_are_refused(options):
 @pytest.mark.parametrize("kind", [RetrievalError, QueryFailedError, WrongServiceError, ConfigError, DataError])
 def test_errors_survive_pickling(kind):
     assert str(pickle.loads(pickle.dumps(kind("why")))) == "why"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        httpx.Response(200, text='[[[{"id": "1", "con'), httpx.Response(200, text="<html>proxy</html>"), httpx.Response(200, json=[[], []]),
+        httpx.Response(500), httpx.ReadError("reset in the middle of the body"), httpx.ConnectError("Name or service not known"),
+        httpx.ReadTimeout("no answer"),
+    ],
+)  # fmt: skip
+async def test_a_service_that_has_answered_may_answer_nonsense_for_a_moment_and_no_passage_is_made_of_it(fault):
+    answers = iter([httpx.Response(200, json=GOOD), fault, httpx.Response(200, json=GOOD)])
+
+    def handler(request):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async with client(handler, deadline_s=20) as retrieval:
+        assert await retrieval.search(["q"], 1) == await retrieval.search(["q"], 1) == [[Passage("1", "a", 2.5)]]
+        assert next(answers, None) is None
+
+
+async def test_nonsense_for_good_is_an_outage_and_never_an_empty_result():
+    answers = iter([httpx.Response(200, json=GOOD)])
+
+    async with client(lambda request: next(answers, httpx.Response(200, json=[[], []])), deadline_s=0.5) as retrieval:
+        await retrieval.search(["q"], 1)
+        with pytest.raises(RetrievalError, match="0 results to 1 queries") as error:
+            await retrieval.search(["q"], 1)
+    assert not isinstance(error.value, WrongServiceError)
+
+
+async def test_another_index_behind_the_same_address_ends_the_run():
+    served = iter(["a", "a", "b"])
+    async with client(lambda request: httpx.Response(200, json=GOOD, headers={"X-Index-Id": next(served)})) as retrieval:
+        await retrieval.search(["q"], 1)
+        await retrieval.search(["q"], 1)
+        with pytest.raises(WrongServiceError, match=r"the index b now, and this run began with a.*index_id=b"):
+            await retrieval.search(["q"], 1)
+
+
+async def test_an_index_that_is_named_is_the_only_one_that_may_answer():
+    async with client(lambda request: httpx.Response(200, json=GOOD, headers={"X-Index-Id": "b"}), index_id="a") as retrieval:
+        with pytest.raises(WrongServiceError, match="the index b now"):
+            await retrieval.search(["q"], 1)

@@ -58,10 +58,20 @@ def test_v1_tells_request_index_scores_timings_and_what_was_cached(http):
     answer = http.post("/v1/search", json=body, headers={"x-request-id": "mine-1"})
     told = answer.json()
     assert told["request_id"] == answer.headers["x-request-id"] == "mine-1"
-    assert told["index_id"] == "test-index"
+    assert told["index_id"] == answer.headers["x-index-id"] == "test-index"
     assert told["results"] == [[], [{**PARIS, "score": 1.0}, {"id": "3", "contents": "Nice\nNice is in France.", "score": 1.0}]]
     assert set(told["timings"]) == {"queue_ms", "engine_ms", "total_ms"}
     assert http.post("/v1/search", json=body).json()["cached"] == [True, True]
+
+
+def test_every_wire_format_tells_the_index_that_was_searched_in_a_header(http):
+    for path, body in (
+        ("/search", {"query": "france"}), ("/batch_search", {"query": ["france"]}), ("/queries", {"queries": ["france"]}),
+        ("/retrieve", {"queries": ["france"]}),
+    ):  # fmt: skip
+        assert http.post(path, json=body).headers["x-index-id"] == "test-index"
+    assert "x-index-id" not in http.get("/livez").headers
+    assert "x-index-id" not in http.post("/search", json={"query": ""}).headers
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,56 @@
+"""One run, one corpus: the index that a run searches is fixed when it starts, and is the last checkpoint's where it goes on."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from omegaconf import open_dict
+
+from research_rl.errors import ConfigError
+from research_rl.inference.protocol import MANIFEST
+from research_rl.training.settings import Settings
+from research_rl.verl_plugin.manifest import indexes
+from research_rl.verl_plugin.resuming import resumed
+
+
+def fix_index(config: Any, settings: Settings) -> None:
+    """Set `research_rl.retrieval.index_id` to the index that is served now, so that every worker refuses another one.
+
+    Services that do not tell which index they search are left alone.
+
+    Raises:
+        ConfigError: it is not the index that the recipe names, or not the one of the checkpoint that the run goes on from.
+    """
+    served = {url: told for url, told in indexes(settings).items() if told}
+    main = served.get(settings.retrieval_for("").url)
+    named = settings.retrieval.get("index_id")
+    if named and main and named != main:
+        raise ConfigError(
+            f"research_rl.retrieval.index_id={named}, and the service at {settings.retrieval_for('').url} serves the index {main}: "
+            "serve the one that is named, or name the other"
+        )
+    if not named:
+        before = _of_checkpoint(config.trainer)
+        now = set(served.values())
+        if before and now and before != now:
+            raise ConfigError(
+                f"the run goes on from a checkpoint that was trained over the index {', '.join(sorted(before))}, and "
+                f"{', '.join(sorted(now))} is served now: serve the same index, choose another directory, or go on over the new one by "
+                f"research_rl.retrieval.index_id={main}"
+            )
+    if main:
+        with open_dict(config):
+            config.research_rl.retrieval.index_id = main
+
+
+def _of_checkpoint(trainer: Any) -> set[str]:
+    step = resumed(trainer)
+    directory = Path(
+        trainer.resume_from_path if trainer.resume_mode == "resume_path" else f"{trainer.default_local_dir}/global_step_{step}"
+    )
+    if step is None or not (directory / MANIFEST).is_file():
+        return set()
+    told = json.loads((directory / MANIFEST).read_text(encoding="utf-8")).get("indexes") or {}
+    return {index for index in told.values() if index}

@@ -183,10 +183,13 @@ def _serve(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> int:
+    from rag_serving.retrievers.base import shown
+
     settings, origins = _settings(options)
     width = max(map(len, origins))
     for name, value in settings.model_dump(mode="json").items():
-        print(f"{name:<{width}}  {json.dumps(value):<34}  {origins[name]}")
+        told = shown(value) if isinstance(value, str) and "://" in value else value  # a URL may hold a key
+        print(f"{name:<{width}}  {json.dumps(told):<34}  {origins[name]}")
     return 0
 
 

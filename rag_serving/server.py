@@ -55,12 +55,40 @@ def _nothing() -> None:
 
 
 def _reloadable(settings: Settings, index_id: str | None = None, on_failure: Any = None) -> Any:
-    """Return the application; from now on SIGHUP makes this process load the index again."""
+    """Return the application; from now on SIGHUP makes this process load the index again, or ends it if its terminal was closed."""
     from rag_serving.app import create_app
 
     app = create_app(settings, _Expecting(index_id), on_failure, on_hang_at_end=_end_process)
-    signal.signal(signal.SIGHUP, lambda *_: getattr(app.state, "reload", _nothing)())
+    terminal = Terminal()
+
+    def hang_up(*_: Any) -> None:
+        if terminal.closed():
+            os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            getattr(app.state, "reload", _nothing)()
+
+    signal.signal(signal.SIGHUP, hang_up)
     return app
+
+
+class Terminal:
+    """The terminal that a process was started from. When it is closed, the process gets SIGHUP, as by `kill -HUP`."""
+
+    def __init__(self) -> None:
+        # nohup ignores the signal: who starts us so means us to stay
+        self._mine = signal.getsignal(signal.SIGHUP) != signal.SIG_IGN and self._there()
+
+    def closed(self) -> bool:
+        """Return whether it was closed; False where there was none, or it does not matter."""
+        return self._mine and not self._there()
+
+    @staticmethod
+    def _there() -> bool:
+        try:
+            os.close(os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY))
+        except OSError:
+            return False
+        return True
 
 
 def _end_process() -> None:
@@ -136,6 +164,8 @@ def _supervisor(settings: Settings) -> Any:
     from uvicorn.config import STARTUP_FAILURE
     from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
+    terminal = Terminal()
+
     class Supervisor(Multiprocess):
         def keep_subprocess_alive(self) -> None:
             """As uvicorn's, but a worker that cannot start, because it finds another index than the others serve, does not end these."""
@@ -167,6 +197,9 @@ def _supervisor(settings: Settings) -> Any:
 
         def handle_hup(self) -> None:
             """Let every worker load the index beside the one that it serves; bring back those that could not start."""
+            if terminal.closed():
+                self.should_exit.set()
+                return
             factory: Any = self.config.app
             try:
                 factory.index_id = _checked(settings)

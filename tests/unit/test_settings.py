@@ -47,6 +47,13 @@ def test_lists_are_comma_separated_and_tokens_are_never_printed(monkeypatch, cap
     assert "environment RAG_SERVING_TOKENS" in lines["tokens"]
 
 
+def test_what_a_url_may_hold_is_not_printed(capsys):
+    assert main(["config", "--web-url", "https://me:secret@search.example/v1?key=secret"]) == 0
+    printed = capsys.readouterr().out
+    assert "secret" not in printed
+    assert "https://search.example" in printed
+
+
 def test_tokens_come_from_a_file_too_one_per_line(tmp_path, capsys):
     file = tmp_path / "tokens"
     file.write_text("alpha\n\n  beta \n")

@@ -6,11 +6,12 @@ import json
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from research_rl.errors import ConfigError, missing_extra
-from research_rl.types import Message
+from research_rl.types import Message, Trajectory
 
 _OURS = frozenset(
     {"conversation", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict", "return_tensors"}
@@ -59,6 +60,18 @@ class HFCodec:
             return self.decode(self.encode(text))
         normalizer = self._tokenizer.backend_tokenizer.normalizer
         return normalizer.normalize_str(text).replace("\u2581", " ").removeprefix(" ") if normalizer else text
+
+    def token_texts(self, ids: Sequence[int]) -> list[str]:
+        """Return the text of each id; together they are the text of all. Of the ids of one character, the last has it."""
+        texts, before, done = [], 0, 0
+        for end in range(1, len(ids) + 1):
+            # decoded behind the ids before it: some tokenizers leave out a space at the beginning of a text
+            known, text = self.decode(ids[before:done]), self.decode(ids[before:end])
+            whole = end == len(ids) or not text.endswith("\ufffd")
+            texts.append(text[len(known) :] if whole else "")
+            if whole:
+                before, done = done, end
+        return texts
 
     def encode_prompt(self, prompt: str | list[Message], prefill: str = "") -> list[int]:
         """Return the ids of a method's prompt: plain text as it is, messages through the chat template; then the response's opening."""
@@ -149,6 +162,21 @@ def encode_row(codec: HFCodec, row: Mapping[str, Any]) -> tuple[list[int], list[
         ids += new
         mask += [int(segment["learn"])] * len(new)
     return [*ids, codec.end_of_turn(prompt)], [*mask, 1]
+
+
+def turn_tokens(codec: HFCodec, trajectory: Trajectory) -> list[list[dict[str, Any]]]:
+    """Return, per turn, text and log-probability of each token that the policy sampled in it, the EOS included.
+
+    The log-probability is None if the engine gave none. A turn's tokens are a run of ones in the response mask.
+    """
+    turns = []
+    for sampled, run in groupby(range(len(trajectory.response_ids)), trajectory.response_mask.__getitem__):
+        if sampled:
+            places = list(run)
+            texts = codec.token_texts([trajectory.response_ids[place] for place in places])
+            logprobs = [trajectory.logprobs[place] for place in places] if trajectory.logprobs else [None] * len(places)
+            turns.append([{"text": text, "logprob": logprob} for text, logprob in zip(texts, logprobs, strict=True)])
+    return turns
 
 
 def eos_ids(model: str) -> list[int]:

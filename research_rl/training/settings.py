@@ -37,6 +37,8 @@ class Settings:
     max_failed_query_share: float = 0.05
     trajectory_dir: str | None = None
     trajectory_share: float = 1.0
+    trajectory_max_gb: float | None = 20.0
+    trajectory_logprobs: bool = False
     attempt: float = 0.0
     memorisation: Mapping[str, Any] = field(default_factory=dict)
     stage: str = ""
@@ -72,6 +74,14 @@ class Settings:
                 f"research_rl.stalled_after_s={limit:g} would end the run while it waits for the retrieval service, which may take "
                 f"{waits:g} s (retrieval.deadline_s + max_tolerated_outage_s): raise it"
             )
+        if (most := settings.trajectory_max_gb) is not None and (
+            isinstance(most, bool) or not isinstance(most, (int, float)) or most <= 0
+        ):
+            raise ConfigError(
+                f"research_rl.trajectory_max_gb must be a positive number of gigabytes, or null for no limit, got {most!r}"
+            )
+        if not isinstance(settings.trajectory_logprobs, bool):
+            raise ConfigError(f"research_rl.trajectory_logprobs must be true or false, got {settings.trajectory_logprobs!r}")
         for name in ("max_failed_query_share", "trajectory_share"):
             if not 0 <= getattr(settings, name) <= 1:
                 raise ConfigError(f"research_rl.{name} must be a share, from 0 to 1, got {getattr(settings, name)!r}")

@@ -1,16 +1,14 @@
-"""Trajectories as JSON lines: every writing process has files of its own, which are read back as one table.
+"""Trajectories, logged: every writing process has files of its own, which are read back as one table.
 
-A file that has grown to `part_bytes` is closed and compressed (`.jsonl.gz`), and the next one begun. What cannot be written is lost, and
-told; it never fails a rollout.
+They are JSON lines. A file that has grown to `part_bytes` is closed and becomes parquet (see `research_rl.trajectory_files`), and the next
+one is begun. What cannot be written is lost, and told; it never fails a rollout.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import json
 import os
-import shutil
 import socket
 import sys
 import threading
@@ -21,32 +19,38 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from research_rl.files import write_atomically
+from research_rl.errors import MissingExtraError
+from research_rl.trajectory_files import Part, parts, to_parquet
 
 PART_BYTES = 64 * 2**20
+_COUNTED = 2**20  # bytes written between two looks at how full the directory is
 
 
 class TrajectoryLog:
     """Appends records. A process that dies leaves at most one half line, which `read` leaves out."""
 
-    def __init__(self, directory: str | Path, attempt: float = 0.0, share: float = 1.0, part_bytes: int = PART_BYTES) -> None:
+    def __init__(
+        self, directory: str | Path, attempt: float = 0.0, share: float = 1.0, part_bytes: int = PART_BYTES,
+        max_bytes: float | None = None,
+    ) -> None:  # fmt: skip
         """`directory` is made when it is needed; `attempt` is the start time that all processes of one run share.
 
         `share`: of the training questions, how many are kept (chosen by their `uid`, all rollouts of a question or none). Validation is
-        kept whole.
+        kept whole. `max_bytes`: how large the directory may become, all processes' files together; each looks once per MiB of its own.
         """
         self._directory, self._attempt, self._share, self._part_bytes = Path(directory), attempt, share, part_bytes
+        self._max_bytes, self._uncounted, self._full = max_bytes, _COUNTED, False
         self._name = f"{int(time.time() * 1000)}-{socket.gethostname()}-{os.getpid()}"
         self._parts, self._size, self._lost = 0, 0, 0
         self._file: FileIO | None = None
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Append one record, or say once that it cannot be done."""
-        if not self._keeps(record):
+        if not self._keeps(record) or self._is_full():
             return
         line = json.dumps({"attempt": self._attempt, "time": time.time(), **record}, ensure_ascii=False) + "\n"
         try:
-            self._append(line.encode())
+            self._append(line.encode(errors="backslashreplace"))  # half a surrogate pair, as JSON writes it
         except OSError as error:
             self._give_up_file()
             self._lost += 1
@@ -65,6 +69,19 @@ class TrajectoryLog:
             return True
         return zlib.crc32(str(record.get("uid")).encode()) < self._share * 2**32
 
+    def _is_full(self) -> bool:
+        if self._max_bytes is not None and not self._full and self._uncounted >= _COUNTED:
+            self._uncounted = 0
+            self._full = _bytes_in(self._directory) >= self._max_bytes
+            if self._full:
+                self._give_up_file()
+                _tell(
+                    f"NO MORE TRAJECTORIES ARE WRITTEN to {self._directory}: it has reached research_rl.trajectory_max_gb="
+                    f"{self._max_bytes / 1e9:g}. The training goes on without them; a stage that ends at a metric is judged by those "
+                    "that are there. research_rl.trajectory_share keeps fewer of each step"
+                )
+        return self._full
+
     def _append(self, line: bytes) -> None:
         if self._file is None:
             self._directory.mkdir(parents=True, exist_ok=True)
@@ -74,8 +91,9 @@ class TrajectoryLog:
         while left:  # a disk that is nearly full takes a part of it first
             left = left[self._file.write(left) :]
         self._size += len(line)
+        self._uncounted += len(line)
         if self._size >= self._part_bytes:
-            threading.Thread(target=_compress, args=(Path(self._file.name),), daemon=True).start()
+            threading.Thread(target=_close, args=(Path(self._file.name),), daemon=True).start()
             self._give_up_file()
 
     def _give_up_file(self) -> None:
@@ -90,49 +108,44 @@ def _tell(text: str) -> None:
     print(f"research_rl: {text}", file=sys.stderr, flush=True)
 
 
-def _compress(path: Path) -> None:
-    def write(part: Path) -> None:
-        with path.open("rb") as source, gzip.open(part, "wb", compresslevel=6) as target:
-            shutil.copyfileobj(source, target, 2**20)
+def _bytes_in(directory: Path) -> int:
+    sizes = 0
+    with contextlib.suppress(OSError), os.scandir(directory) as entries:
+        for entry in entries:
+            with contextlib.suppress(OSError):  # replaced by its closed form in this moment
+                sizes += entry.stat().st_size
+    return sizes
 
+
+def _close(path: Path) -> None:
     try:
-        write_atomically(path.with_name(f"{path.name}.gz"), write)
-        path.unlink()
-    except OSError as error:
-        _tell(f"{path} stays uncompressed: {error}")
+        to_parquet(path)
+    except (OSError, ValueError, MissingExtraError) as error:
+        _tell(f"{path} stays JSON lines: {error}")
 
 
 class TrajectoryReader:
-    """Reads a directory that is being written, each line once."""
+    """Reads a directory that is being written, each record once, whatever form its part has by then."""
 
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
-        self._offsets: dict[str, int] = {}  # bytes read of each file, uncompressed
-        self._finished: set[str] = set()  # read to the end of their compressed form, which does not grow
+        self._read: dict[str, Part] = {}
         self._records: list[dict[str, Any]] = []
+
+    @property
+    def damaged(self) -> int:
+        """Lines read so far that hold no record, and were left out."""
+        return sum(part.damaged for part in self._read.values())
 
     def new(self) -> Iterator[dict[str, Any]]:
         """Yield the records written since the last call, oldest file first."""
-        files = [path.name for end in ("jsonl", "jsonl.gz") for path in self._directory.glob(f"[!.]*.{end}")]
-        for name in sorted({file.removesuffix(".gz") for file in files} - self._finished):
-            text = self._rest(name)
-            whole = text[: text.rfind(b"\n") + 1]  # what follows the last line break is still being written, or was cut off
-            self._offsets[name] = self._offsets.get(name, 0) + len(whole)
-            yield from (json.loads(line) for line in whole.split(b"\n")[:-1])
-
-    def _rest(self, name: str) -> bytes:
-        offset = self._offsets.get(name, 0)
-        for path, opened in ((self._directory / name, open), (self._directory / f"{name}.gz", gzip.open)):
-            try:
-                with opened(path, "rb") as file:
-                    file.seek(offset)
-                    text = file.read()
-            except FileNotFoundError:  # compressed in the meantime
-                continue
-            if opened is gzip.open:
-                self._finished.add(name)
-            return text
-        return b""
+        for name in sorted(parts(self._directory) | set(self._read)):
+            part = self._read.setdefault(name, Part(self._directory, name))
+            before = part.damaged
+            for records in part.batches():
+                yield from records
+            if part.damaged > before:
+                _tell(f"{part.damaged - before} damaged lines of {self._directory / name}.jsonl are left out")
 
     def records(self) -> list[dict[str, Any]]:
         """Return all records so far.

@@ -8,7 +8,7 @@ from functools import cache, partial
 from typing import Any
 from uuid import uuid4
 
-from research_rl.codec import HFCodec, load_codec
+from research_rl.codec import HFCodec, load_codec, turn_tokens
 from research_rl.errors import DataError, QueryFailedError, RetrievalError, WrongServiceError, missing_extra
 from research_rl.methods.base import Method
 from research_rl.questions import question_of
@@ -49,9 +49,9 @@ def retrieval_client(settings: Settings, row: Mapping[str, Any]) -> RetrievalCli
 
 
 @cache
-def log_for(directory: str, attempt: float, share: float) -> TrajectoryLog:
+def log_for(directory: str, attempt: float, share: float, max_gb: float | None) -> TrajectoryLog:
     """Return this process's trajectory log."""
-    return TrajectoryLog(directory, attempt, share)
+    return TrajectoryLog(directory, attempt, share, max_bytes=None if max_gb is None else max_gb * 1e9)
 
 
 class _Fatal:
@@ -296,7 +296,11 @@ class _SearchAgentLoopWorker(_Worker):
         await super()._agent_loop_postprocess(output, validate, **kwargs)
         if settings.trajectory_dir:
             record = {"validate": bool(validate), **rollout.record, "metrics": metrics, **rollout.trajectory.to_json()}
-            log_for(settings.trajectory_dir, settings.attempt, settings.trajectory_share).write(record)
+            if settings.trajectory_logprobs:
+                for turn, tokens in zip(record["turns"], turn_tokens(rollout.codec, rollout.trajectory), strict=True):
+                    turn["tokens"] = tokens
+            log = log_for(settings.trajectory_dir, settings.attempt, settings.trajectory_share, settings.trajectory_max_gb)
+            log.write(record)
 
     async def _memorise(self, rollout: _Rollout) -> dict[str, Any] | None:
         """Return prompt and search-free path of a correct rollout that searched, as ids, with μ; None if there is none."""

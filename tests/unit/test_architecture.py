@@ -21,6 +21,7 @@ CORE = [
     "research_rl/questions.py",
     "research_rl/retrieval.py",
     "research_rl/recall.py",
+    "research_rl/trajectory_files.py",
 ]
 FORBIDDEN = {
     "research_rl/types.py": HEAVY | OURS,

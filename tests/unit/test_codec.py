@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from functools import cache
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from research_rl.codec import HFCodec, load_codec
+from research_rl.codec import HFCodec, load_codec, turn_tokens
 from research_rl.errors import ConfigError
+from research_rl.types import Answer, Search, StopReason, Trajectory, Turn
 from tests.models import FAMILIES, OWN, WEIGHTS, model_like
 
 MESSAGES = [{"role": "user", "content": "Who?"}]
@@ -87,3 +91,35 @@ def test_the_chat_template_gets_its_keywords(tmp_path):
 def test_a_keyword_that_the_rollout_sets_itself_is_refused():
     with pytest.raises(ConfigError, match=r"\['tokenize'\] are set by the rollout"):
         HFCodec(AutoTokenizer.from_pretrained(WEIGHTS), chat_template_kwargs={"tokenize": True})
+
+
+@given(st.text(st.characters(exclude_characters="\ufffd", exclude_categories=["Cs"]), max_size=30))
+@settings(deadline=None)
+def test_the_texts_of_tokens_are_the_text_even_where_a_character_has_several(text):
+    codec = plain()
+    ids = codec.encode(text + "🙂")  # four bytes, no word of the vocabulary
+    texts = codec.token_texts(ids)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == codec.decode(ids)
+    assert "\ufffd" not in "".join(texts)
+
+
+@cache
+def plain() -> HFCodec:
+    return load_codec(WEIGHTS)
+
+
+def test_each_turn_gets_the_tokens_that_were_sampled_in_it_with_their_log_probabilities():
+    codec = plain()
+    first, seen, second = codec.encode("who is it"), codec.encode("the result"), [*codec.encode("it is"), min(codec.eos_ids)]
+    ids = [*first, *seen, *second]
+    mask = [1] * len(first) + [0] * len(seen) + [1] * len(second)
+    turns = (Turn("who is it", Search("it"), "the result"), Turn("it is", Answer("it")))
+    logprobs = [-float(place) if sampled else 0.0 for place, sampled in enumerate(mask)]
+    told = turn_tokens(codec, Trajectory("?", [], ids, mask, logprobs, turns, StopReason.ANSWERED, True))
+    assert ["".join(token["text"] for token in turn) for turn in told] == ["who is it", f"it is{OWN}"]
+    assert [token["logprob"] for turn in told for token in turn] == [
+        -float(place) for place, sampled in enumerate(mask) if sampled
+    ]
+    without = turn_tokens(codec, Trajectory("?", [], ids, mask, [], turns, StopReason.ANSWERED, True))
+    assert {token["logprob"] for turn in without for token in turn} == {None}

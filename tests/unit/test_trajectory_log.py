@@ -11,6 +11,8 @@ import pytest
 
 from evaluation.summary import summarize
 from quickstart.training import timeline
+from research_rl.errors import ConfigError
+from research_rl.training.settings import Settings
 from research_rl.training.trajectory_log import TrajectoryLog, TrajectoryReader, read
 
 
@@ -53,6 +55,36 @@ def test_a_directory_that_is_being_written_is_read_on_and_a_line_counts_when_it_
     assert [r["step"] for r in reader.records()] == [1, 2] == [r["step"] for r in read(tmp_path / "t")]
     TrajectoryLog(tmp_path / "t", 2.0).write({**record(2, 0.9), "newer": True})
     assert [r.get("newer", False) for r in reader.records()] == [False, True]
+
+
+def test_a_damaged_line_is_left_out_counted_and_told(tmp_path, capsys):
+    log = TrajectoryLog(tmp_path, 1.0)
+    log.write(record(1, 0.1))
+    path = next(tmp_path.glob("*.jsonl"))
+    with path.open("ab") as file:
+        file.write(b'{"step": 2, "sp\n[1, 2]\n\xff\n')
+    log.write(record(3, 0.1))
+    reader = TrajectoryReader(tmp_path)
+    assert [r["step"] for r in reader.records()] == [1, 3]
+    assert reader.damaged == 3
+    assert "3 damaged lines" in capsys.readouterr().err
+
+
+def test_a_directory_that_has_reached_its_size_gets_no_more_and_that_is_told_once(tmp_path, capsys):
+    logs = [TrajectoryLog(tmp_path, max_bytes=3 * 2**20) for _ in range(2)]
+    for step in range(20):
+        for log in logs:
+            log.write({**record(step, 0.1), "text": "x" * 2**18})
+    assert capsys.readouterr().err.count("NO MORE TRAJECTORIES ARE WRITTEN") == 2  # each process says it once
+    assert 3 * 2**20 <= sum(path.stat().st_size for path in tmp_path.iterdir()) < 5.2 * 2**20
+    assert TrajectoryReader(tmp_path).records()[0]["step"] == 0
+    TrajectoryLog(tmp_path).write(record(99, 0.1))  # without a limit
+    assert read(tmp_path)[-1]["step"] == 99
+
+
+def test_half_a_surrogate_pair_fails_no_rollout_and_comes_back(tmp_path):
+    TrajectoryLog(tmp_path).write({**record(1, 0.1), "question": "a\ud800b"})
+    assert read(tmp_path)[0]["question"] == "a\ud800b"
 
 
 @pytest.mark.parametrize(
@@ -119,7 +151,7 @@ def test_a_directory_that_cannot_be_made_fails_nothing(tmp_path, capsys):
     assert "CANNOT BE WRITTEN" in capsys.readouterr().err
 
 
-def test_a_log_that_grows_is_cut_into_compressed_parts_and_read_as_one(tmp_path):
+def test_a_log_that_grows_is_cut_into_parquet_parts_and_read_as_one(tmp_path):
     log, reader, seen = TrajectoryLog(tmp_path, part_bytes=2_000), TrajectoryReader(tmp_path), []
     others = set(threading.enumerate())
     for step in range(200):
@@ -131,7 +163,7 @@ def test_a_log_that_grows_is_cut_into_compressed_parts_and_read_as_one(tmp_path)
     seen += [r["step"] for r in reader.new()]
     assert seen == list(range(200))
     assert [r["step"] for r in read(tmp_path)] == list(range(200))
-    assert len(list(tmp_path.glob("*.jsonl.gz"))) > 10
+    assert len(list(tmp_path.glob("*.parquet"))) > 10
     assert len(list(tmp_path.glob("*.jsonl"))) <= 1
 
 
@@ -160,3 +192,11 @@ def test_the_summary_tells_the_types_of_questions_apart():
         "a": {"before": 0.0, "after": 1.0, "n": 1},
         "b": {"before": 1.0, "after": 1.0, "n": 1},
     }
+
+
+@pytest.mark.parametrize(("name", "value"), [("trajectory_max_gb", 0), ("trajectory_max_gb", True), ("trajectory_logprobs", 1)])
+def test_a_setting_of_the_log_that_cannot_be_is_refused(name, value):
+    section = {"method": "research", "retrieval": {"url": "http://localhost:1"}}
+    assert Settings.from_mapping(section | {"trajectory_max_gb": None, "trajectory_logprobs": True}).trajectory_max_gb is None
+    with pytest.raises(ConfigError, match=f"research_rl.{name} must be"):
+        Settings.from_mapping(section | {name: value})

@@ -11,6 +11,7 @@ COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
     "data": ("data_preprocess.__main__", "data sets, corpora, selection by difficulty, cold start"),
     "train": ("research_rl.training.train", "a recipe, all its stages"),
     "export": ("research_rl.release", "a checkpoint as a folder to give away: model, protocol, model card"),
+    "view": ("research_rl.web.viewer", "a run's trajectories, curves and alarms on a local page"),
     "serve": ("rag_serving.cli", "rag-serving: index, serve, estimate"),
 }
 

@@ -1,0 +1,82 @@
+"""``research-rl view RUN``: the trajectories, curves and alarms of a run on a local page, also while it is being trained."""
+
+from __future__ import annotations
+
+import argparse
+import ipaddress
+import os
+import socket
+import sys
+import webbrowser
+from pathlib import Path
+
+from research_rl.errors import ConfigError, missing_extra
+from research_rl.web.viewer_app import create_viewer
+from research_rl.web.viewer_cache import Cache, cache_directory
+
+try:
+    import uvicorn
+except ModuleNotFoundError as error:
+    raise missing_extra(error.name or "uvicorn", "view") from error
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve the page until it is interrupted; return the exit code."""
+    parser = argparse.ArgumentParser(prog="research-rl view", description=__doc__)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a run, or an evaluation's .jsonl")
+    parser.add_argument("--host", default="127.0.0.1", help="who can reach it reads everything")
+    parser.add_argument("--port", type=int, default=8770, help="0: any that is free")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=cache_directory(),
+        help="directory of the index that is made of a run (default: %(default)s)",
+    )
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    options = parser.parse_args(arguments)
+    try:
+        caches = [Cache(run, options.cache) for run in options.runs]
+    except ConfigError as error:
+        print(f"view: {error}", file=sys.stderr)
+        return 2
+    try:
+        listening = socket.create_server(
+            (options.host, options.port), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET
+        )
+    except (OSError, OverflowError) as error:
+        print(
+            f"view: cannot listen on {options.host}:{options.port}: {error}; choose another --port or --host", file=sys.stderr
+        )
+        return 1
+    with listening:
+        url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{listening.getsockname()[1]}"
+        print(url, flush=True)
+        local = _is_loopback(options.host)
+        if not local:
+            print(
+                f"view: {options.host} is no loopback address: whoever reaches it reads everything in these runs",
+                file=sys.stderr,
+            )
+        if not options.no_browser and _has_display():
+            webbrowser.open(url)
+        app = create_viewer(caches, ["127.0.0.1", "localhost", "::1", "[::1]", options.host] if local else None)
+        try:
+            uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listening])
+        except KeyboardInterrupt:
+            return 130
+    return 0
+
+
+def _has_display() -> bool:
+    return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""What a directory holds that the viewer shows: trajectories of its stages, evaluations, metrics and alarms."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from research_rl.errors import ConfigError
+from research_rl.trajectory_files import FORMS, parts
+
+TRAJECTORIES, EVALUATION, METRICS, ALARMS = "trajectories", "evaluation", "metrics", "alarms"
+_DEPTHS = ("", "*/", "*/*/")  # a run, its stages, and the runs of an experiment with stages of their own
+
+
+@dataclass(frozen=True)
+class Source:
+    """Parts of one kind. `label` is the stage or the evaluation that they belong to, relative to the run; "" is the run itself."""
+
+    kind: str
+    label: str
+    directory: Path
+    name: str
+
+
+def sources(run: Path) -> list[Source]:
+    """Return every part below a run, oldest first within a stage.
+
+    Raises:
+        ConfigError: there is no such file or directory, or it holds no trajectories.
+    """
+    if not run.exists():
+        raise ConfigError(f"{run}: no such file or directory; give the directory of a run, or an evaluation's .jsonl")
+    found = _of_file(run) if run.is_file() else _of_directory(run.parent if run.name == TRAJECTORIES else run)
+    if not any(source.kind in (TRAJECTORIES, EVALUATION) for source in found):
+        raise ConfigError(
+            f"{run}: no trajectories in it. A training writes them to RUN/[STAGE/]trajectories once its first rollouts are scored, "
+            "`research-rl evaluate run` to a .jsonl; give such a directory or file"
+        )
+    return found
+
+
+def _of_file(path: Path) -> list[Source]:
+    if _is_evaluation(path):
+        return [_evaluation(path, path.parent)]
+    names = {path.name.removesuffix(form) for form in FORMS if path.name.endswith(form)} & parts(path.parent)
+    return [Source(TRAJECTORIES, "", path.parent, name) for name in names if path.parent.name == TRAJECTORIES]
+
+
+def _of_directory(run: Path) -> list[Source]:
+    found = []
+    for depth in _DEPTHS:
+        for directory in sorted(run.glob(f"{depth}{TRAJECTORIES}")):
+            names = sorted(parts(directory))
+            found += [Source(TRAJECTORIES, _label(directory.parent, run), directory, name) for name in names]
+        for kind, pattern in ((METRICS, "metrics-*.jsonl"), (ALARMS, "health.jsonl")):
+            files = sorted(run.glob(f"{depth}{pattern}"))
+            found += [Source(kind, _label(path.parent, run), path.parent, path.stem) for path in files]
+    rolled_out = [*run.glob("*.jsonl"), *run.glob("measured/*.jsonl")]
+    return found + [_evaluation(path, run) for path in sorted(rolled_out) if _is_evaluation(path)]
+
+
+def _evaluation(path: Path, run: Path) -> Source:
+    return Source(EVALUATION, _label(path.with_suffix(""), run), path.parent, path.stem)
+
+
+def _label(path: Path, run: Path) -> str:
+    return "" if path == run else path.relative_to(run).as_posix()
+
+
+def _is_evaluation(path: Path) -> bool:
+    """Whether the first line is a rollout's: a question and what it was measured as."""
+    if path.suffix != ".jsonl" or path.name.startswith("."):
+        return False
+    try:
+        with path.open("rb") as file:
+            first = json.loads(file.readline(2**24))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(first, dict) and {"question", "metrics", "answer"} <= set(first)

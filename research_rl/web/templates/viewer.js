@@ -146,9 +146,9 @@ function side(parent, found, of) {
   if (!(record.turns || []).length) make(parent, "div", "turn policy", found.answer || "no answer").dataset.author = "policy";
 }
 async function move(by) {
-  if (shown < 0) { if (rows.length) go({t: rows[0].key, w: undefined}); return; }
-  if (shown + by >= rows.length && rows.length < total) await guarded(() => load(rows.length));
-  const next = rows[shown + by]; if (next) go({t: next.key, w: undefined});
+  const to = shown < 0 ? 0 : shown + by;
+  if (to >= rows.length && rows.length < total) await guarded(() => load(rows.length));
+  if (rows[to]) { shown = to; go({t: rows[to].key, w: undefined}); }  // set at once: a key that is held down comes before the page is drawn
 }
 
 async function renderCurves() {

@@ -1,0 +1,206 @@
+"""The viewer's page in a real browser, clicked through."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import uvicorn
+
+from research_rl.web.viewer_app import create_viewer
+from research_rl.web.viewer_cache import Cache
+from tests.unit.test_viewer import HOSTILE, trajectory, write
+
+sync_api = pytest.importorskip(
+    "playwright.sync_api", reason="the page is clicked through by Playwright: pip install playwright"
+)
+expect = sync_api.expect  # the page forbids eval, which wait_for_function needs
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    run = tmp_path_factory.mktemp("view") / "first"
+    tokens = [{"text": "<search>", "logprob": -0.01}, {"text": "policyword</search>", "logprob": -4.0}]
+    sure = trajectory(1)
+    sure["turns"][0] |= {"tokens": tokens, "text": "<search>policyword</search>"}
+    records = [
+        sure,
+        trajectory(2, score=0.0),
+        trajectory(3, HOSTILE, answer=HOSTILE),
+        *(trajectory(4, f"question {n}") for n in range(60)),
+    ]
+    for turn in records[2]["turns"]:
+        turn |= {"text": f"</search>{HOSTILE}", "observation": HOSTILE}
+    write(run / "train" / "trajectories" / "1-h-1-00000.jsonl", records)
+    write(
+        run / "train" / "metrics-1.jsonl",
+        [{"step": n, "data": {"training/search/score": n / 9, "a/b": -n}} for n in range(1, 10)],
+    )
+    alarm = {"step": 5, "rule": "entropy", "metric": "a/b", "value": -5, "threshold": 0, "action": "warn", "message": HOSTILE}
+    write(run / "train" / "health.jsonl", [alarm])
+    write(run.with_name("second") / "trajectories" / "1-h-1-00000.jsonl", [trajectory(9, score=0.5)])
+    return run
+
+
+@pytest.fixture(scope="module")
+def address(run) -> Iterator[str]:
+    caches = [Cache(directory, run.parent / "cache") for directory in (run, run.with_name("second"))]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = uvicorn.Server(uvicorn.Config(create_viewer(caches, ["127.0.0.1"]), log_level="warning"))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+        thread.start()
+        while not (server.started and all(cache.filled for cache in caches)):
+            time.sleep(0.02)
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address) -> Iterator[Any]:
+    context = browser.new_context(viewport={"width": 1200, "height": 800})
+    page = context.new_page()
+    told: list[str] = []
+    page.on("pageerror", lambda error: told.append(str(error)))
+    page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
+    page.on("dialog", lambda dialog: told.append(f"dialog {dialog.message}"))
+    page.on("request", lambda request: None if request.url.startswith((address, "data:")) else told.append(request.url))
+    page.goto(address)
+    page.wait_for_selector("#list a")
+    yield page
+    context.close()
+    assert told == []  # no error, no violation of the policy, no alert, no request elsewhere
+
+
+def test_keys_go_through_the_list_and_past_its_first_page(page):
+    for place in range(3):
+        page.keyboard.press("j")
+        expect(page.locator("#list a").nth(place)).to_have_attribute("aria-current", "")
+    page.keyboard.press("k")
+    expect(page.locator("#list a").nth(1)).to_have_attribute("aria-current", "")
+    page.locator("#list a").nth(49).click()
+    expect(page.locator("#detail h2")).to_have_text("question 46")
+    page.keyboard.press("ArrowDown")
+    expect(page.locator("#detail h2")).to_have_text("question 47")
+    assert page.locator("#list a").count() == 63
+    page.keyboard.press("?")
+    assert page.locator("#keys").is_visible()
+    page.keyboard.press("Escape")
+
+
+def test_search_filter_and_a_link_to_the_same_state(page, browser):
+    page.keyboard.press("/")
+    page.keyboard.type("question 7")
+    expect(page.locator("#count")).to_have_text("1 trajectory")
+    page.keyboard.press("Escape")
+    page.keyboard.press("j")
+    page.wait_for_selector("#detail h2")
+    again = browser.new_context().new_page()
+    again.goto(page.url)
+    again.wait_for_selector("#detail h2")
+    assert again.locator("#detail h2").text_content() == "question 7"
+    assert again.locator("#q").input_value() == "question 7"
+    assert again.locator("#list a").count() == 1
+    again.context.close()
+    page.locator("#more-filters summary").click()
+    page.get_by_text("Clear all").click()
+    expect(page.locator("#count")).to_have_text("63 trajectories")
+    page.locator("select[name=step]").select_option("2")
+    expect(page.locator("#count")).to_have_text("1 trajectory")
+
+
+def test_text_has_the_colour_of_who_wrote_it_and_hostile_text_is_text(page):
+    page.locator("#list a").nth(2).click()
+    page.wait_for_selector("#detail [data-author=observation]")
+    authors = page.locator("#detail [data-author]").evaluate_all(
+        "nodes => nodes.map(node => [node.dataset.author, node.textContent])"
+    )
+    shown = HOSTILE.replace("\ud800", "\ufffd")
+    assert [author for author, _ in authors] == ["policy", "observation"] * 2
+    assert authors[0][1].replace("\ud800", "\ufffd") == f"</search>{shown}"
+    assert page.locator("#detail script, #detail img, #list img, #list script").count() == 0
+    colours = page.locator("#detail [data-author]").evaluate_all(
+        "nodes => nodes.map(node => getComputedStyle(node).backgroundColor)"
+    )
+    assert colours[0] == colours[2] != colours[1]
+
+
+def test_tokens_are_shaded_by_their_log_probability(page):
+    page.locator("#list a").nth(0).click()
+    page.wait_for_selector("#detail [data-author=policy] span")
+    shades = "nodes => nodes.map(node => Number(node.style.backgroundColor.match(/[\\d.]+(?=\\)$)/)[0]))"
+    sure, unsure = page.locator("#detail [data-author=policy] span").evaluate_all(shades)
+    assert sure < 0.05 < 0.5 < unsure
+    page.get_by_text("Log-probabilities").click()
+    expect(page.locator("#detail [data-author=policy] span")).to_have_count(0)
+    assert "policyword" in page.locator("#detail [data-author=policy]").nth(0).text_content()
+
+
+def test_the_same_question_stands_side_by_side_and_is_exported(page):
+    page.locator("#list a").nth(0).click()
+    page.wait_for_selector("#compare:enabled")
+    options = page.locator("#compare option").all_text_contents()
+    assert len(options) == 3
+    assert "step 2" in options[1]
+    assert "second" in options[2]
+    page.locator("#compare").select_option(index=2)
+    page.wait_for_selector(".sides")
+    assert page.locator(".sides > section").count() == 2
+    assert "step 9" in page.locator(".sides > section").nth(1).text_content()
+    with page.expect_download() as download:
+        page.get_by_text("Export").click()
+    assert "policyword" in Path(download.value.path()).read_text()
+
+
+def test_curves_show_alarms_and_keep_their_choice_in_the_address(page):
+    page.keyboard.press("v")
+    page.wait_for_selector("#plots figure .alarm", state="attached")
+    assert page.locator("#plots figcaption").all_text_contents() == ["training/search/score"]
+    assert "entropy" in page.locator("#alarms li").text_content()
+    page.locator("#choice summary").click()
+    page.get_by_label("a/b").check()
+    expect(page.locator("#plots figure")).to_have_count(2)
+    page.reload()
+    expect(page.locator("#plots figure")).to_have_count(2)
+    assert "a%2Fb" in page.url
+
+
+def test_a_run_that_is_still_training_is_followed(page, run):
+    page.locator("#run").select_option("1")
+    expect(page.locator("#count")).to_have_text("1 trajectory")
+    write(run.with_name("second") / "trajectories" / "1-h-1-00000.jsonl", [trajectory(10, "a new one")], "a")
+    expect(page.locator("#list a")).to_have_count(2, timeout=20_000)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_a_narrow_screen_shows_the_list_or_a_trajectory(browser, address, scheme):
+    context = browser.new_context(viewport={"width": 400, "height": 800}, color_scheme=scheme)
+    page = context.new_page()
+    page.goto(address)
+    page.locator("#list a").nth(1).click()
+    page.wait_for_selector("#detail [data-author=policy]")
+    assert not page.locator("#list").is_visible()
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400
+    page.get_by_text("← List").click()
+    page.wait_for_selector("#list a", state="visible")
+    luminance = page.evaluate(
+        "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).reduce((sum, part) => sum + Number(part), 0)"
+    )
+    assert (luminance > 380) == (scheme == "light")
+    context.close()

@@ -7,6 +7,7 @@ request with its answer as JSON, the median and the longest of five. Nothing is 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import resource
@@ -43,13 +44,14 @@ REQUESTS = {
 def trajectories(count: int, seed: int = 1) -> Any:
     """Yield records of a training, about 2.3 KB each."""
     draw = random.Random(seed)
-    vocabulary = [*(f"w{number}" for number in range(3000)), *["the"] * 200]
-    weights = [1 / (1 + place) for place in range(3000)] + [0.02] * 200
+    vocabulary = ["the", *(f"w{number}" for number in range(3000))]
+    summed = list(itertools.accumulate(1 / (1 + place) for place in range(len(vocabulary))))
+    chunks = [" ".join(draw.choices(vocabulary, cum_weights=summed, k=5)) for _ in range(20_000)]  # five words each: draws cost
 
     def words(many: int) -> str:
-        return " ".join(draw.choices(vocabulary, weights, k=many))
+        return " ".join(draw.choices(chunks, k=many // 5))
 
-    questions = [words(9) for _ in range(max(1, count // 40))]
+    questions = [words(10) for _ in range(max(1, count // 40))]
     for number in range(count):
         if number % ROLLOUTS == 0:
             question = draw.choice(questions)

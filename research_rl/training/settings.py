@@ -10,6 +10,7 @@ from typing import Any
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, load_method
 from research_rl.retrieval import RetrievalSettings
+from research_rl.training.health import Health
 from research_rl.training.memorisation import Memorisation, Memorises
 from research_rl.training.stages import Until
 from research_rl.types import Budget
@@ -41,6 +42,7 @@ class Settings:
     trajectory_logprobs: bool = False
     attempt: float = 0.0
     memorisation: Mapping[str, Any] = field(default_factory=dict)
+    health: Mapping[str, Any] = field(default_factory=dict)
     stage: str = ""
     until: Mapping[str, Any] = field(default_factory=dict)
 
@@ -97,6 +99,7 @@ class Settings:
                 f"research_rl.memorisation: the method {method.name} cannot memorise (see research_rl.training.memorisation.Memorises)"
             )
         Until.from_mapping(settings.until or {})
+        Health.from_mapping(settings.health or {})
         settings.retrieval_urls()
         return settings
 

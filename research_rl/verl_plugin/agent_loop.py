@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from research_rl.codec import HFCodec, load_codec, turn_tokens
 from research_rl.errors import DataError, QueryFailedError, RetrievalError, WrongServiceError, missing_extra
+from research_rl.health import rollout_health
 from research_rl.methods.base import Method
 from research_rl.questions import question_of
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
@@ -21,6 +22,7 @@ from research_rl.training.trajectory_log import TrajectoryLog
 from research_rl.types import Message, Reward, Trajectory
 from research_rl.verl_plugin.config import chat_template_kwargs, settings_of
 from research_rl.verl_plugin.groups import DroppedError, FailedQueries, Group
+from research_rl.verl_plugin.trainer import HEALTH
 
 try:
     import ray
@@ -227,7 +229,10 @@ class _SearchAgentLoopWorker(_Worker):
         self._settings: Settings = settings_of(self.config)
         self._groups: dict[str, Group[_Rollout, _Scored]] = {}
         self._failed_queries = FailedQueries(self._settings.max_failed_query_share)
-        self._unmeasured = 0  # questions of the validation under way that were dropped
+        self._lost = {
+            False: 0,
+            True: 0,
+        }  # questions that were dropped since they were last asked for: of training, of a validation
 
     async def fail_if_failed(self) -> None:
         """Raise the failure that ends the run, if there was one."""
@@ -238,9 +243,9 @@ class _SearchAgentLoopWorker(_Worker):
         """Return how many turns this worker has rolled out (see watchdog.py)."""
         return _Progress.turns
 
-    async def lost_questions(self) -> int:
-        """Return how many questions the validation that has ended lost to failed searches."""
-        lost, self._unmeasured = self._unmeasured, 0
+    async def lost_questions(self, validate: bool = True) -> int:
+        """Return how many questions the validation that has ended (or training, since the last call) lost to failed searches."""
+        lost, self._lost[validate] = self._lost[validate], 0
         return lost
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
@@ -251,7 +256,7 @@ class _SearchAgentLoopWorker(_Worker):
         try:
             await super()._run_prompt(prompt, sampling_params, trajectory=trajectory, trace=trace)
         finally:
-            self._unmeasured += group.failed and trajectory["validate"]
+            self._lost[bool(trajectory["validate"])] += group.failed
             del self._groups[str(prompt["uid"])]
 
     async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, **kwargs: Any) -> Any:
@@ -291,6 +296,10 @@ class _SearchAgentLoopWorker(_Worker):
         if settings.memory().mu and not validate:
             output.extra_fields[MEMORY] = memorised = await self._memorise(rollout)
             metrics["memorised"] = float(memorised is not None)
+        if not validate:
+            group, info = str(kwargs["uid"]), _info(kwargs)
+            health = rollout_health(settings.load(), rollout.trajectory, rollout.golden_answers, reward.score, group, info)
+            output.extra_fields[HEALTH] = vars(health)
         output.reward_score = reward.score
         output.extra_fields["reward_extra_info"] = metrics
         await super()._agent_loop_postprocess(output, validate, **kwargs)
@@ -347,6 +356,6 @@ class SearchAgentLoopManager(AgentLoopManagerTQ):
         except RayTaskError as error:
             raise error.cause from None
 
-    def lost_questions(self) -> int:
-        """Return how many questions the validation that has just ended lost to failed searches."""
-        return sum(ray.get([worker.lost_questions.remote() for worker in self.agent_loop_workers]))
+    def lost_questions(self, validate: bool = True) -> int:
+        """Return how many questions the validation that has just ended (or training, since the last call) lost to failed searches."""
+        return sum(ray.get([worker.lost_questions.remote(validate) for worker in self.agent_loop_workers]))

@@ -13,6 +13,7 @@ from research_rl.training.settings import Settings
 from research_rl.training.stages import ENDED, Progress, Until
 from research_rl.training.trajectory_log import TrajectoryReader
 from research_rl.verl_plugin.config import settings_of
+from research_rl.verl_plugin.health import mark_checkpoint
 from research_rl.verl_plugin.manifest import finish_checkpoint
 
 try:
@@ -35,6 +36,7 @@ class SearchCheckpoint(CheckpointCallback):
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any) -> None:
         """Write the manifest, and end the training if the stage has reached what it was to reach."""
         finish_checkpoint(self.config, self._settings, global_step, Path(checkpoint_dir))
+        mark_checkpoint(trainer, Path(checkpoint_dir))
         if self._until.metric:
             self._end_if_reached(trainer, global_step)
 

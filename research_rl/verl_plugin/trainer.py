@@ -1,5 +1,5 @@
-"""What verl's trainer logs and checks besides its own: what is being learnt, step by step, and whether a validation is whole. And how often
-it looks whether a batch is there."""
+"""What verl's trainer logs and checks besides its own: what is being learnt and how the run is, step by step, and whether a validation is
+whole. And how often it looks whether a batch is there."""
 
 from __future__ import annotations
 
@@ -11,12 +11,16 @@ from typing import Any
 import wrapt
 
 from research_rl.errors import RetrievalError
+from research_rl.health import RolloutHealth, step_health
+from research_rl.verl_plugin.health import monitor_of
 
+HEALTH = "health"  # the field of a rollout that holds its RolloutHealth, as a mapping
 POLL_S = 0.05
 
 
 def install(trainer_base: Any) -> None:
-    """Wrap three methods of the trainer (hooked to the import of `verl.trainer.ppo.v1.trainer_base`)."""
+    """Wrap four methods of the trainer (hooked to the import of `verl.trainer.ppo.v1.trainer_base`)."""
+    wrapt.wrap_function_wrapper(trainer_base.PPOTrainer, "step", _step)
     wrapt.wrap_function_wrapper(trainer_base.PPOTrainer, "_compute_metrics", _compute_metrics)
     wrapt.wrap_function_wrapper(trainer_base.PPOTrainer, "_validate", _validate)
     wrapt.wrap_function_wrapper(trainer_base.PPOTrainer, "_build_replay_buffer", _build_replay_buffer)
@@ -30,18 +34,29 @@ def _build_replay_buffer(build: Any, trainer: Any, args: Any, kwargs: Any) -> An
     return buffer
 
 
-def _compute_metrics(compute: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
-    """Add the means of the batch's own figures; verl logs those of validations only."""
-    done = compute(*args, **kwargs)
+def _step(step: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
+    """Add the figures of the batch's rollouts, which verl logs of validations only, and let the health rules judge the step."""
+    batch = step(*args, **kwargs)
     if "research_rl" not in trainer.config:
-        return done
+        return batch
     import transfer_queue as tq
 
-    trainer.agent_loop_manager.fail_if_failed()
-    batch, metrics = (*args, *(kwargs[name] for name in ("batch", "metrics") if name in kwargs))[:2]
+    metrics = args[0] if args else kwargs["metrics"]
     keys = [key for key, tag in zip(batch.keys, batch.tags, strict=True) if not tag.get("is_padding", False)]
     fields = tq.kv_batch_get(keys=keys, partition_id=batch.partition_id, select_fields=["extra_fields"])
-    metrics.update(search_metrics(row["reward_extra_info"] for row in fields.pop("extra_fields").tolist()))
+    rows = fields.pop("extra_fields").tolist()
+    metrics.update(search_metrics(row["reward_extra_info"] for row in rows))
+    metrics.update(step_health([RolloutHealth(**row[HEALTH]) for row in rows if HEALTH in row]))
+    metrics["health/lost_groups"] = trainer.agent_loop_manager.lost_questions(validate=False)
+    monitor_of(trainer).judge(metrics)
+    return batch
+
+
+def _compute_metrics(compute: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
+    """End the run if a rollout failed for good."""
+    done = compute(*args, **kwargs)
+    if "research_rl" in trainer.config:
+        trainer.agent_loop_manager.fail_if_failed()
     return done
 
 

@@ -403,6 +403,7 @@ def test_an_outage_ends_the_run_once_it_is_longer_than_what_is_tolerated(run_gro
 
 def test_a_measurement_that_lost_questions_tells_how_many(run_group):
     run_group([GOOD] * 2, failing=0, validate=True)
+    assert asyncio.run(run_group.worker.lost_questions(validate=False)) == 0
     assert asyncio.run(run_group.worker.lost_questions()) == 1
     assert asyncio.run(run_group.worker.lost_questions()) == 0
 
@@ -518,27 +519,40 @@ def test_what_the_loggers_read_from_the_environment_reaches_a_cluster_that_runs_
     assert "OPENAI_API_KEY" not in given
 
 
-def test_the_figures_of_the_training_rollouts_reach_verls_loggers(monkeypatch):
+def test_the_figures_of_the_training_rollouts_reach_verls_loggers(monkeypatch, tmp_path):
     import transfer_queue
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer
     from verl.utils.tensordict_utils import list_of_dict_to_tensordict
 
     from research_rl.verl_plugin import trainer as hooks
 
-    assert hasattr(PPOTrainer._compute_metrics, "__wrapped__")  # by the entry point
+    assert hasattr(PPOTrainer.step, "__wrapped__")  # by the entry point
+    assert hasattr(PPOTrainer._compute_metrics, "__wrapped__")
     assert hasattr(PPOTrainer._validate, "__wrapped__")
     rows = {"a_0_0": {"em": 1.0, "searches": 2.0}, "a_1_0": {"em": 0.0, "searches": 1.0, "memorised": 1.0}, "pad": {"em": 9.0}}
+    health = {"group": "a", "figures": {"search_rate": 1.0}, "search_seconds": None, "logprob": -1.0}
 
     def kv_batch_get(keys, partition_id, select_fields):
-        return list_of_dict_to_tensordict([{"extra_fields": {"reward_extra_info": rows[key]}} for key in keys])
+        return list_of_dict_to_tensordict(
+            [
+                {"extra_fields": {"reward_extra_info": rows[key], hooks.HEALTH: {**health, "score": rows[key]["em"]}}}
+                for key in keys
+            ]
+        )
 
     monkeypatch.setattr(transfer_queue, "kv_batch_get", kv_batch_get)
     batch = SimpleNamespace(keys=list(rows), tags=[{}, {}, {"is_padding": True}], partition_id="train")
     metrics = {"loss": 1.0}
-    trainer = SimpleNamespace(config={"research_rl": {}}, agent_loop_manager=SimpleNamespace(fail_if_failed=lambda: None))
-    hooks._compute_metrics(lambda *args, **kwargs: None, trainer, (batch, metrics, {}), {"global_steps": 1, "epoch": 0})
+    configuration = OmegaConf.create(
+        {"research_rl": {}, "trainer": {"default_local_dir": str(tmp_path / "checkpoints"), "save_freq": 5}}
+    )
+    manager = SimpleNamespace(lost_questions=lambda validate: 3)
+    trainer = SimpleNamespace(config=configuration, agent_loop_manager=manager, global_steps=1)
+    assert hooks._step(lambda *args: batch, trainer, (metrics, {}), {}) is batch
     assert metrics == {
         "loss": 1.0, "training/search/em": 0.5, "training/search/searches": 1.5, "training/search/memorised": 1.0,
+        "health/search_rate": 1.0, "health/uninformative_groups": 0.0, "health/entropy_estimate": 1.0, "health/preferred_logprob": -1.0,
+        "health/lost_groups": 3, "health/alarms": 0,
     }  # fmt: skip
 
 
@@ -550,6 +564,7 @@ def test_the_group_reward_reaches_the_batch_and_the_log(run_group, tmp_path):
     _, put = run_group(["\\boxed{Orla Venn}", SEARCH, "\\boxed{nobody}"], section)
     assert [put[session].reward_score for session in range(3)] == [1.5, 1.0, 0.0]
     assert put[0].extra_fields["reward_extra_info"]["reward/group"] == 0.5
+    assert (put[1].extra_fields["health"]["score"], put[1].extra_fields["health"]["figures"]["search_rate"]) == (1.0, 1.0)
     scores = {record["session"]: record["metrics"]["score"] for record in read(tmp_path / "trajectories")}
     assert scores == {0: 1.5, 1: 1.0, 2: 0.0}
 

@@ -22,6 +22,7 @@ CORE = [
     "research_rl/retrieval.py",
     "research_rl/recall.py",
     "research_rl/trajectory_files.py",
+    "research_rl/health.py",
 ]
 FORBIDDEN = {
     "research_rl/types.py": HEAVY | OURS,

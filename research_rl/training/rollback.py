@@ -1,0 +1,97 @@
+"""What a run's health leaves in its directory, and how a run that a rule has ended goes on.
+
+`health.jsonl`: one line per alarm and rollback, for readers. `health_figures.jsonl`: what the rules have to know of each step to go on
+after an interruption. `checkpoints/halted.json`: the rule that ended the run. `checkpoints/global_step_N/unhealthy.json`: the rules whose
+alarm stood when it was saved; no rollback leads to it.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from research_rl.files import whole_lines, write_text
+from research_rl.training.health import Watch
+
+LOG, FIGURES, HALTED, UNHEALTHY = "health.jsonl", "health_figures.jsonl", "halted.json", "unhealthy.json"
+TRACKER = "latest_checkpointed_iteration.txt"
+ROLLED_BACK = "rolled_back"  # the action of a rollback's own line
+
+
+def append(path: Path, record: Mapping[str, Any]) -> None:
+    """Append a line to a log."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def replay(watch: Watch, directory: Path, before: int) -> None:
+    """Tell a watch the steps before `before` as the run's directory has noted them; of a step that was run twice the last time counts."""
+    steps = {record["step"]: record["metrics"] for record in _records(directory / FIGURES)}
+    for step in sorted(step for step in steps if step < before):
+        watch.see(step, steps[step])
+
+
+def halted(directory: Path) -> dict[str, Any] | None:
+    """Return what ended a run, None if no rule did."""
+    path = directory / "checkpoints" / HALTED
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def go_on(directory: Path) -> None:
+    """Let a run that was ended go on as it is."""
+    (directory / "checkpoints" / HALTED).unlink(missing_ok=True)
+
+
+def rollbacks(directory: Path) -> list[dict[str, Any]]:
+    """Return the rollbacks of a run, in order."""
+    return [record for record in _records(directory / LOG) if record["action"] == ROLLED_BACK]
+
+
+def roll_back(directory: Path, halt: Mapping[str, Any]) -> str:
+    """Set a run back to the last checkpoint that was saved before the trouble; return why that cannot be done, else "".
+
+    The trouble began at most a rule's window before its alarm. Later checkpoints are renamed, and the learning rate that the run goes on
+    with is noted in health.jsonl.
+    """
+    checkpoints, done = directory / "checkpoints", rollbacks(directory)
+    if done and done[-1]["halted_at"] == halt["time"]:  # interrupted when it was nearly done
+        go_on(directory)
+        return ""
+    if len(done) >= halt["times"]:
+        return f"it has been rolled back {len(done)} times (research_rl.health.rollback.times={halt['times']})"
+    last = halt["since"] - halt["window"]
+    healthy = [step for step, path in _saved(checkpoints).items() if step <= last and _whole(path)]
+    if not healthy:
+        return f"there is no whole checkpoint of step {last} or before (trainer.save_freq, trainer.max_actor_ckpt_to_keep)"
+    target, lr = max(healthy), halt["lr"] * halt["lr_factor"]
+    write_text(checkpoints / TRACKER, str(target))
+    for step, path in _saved(checkpoints).items():
+        if step > target:
+            path.rename(path.with_name(f"rolled_back_{len(done) + 1}_{path.name}"))
+    message = f"rolled back from step {halt['step']} to step {target}: {halt['rule']}; the learning rate is now {lr:g}"
+    append(directory / LOG, {
+        "step": halt["step"], "rule": halt["rule"], "metric": halt["metric"], "value": halt["value"], "threshold": halt["threshold"],
+        "action": ROLLED_BACK, "message": message, "to_step": target, "lr": lr, "halted_at": halt["time"], "time": time.time(),
+    })  # fmt: skip
+    go_on(directory)
+    print(f"research_rl: {message}", flush=True)
+    return ""
+
+
+def _saved(checkpoints: Path) -> dict[int, Path]:
+    found = {path.name.removeprefix("global_step_"): path for path in checkpoints.glob("global_step_*")}
+    return {int(step): path for step, path in found.items() if step.isdecimal()}
+
+
+def _whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint can be gone on from: verl empties those beyond `max_actor_ckpt_to_keep`."""
+    actor = checkpoint / "actor"
+    return actor.is_dir() and any(actor.iterdir()) and not (checkpoint / UNHEALTHY).is_file()
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in whole_lines(path)]

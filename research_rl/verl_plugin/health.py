@@ -1,0 +1,88 @@
+"""The health rules at work in verl's trainer: they see a step when its update is done, before verl decides whether to save a checkpoint."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from research_rl.files import write_text
+from research_rl.training.health import ACTIONS, Alarm, Health, Watch
+from research_rl.training.rollback import FIGURES, HALTED, LOG, UNHEALTHY, append, replay
+
+_ATTRIBUTE = "_research_rl_health"
+
+
+class Monitor:
+    """Judges the steps of one trainer, and lets it save, not save, or end."""
+
+    def __init__(self, trainer: Any, health: Health) -> None:
+        self._trainer, self._health, self._watch = trainer, health, Watch(health.rules)
+        self._checkpoints = Path(trainer.config.trainer.default_local_dir)
+        self._directory = self._checkpoints.parent  # the run's, or its stage's
+        self._save_freq = trainer.config.trainer.save_freq
+        replay(self._watch, self._directory, before=trainer.global_steps)
+
+    def judge(self, metrics: dict[str, Any]) -> None:
+        """Take the metrics of the trainer's step in, add `health/alarms` (rules that stand in alarm), and do what the alarms ask for."""
+        step, settings = self._trainer.global_steps, self._trainer.config.trainer
+        settings.save_freq = self._save_freq
+        numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
+        alarms = self._watch.see(step, numbers)
+        append(self._directory / FIGURES, {"step": step, "metrics": self._watch.watched(numbers)})
+        metrics["health/alarms"] = len(self._watch.standing)
+        for alarm in alarms:
+            print(f"research_rl: {alarm.message}", file=sys.stderr, flush=True)
+            append(self._directory / LOG, {**alarm.to_json(), "time": time.time()})
+        if not alarms:
+            return
+        gravest = max(alarms, key=lambda alarm: ACTIONS.index(alarm.action))
+        if gravest.action in ("halt", "rollback"):
+            self._end(gravest)
+        if any(alarm.action == "rollback" or self._rule(alarm).kind == "not_finite" for alarm in alarms):
+            settings.save_freq = -1  # what is in trouble, or no number, is not to be gone on from
+        elif gravest.action != "warn":
+            settings.save_freq = 1
+
+    def mark(self, checkpoint: Path) -> None:
+        """Note beside a checkpoint the rules, other than those that only warn, whose alarm stands."""
+        if names := [rule.name for rule in self._watch.standing if rule.action != "warn"]:
+            write_text(checkpoint / UNHEALTHY, json.dumps({"rules": names}))
+
+    def _end(self, alarm: Alarm) -> None:
+        """Let this step be the last, and note why, for `research_rl.train`."""
+        told = {
+            **alarm.to_json(), "window": self._rule(alarm).window, "time": time.time(),
+            "lr": self._trainer.config.actor_rollout_ref.actor.optim.lr,
+            "lr_factor": self._health.lr_factor, "times": self._health.times,
+        }  # fmt: skip
+        write_text(self._checkpoints / HALTED, json.dumps(told))
+        self._trainer.total_training_steps = alarm.step
+
+    def _rule(self, alarm: Alarm) -> Any:
+        return next(rule for rule in self._health.rules if rule.name == alarm.rule)
+
+
+def monitor_of(trainer: Any) -> Monitor:
+    """Return the trainer's monitor, made at its first step."""
+    if not hasattr(trainer, _ATTRIBUTE):
+        section: Mapping[str, Any] = _plain(trainer.config.research_rl.get("health"))
+        setattr(trainer, _ATTRIBUTE, Monitor(trainer, Health.from_mapping(section)))
+    return getattr(trainer, _ATTRIBUTE)
+
+
+def mark_checkpoint(trainer: Any, checkpoint: Path) -> None:
+    """See `Monitor.mark`; a trainer that has made no step has nothing to note."""
+    if hasattr(trainer, _ATTRIBUTE):
+        getattr(trainer, _ATTRIBUTE).mark(checkpoint)
+
+
+def _plain(section: Any) -> Mapping[str, Any]:
+    from omegaconf import OmegaConf
+
+    found: Any = OmegaConf.to_container(section, resolve=True) if OmegaConf.is_config(section) else section
+    return found or {}

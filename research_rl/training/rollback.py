@@ -8,6 +8,7 @@ alarm stood when it was saved; no rollback leads to it.
 from __future__ import annotations
 
 import json
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,6 +20,10 @@ from research_rl.training.health import Watch
 LOG, FIGURES, HALTED, UNHEALTHY = "health.jsonl", "health_figures.jsonl", "halted.json", "unhealthy.json"
 TRACKER = "latest_checkpointed_iteration.txt"
 ROLLED_BACK = "rolled_back"  # the action of a rollback's own line
+LR = "actor_rollout_ref.actor.optim.lr"
+# in the environment of a run that goes on after a rollback: a checkpoint brings its learning rate along, and the configuration's counts
+LR_FROM_CONFIG = "RESEARCH_RL_LR_FROM_CONFIG"
+HALTED_CODE = 3  # what research_rl.train ends with when a rule has ended the run
 
 
 def append(path: Path, record: Mapping[str, Any]) -> None:
@@ -41,9 +46,39 @@ def halted(directory: Path) -> dict[str, Any] | None:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
+def stopped(directory: Path) -> int:
+    """Do what is to be done when a rule has ended a job; return 0 if it is to go on after a rollback, else HALTED_CODE (told)."""
+    if (halt := halted(directory)) is None:
+        return 0
+    why = roll_back(directory, halt) if halt["action"] == "rollback" else ""
+    if halt["action"] == "rollback" and not why:
+        return 0
+    print(
+        f"research_rl: halted by health rule {halt['rule']} at step {halt['step']}{f', and not rolled back: {why}' if why else ''}. "
+        f"Results so far are in {directory}; {directory / LOG} tells more. To go on from the last checkpoint run the same command again; "
+        f"research_rl.health.rules.{halt['rule']}.action=warn lets the rule only warn",
+        file=sys.stderr,
+        flush=True,
+    )
+    return HALTED_CODE
+
+
 def go_on(directory: Path) -> None:
-    """Let a run that was ended go on as it is."""
+    """Let a run that a rule has ended go on: rolled back if that was to be done and can be, else as it is."""
+    halt = halted(directory)
+    if halt is not None and halt["action"] == "rollback":
+        roll_back(directory, halt)
+    _forget(directory)
+
+
+def _forget(directory: Path) -> None:
     (directory / "checkpoints" / HALTED).unlink(missing_ok=True)
+
+
+def after_rollbacks(directory: Path) -> tuple[list[str], dict[str, str]]:
+    """Return the overrides and the environment of a run that goes on: its learning rate, if it has been rolled back."""
+    done = rollbacks(directory)
+    return ([f"{LR}={done[-1]['lr']!r}"], {LR_FROM_CONFIG: "1"}) if done else ([], {})
 
 
 def rollbacks(directory: Path) -> list[dict[str, Any]]:
@@ -59,7 +94,7 @@ def roll_back(directory: Path, halt: Mapping[str, Any]) -> str:
     """
     checkpoints, done = directory / "checkpoints", rollbacks(directory)
     if done and done[-1]["halted_at"] == halt["time"]:  # interrupted when it was nearly done
-        go_on(directory)
+        _forget(directory)
         return ""
     if len(done) >= halt["times"]:
         return f"it has been rolled back {len(done)} times (research_rl.health.rollback.times={halt['times']})"
@@ -77,7 +112,7 @@ def roll_back(directory: Path, halt: Mapping[str, Any]) -> str:
         "step": halt["step"], "rule": halt["rule"], "metric": halt["metric"], "value": halt["value"], "threshold": halt["threshold"],
         "action": ROLLED_BACK, "message": message, "to_step": target, "lr": lr, "halted_at": halt["time"], "time": time.time(),
     })  # fmt: skip
-    go_on(directory)
+    _forget(directory)
     print(f"research_rl: {message}", flush=True)
     return ""
 

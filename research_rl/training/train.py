@@ -24,6 +24,7 @@ from research_rl.errors import ConfigError, MissingExtraError, missing_extra
 from research_rl.files import changed_settings, write_text
 from research_rl.training.export import export
 from research_rl.training.processes import adopt_orphans, stop_all, stop_on_signals
+from research_rl.training.rollback import HALTED_CODE, after_rollbacks, go_on, halted, stopped
 from research_rl.training.stages import ENDED, Stage, read_stages
 
 try:
@@ -126,14 +127,18 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
     for number, stage in enumerate(stages or [None]):
         directory = run_dir / stage.name if stage else run_dir
         checkpoints = directory / "checkpoints"
+        if not only_measures:
+            go_on(directory)
+        slower, environment_of_slower = after_rollbacks(directory)
         command = [
             *(sys.executable, "-m", *_trainer(content, others)),
             *("--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
             *(_stage_overrides(stage, directory, number, model, experiment, ended_early) if stage else []),
             *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is the first stage's
+            *slower,
         ]  # fmt: skip
         environment = {
-            **(CPU_ENVIRONMENT if cpu else {}), "RUN_DIR": str(run_dir),
+            **(CPU_ENVIRONMENT if cpu else {}), **environment_of_slower, "RUN_DIR": str(run_dir),
             "VERL_FILE_LOGGER_PATH": str(directory / f"metrics-{int(time.time())}.jsonl"),
             "TENSORBOARD_DIR": str(directory / "tensorboard"),
         }  # fmt: skip
@@ -307,7 +312,7 @@ def run_job(job: Job) -> int:
 
 
 def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch = run_job, accept_changes: bool = False) -> int:
-    """Do all jobs that are left; return 0, or the exit code of the one that failed.
+    """Do all jobs that are left; return 0, or the exit code of the one that failed (HALTED_CODE: a health rule has ended it).
 
     Raises:
         ConfigError: another process trains in the directory, or it holds a run of another recipe or other overrides
@@ -323,11 +328,16 @@ def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch 
         _check_same(
             run_dir, {"recipe": f"{recipe.resolve().parent.name}/{recipe.name}", "overrides": list(overrides)}, accept_changes
         )
-        nothing = True
-        for job in jobs(recipe, run_dir, overrides):
+        nothing, left = True, jobs(recipe, run_dir, overrides)
+        while (job := next(left, None)) is not None:
             nothing = False
+            before = halted(job.directory)  # one is there if it is only measured
             if code := launch(job):
                 return code
+            if halted(job.directory) != before:
+                if code := stopped(job.directory):
+                    return code
+                left = jobs(recipe, run_dir, overrides)  # the same one, from an earlier checkpoint
         if nothing:
             print(f"research_rl: done already, in {run_dir}")
     return 0
@@ -361,7 +371,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt:
         code = 130
-    if code:
+    if code and code != HALTED_CODE:
         print(
             f"research_rl.train: ended with exit code {code}. The same command goes on from the last checkpoint.",
             file=sys.stderr,

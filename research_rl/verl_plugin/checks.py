@@ -12,18 +12,29 @@ from omegaconf import OmegaConf, open_dict
 from research_rl.errors import ConfigError, RetrievalError
 from research_rl.methods.base import with_prompt_texts
 from research_rl.scoring import trajectory_metrics
+from research_rl.training.health import Health
+from research_rl.training.rollback import LR_FROM_CONFIG
 from research_rl.training.settings import check_sampling
 from research_rl.training.stages import Until
 from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.verl_plugin.config import settings_of
 from research_rl.verl_plugin.coverage import tell_coverage
 from research_rl.verl_plugin.data_checks import check_data
+from research_rl.verl_plugin.health import check_health
 from research_rl.verl_plugin.manifest import finish_last
 from research_rl.verl_plugin.resuming import measure_once
 from research_rl.verl_plugin.same_index import fix_index
 from research_rl.verl_plugin.training_checks import check_training
 
-CARRIED = ("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT", "WANDB_MODE", "WANDB_DIR", *CPU_ENVIRONMENT)
+CARRIED = (
+    "TENSORBOARD_DIR",
+    "VERL_FILE_LOGGER_PATH",
+    "VERL_FILE_LOGGER_ROOT",
+    "WANDB_MODE",
+    "WANDB_DIR",
+    LR_FROM_CONFIG,
+    *CPU_ENVIRONMENT,
+)
 _MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
 
 
@@ -65,6 +76,7 @@ def check_config(config: Any) -> None:
     for url in settings.retrieval_urls():
         _check_service(url)
     fix_index(config, settings)
+    check_health(config, Health.from_mapping(settings.health or {}))
     check_training(config, settings)
     questions = check_data(config, settings)
     tell_coverage(config, settings)

@@ -10,6 +10,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+from research_rl.errors import ConfigError
 from research_rl.files import write_text
 from research_rl.training.health import ACTIONS, Alarm, Health, Watch
 from research_rl.training.rollback import FIGURES, HALTED, LOG, UNHEALTHY, append, replay
@@ -33,11 +34,11 @@ class Monitor:
         settings.save_freq = self._save_freq
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
         alarms = self._watch.see(step, numbers)
-        append(self._directory / FIGURES, {"step": step, "metrics": self._watch.watched(numbers)})
+        self._note(FIGURES, {"step": step, "metrics": self._watch.watched(numbers)})
         metrics["health/alarms"] = len(self._watch.standing)
         for alarm in alarms:
             print(f"research_rl: {alarm.message}", file=sys.stderr, flush=True)
-            append(self._directory / LOG, {**alarm.to_json(), "time": time.time()})
+            self._note(LOG, {**alarm.to_json(), "time": time.time()})
         if not alarms:
             return
         gravest = max(alarms, key=lambda alarm: ACTIONS.index(alarm.action))
@@ -53,6 +54,13 @@ class Monitor:
         if names := [rule.name for rule in self._watch.standing if rule.action != "warn"]:
             write_text(checkpoint / UNHEALTHY, json.dumps({"rules": names}))
 
+    def _note(self, log: str, record: Mapping[str, Any]) -> None:
+        """Append to a log; what cannot be written is lost, and told: a full disk is no trouble of the policy's."""
+        try:
+            append(self._directory / log, record)
+        except OSError as error:
+            print(f"research_rl: {self._directory / log} lacks step {record['step']}: {error}", file=sys.stderr, flush=True)
+
     def _end(self, alarm: Alarm) -> None:
         """Let this step be the last, and note why, for `research_rl.train`."""
         told = {
@@ -65,6 +73,23 @@ class Monitor:
 
     def _rule(self, alarm: Alarm) -> Any:
         return next(rule for rule in self._health.rules if rule.name == alarm.rule)
+
+
+def check_health(config: Any, health: Health) -> None:
+    """Check that what the rules ask for can be done.
+
+    Raises:
+        ConfigError: a run could not be rolled back.
+    """
+    names = [rule.name for rule in health.rules if rule.action == "rollback"]
+    trainer, needed = config.trainer, "trainer.save_freq > 0, trainer.resume_mode=auto, and checkpoints in RUN_DIR/checkpoints"
+    if names and (
+        trainer.save_freq < 1 or trainer.resume_mode != "auto" or Path(trainer.default_local_dir).name != "checkpoints"
+    ):
+        raise ConfigError(
+            f"research_rl.health.rules.{names[0]}.action=rollback needs {needed}; got trainer.save_freq={trainer.save_freq}, "
+            f"trainer.resume_mode={trainer.resume_mode}, trainer.default_local_dir={trainer.default_local_dir}"
+        )
 
 
 def monitor_of(trainer: Any) -> Monitor:

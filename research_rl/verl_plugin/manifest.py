@@ -13,6 +13,7 @@ import httpx
 from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, prompt_hash
 from research_rl.training.export import say_dtype
+from research_rl.training.rollback import rollbacks
 from research_rl.training.settings import Settings
 from research_rl.training.train import last_step
 from research_rl.verl_plugin.config import chat_template_kwargs
@@ -42,6 +43,7 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
     """Return the protocol: what somebody needs to know to ask this checkpoint a question as it was trained to be asked."""
     method = settings.load()
     options = dict(settings.method_options or {})
+    done = rollbacks(Path(config.trainer.default_local_dir).parent)
     return {
         "research_rl": importlib.metadata.version("research-rl"),
         "method": settings.method,
@@ -63,6 +65,7 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
         "step": step,
         "adv_estimator": str(config.algorithm.adv_estimator),
         "model": str(config.actor_rollout_ref.model.path),
+        **({"rollbacks": [{key: one[key] for key in ("step", "to_step", "rule", "lr")} for one in done]} if done else {}),
     }
 
 

@@ -52,6 +52,8 @@ def _when_imported(module: str, helper: str, function: str) -> None:
 
 wrapt.register_post_import_hook(_check_recipes_first, "verl.utils.config")
 _when_imported("verl.trainer.ppo.core_algos", "advantages", "register")
+_when_imported("verl.trainer.ppo.core_algos", "policy_loss", "register")
+_when_imported("verl.workers.utils.losses", "policy_loss", "log_likelihoods")
 _when_imported("verl.trainer.ppo.v1.utils", "advantages", "lead")
 _when_imported("verl.trainer.ppo.v1.trainer_base", "trainer", "install")
 _when_imported("verl.trainer.ppo.v1.trainer_base", "down_sampling", "install")

@@ -9,6 +9,7 @@ from omegaconf import open_dict
 from research_rl.errors import ConfigError
 from research_rl.training.settings import Settings
 from research_rl.verl_plugin.advantages import NAME
+from research_rl.verl_plugin.policy_loss_config import check_policy_loss
 
 # estimators that compare the rollouts of a question, and those that divide by what these rollouts' rewards differ
 _GROUP = {
@@ -32,6 +33,7 @@ def check_training(config: Any, settings: Settings) -> None:
     if not config.trainer.use_v1:
         raise ConfigError("trainer.use_v1 must be true: verl's older trainer knows no agent loop manager over a TransferQueue")
     _check_estimator(config)
+    check_policy_loss(config.actor_rollout_ref.actor.policy_loss)
     if (kept := settings.trained_rollouts) is not None and kept >= rollout.n:
         raise ConfigError(
             f"research_rl.trained_rollouts={kept} must be less than actor_rollout_ref.rollout.n={rollout.n}, or null for all"

@@ -1,0 +1,124 @@
+"""``python benchmarks/collapse.py --out DIR``: does the health of a run tell a collapse before the reward does, and is it silent otherwise?
+
+Runs the quickstart as it is (three seeds), with a learning rate 30 times too high (as it is, with LLDS, with clip-higher, with rules that
+halt and that roll back), and with a reward that pays for every word of an answer. Each is a run of its own in DIR/NAME; what is done is
+not run again. Writes DIR/collapse.json and DIR/collapse.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+from research_rl.training.trajectory_log import read
+
+LR = "actor_rollout_ref.actor.optim.lr=9e-3"
+BY_ACTION = "research_rl.health.rules.{}.action={}"
+EARLY = ("format", "repetition", "likelihood", "drift")
+VARIANTS: dict[str, list[str]] = {
+    "seed 1": [], "seed 2": [], "seed 3": [],
+    "learning rate x 30": [LR],
+    "learning rate x 30, LLDS": [LR, "actor_rollout_ref.actor.policy_loss.loss_mode=llds"],
+    "learning rate x 30, clip-higher": [LR, "actor_rollout_ref.actor.clip_ratio_high=0.28"],
+    "learning rate x 30, halt": [LR, *(BY_ACTION.format(rule, "halt") for rule in EARLY)],
+    "learning rate x 30, rollback": [
+        LR, *(BY_ACTION.format(rule, "rollback") for rule in EARLY), "trainer.save_freq=1", "research_rl.health.rollback.lr_factor=0.1",
+    ],
+    "pays for words": ["research_rl.method=benchmarks.stuffing.PaysForWords"],
+}  # fmt: skip
+
+
+def run(name: str, out: Path, steps: int, port: int) -> None:
+    """Run one variant, unless it has ended."""
+    directory = out / name.replace(" ", "_").replace(",", "")
+    if (directory / "ended.json").is_file():
+        return
+    seed = name.rpartition(" ")[2] if name.startswith("seed") else "1"
+    command = [
+        sys.executable, "-m", "quickstart", "--run-dir", str(directory), "--seed", seed, "--steps", str(steps), "--port", str(port),
+        "--test-questions", "40", *VARIANTS[name],
+    ]  # fmt: skip
+    code = subprocess.run(command, check=False).returncode
+    (directory / "ended.json").write_text(json.dumps({"exit_code": code}))
+
+
+def figures(name: str, out: Path) -> dict[str, Any]:
+    """Return a run's mean reward and EM by step, its alarms, and when either had lost half of its best mean of five steps."""
+    directory = out / name.replace(" ", "_").replace(",", "")
+    rows: dict[int, list[dict[str, float]]] = defaultdict(list)
+    for record in read(directory / "trajectories"):
+        if not record["validate"]:
+            rows[record["step"]].append(record["metrics"])
+    curves = {
+        metric: [sum(row[metric] for row in rows[step]) / len(rows[step]) for step in sorted(rows)]
+        for metric in ("score", "em")
+    }
+    log = directory / "health.jsonl"
+    alarms = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
+    lost = {metric: half_lost(values) for metric, values in curves.items()}
+    first = min((alarm["step"] for alarm in alarms), default=None)
+    at = min((step for step in lost.values() if step), default=None)
+    return {
+        "curves": curves, "alarms": [{key: alarm[key] for key in ("step", "rule", "action") if key in alarm} for alarm in alarms],
+        "first_alarm": first, "half_lost": lost, "steps_before": at - first if at and first else None,
+        "exit_code": json.loads((directory / "ended.json").read_text())["exit_code"],
+    }  # fmt: skip
+
+
+def half_lost(values: list[float], window: int = 5) -> int | None:
+    """Return the step from 1 at which the mean of five steps is first below half of the best such mean before; None if it never is."""
+    best = 0.0
+    for end in range(window, len(values) + 1):
+        mean = sum(values[end - window : end]) / window
+        if mean < best / 2:
+            return end
+        best = max(best, mean)
+    return None
+
+
+def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw EM by step for every run, a mark at its first alarm."""
+    from research_rl.web.page import subplots, svg
+
+    figure, (left, right) = subplots(2, 11, 4)
+    for name, run_figures in found.items():
+        axis = left if name.startswith(("seed", "pays")) else right
+        values = run_figures["curves"]["em"]
+        (line,) = axis.plot(range(1, len(values) + 1), values, label=name, linewidth=1.3)
+        if first := run_figures["first_alarm"]:
+            axis.axvline(first, color=line.get_color(), linestyle=":", linewidth=1)
+    for axis in (left, right):
+        axis.set(xlabel="step", ylabel="EM of the training rollouts", ylim=(0, 1))
+        axis.legend(fontsize=7)
+    path.write_text(svg(figure))
+
+
+def main() -> None:
+    """Run, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=40)
+    parser.add_argument("--port", type=int, default=18_800)
+    parser.add_argument(
+        "--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS)
+    )
+    options = parser.parse_args()
+    for name in options.only:
+        print(f"== {name}", flush=True)
+        run(name, options.out, options.steps, options.port)
+    ended = [name for name in VARIANTS if (options.out / name.replace(" ", "_").replace(",", "") / "ended.json").is_file()]
+    found = {name: figures(name, options.out) for name in ended}
+    (options.out / "collapse.json").write_text(json.dumps(found, indent=1))
+    plot(found, options.out / "collapse.svg")
+    for name, run_figures in found.items():
+        told = {key: run_figures[key] for key in ("first_alarm", "half_lost", "steps_before", "exit_code")}
+        print(name, told, sorted({alarm["rule"] for alarm in run_figures["alarms"] if "rule" in alarm}))
+
+
+if __name__ == "__main__":
+    main()

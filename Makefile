@@ -55,8 +55,8 @@ lint: install ## ruff and pyright
 format: install ## apply ruff
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
-doctor: install ## is the plugin seen by verl and vLLM? is the service reachable?
-	$(BIN)/python -m research_rl.verl_plugin.doctor
+doctor: install ## what is wrong with the environment, or with a recipe (RECIPE=…), before it is run
+	$(BIN)/research-rl doctor $(if $(RECIPE),--recipe $(RECIPE))
 
 start-model: install ## make both starting models again, from their seeds (half an hour and an hour)
 	NUMBA_NUM_THREADS=1 $(BIN)/python -m quickstart.start_model.make --out quickstart/start_model/weights

@@ -15,6 +15,6 @@ COPY data_preprocess data_preprocess
 COPY evaluation evaluation
 COPY recipes recipes
 RUN pip install --no-deps . && python -c "import research_rl.train, research_rl.methods.r1_searcher" && \
-    python -c "from research_rl.verl_plugin.doctor import fit; print(fit())"
+    research-rl doctor
 ENTRYPOINT ["python", "-m", "research_rl.train"]
 CMD ["--help"]

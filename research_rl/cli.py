@@ -9,6 +9,10 @@ COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
     "chat": ("research_rl.web.chat", "ask a served model in the terminal, and watch it search"),
     "evaluate": ("evaluation.__main__", "run, score, judge, rescore, recall"),
     "data": ("data_preprocess.__main__", "data sets, corpora, selection by difficulty, cold start"),
+    "doctor": (
+        "research_rl.verl_plugin.doctor.command",
+        "what is wrong with the environment, or with a recipe, before it is run",
+    ),
     "train": ("research_rl.training.train", "a recipe, all its stages"),
     "export": ("research_rl.release", "a checkpoint as a folder to give away: model, protocol, model card"),
     "view": ("research_rl.web.viewer", "a run's trajectories, curves and alarms on a local page"),

@@ -123,11 +123,22 @@ class HFCodec:
 
     @cached_property
     def _template_eos(self) -> int:
+        return next((token for token in self._after_said if token in self.eos_ids), self._own_eos)
+
+    @cached_property
+    def _after_said(self) -> list[int]:
+        """What the chat template writes after an assistant's words; nothing if it does not repeat them."""
         # another turn follows, because some templates (GLM) end an assistant's words by the token that opens the next turn
         asked = {"role": "user", "content": "?"}
         text = self._render([asked, {"role": "assistant", "content": _SAID}, asked], add_generation_prompt=False)
         _, found, after = text.rpartition(_SAID)
-        return next((token for token in self.encode(after) if token in self.eos_ids), self._own_eos) if found else self._own_eos
+        return self.encode(after) if found else []
+
+    def unheeded_end(self) -> str | None:
+        """Return the special token that the chat template writes after an assistant's words although no response ends there, else None."""
+        first = self._after_said[:1]
+        text = self.decode(first)
+        return text if first and text in self.special_tokens and first[0] not in self.eos_ids else None
 
 
 def load_codec(

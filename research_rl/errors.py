@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class ConfigError(ValueError):
     """A setting that cannot work: raised before any accelerator is taken."""
@@ -40,3 +43,10 @@ def missing_extra(package: str, extra: str) -> MissingExtraError:
     return MissingExtraError(
         f"the package {package!r} is not installed; install the extra that brings it: pip install 'research-rl[{extra}]'"
     )
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """Return the remedy for a name that nobody knows: the valid one that it is most like, if there is one, and all of them."""
+    names = sorted(valid)
+    found = difflib.get_close_matches(name, names, 1)
+    return f"{f'Did you mean {found[0]!r}? ' if found else ''}Valid: {', '.join(names)}"

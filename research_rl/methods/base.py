@@ -13,7 +13,7 @@ from pathlib import Path
 from string import Template
 from typing import Any, ClassVar
 
-from research_rl.errors import ConfigError
+from research_rl.errors import ConfigError, nearest
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, StopReason, Trajectory, Turn
 
 Prompt = str | Sequence[str] | None  # the option `prompt`: a template's text, or pieces of it that are joined
@@ -187,7 +187,9 @@ def _read_template(name_or_file: str) -> str:
         path = Path(name_or_file)
     if not path.is_file():
         ours = ", ".join(sorted(file.stem for file in _TEMPLATES.glob("*.txt")))
-        raise ConfigError(f"no prompt template {name_or_file!r}: give a file's path, or one of: {ours}")
+        raise ConfigError(
+            f"no prompt template {name_or_file!r} (looked for in {path.absolute().parent}): give a file's path, or one of: {ours}"
+        )
     return path.read_text(encoding="utf-8")
 
 
@@ -204,8 +206,9 @@ def load_method(path: str, **options: Any) -> Method:
     try:
         method = kind(**options)
     except TypeError as error:
-        valid = ", ".join(list(inspect.signature(kind).parameters))
-        raise ConfigError(f"{path} does not take these method options: {options} ({error}); valid: {valid}") from error
+        valid = list(inspect.signature(kind).parameters)
+        wrong = next((name for name in options if name not in valid), "")
+        raise ConfigError(f"{path} does not take these method options: {options} ({error}). {nearest(wrong, valid)}") from error
     return check_method(method)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
-from research_rl.errors import ConfigError
+from research_rl.errors import ConfigError, nearest
 from research_rl.methods.base import Method, load_method
 from research_rl.retrieval import RetrievalSettings
 from research_rl.training.health import Health
@@ -47,15 +47,19 @@ class Settings:
     until: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
+    def key_names(cls) -> list[str]:
+        """Return the keys that the section may have."""
+        return sorted(f.name for f in fields(cls))
+
+    @classmethod
     def from_mapping(cls, section: Mapping[str, Any]) -> Settings:
         """Check and return the section.
 
         Raises:
             ConfigError: a key is unknown or missing, a number out of range, the method cannot be made, or a URL is malformed.
         """
-        known = {f.name for f in fields(cls)}
-        if unknown := sorted(set(section) - known):
-            raise ConfigError(f"research_rl: unknown keys {unknown}; valid: {', '.join(sorted(known))}")
+        if unknown := sorted(set(section) - set(cls.key_names())):
+            raise ConfigError(f"research_rl: unknown keys {unknown}. {nearest(unknown[0], cls.key_names())}")
         if missing := sorted({"method", "retrieval"} - set(section)):
             raise ConfigError(f"research_rl: missing keys {missing}")
         settings = cls(**section)

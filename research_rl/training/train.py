@@ -120,7 +120,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
     """
     stages, others = stages_of(recipe, overrides)
     content = load_recipe(recipe)
-    cpu = not {"on_cpu", "sft_on_cpu"}.isdisjoint(_defaults(content))
+    cpu = is_on_cpu(content)
     experiment = (content.get("trainer") or {}).get("experiment_name", recipe.stem)
     only_measures = any(override_key(part) == "trainer.val_only" and yaml.safe_load(part.partition("=")[2]) for part in others)
     model, ended_early = None, False
@@ -133,7 +133,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         command = [
             *(sys.executable, "-m", *_trainer(content, others)),
             *("--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
-            *(_stage_overrides(stage, directory, number, model, experiment, ended_early) if stage else []),
+            *(stage_overrides(stage, directory, number, model, experiment, ended_early) if stage else []),
             *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is the first stage's
             *slower,
         ]  # fmt: skip
@@ -174,7 +174,13 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         _point_to(run_dir / "model", model)
 
 
-def _defaults(content: Mapping[str, Any]) -> list[str]:
+def is_on_cpu(content: Mapping[str, Any]) -> bool:
+    """Return whether a recipe is for a machine without accelerators."""
+    return not {"on_cpu", "sft_on_cpu"}.isdisjoint(defaults_of(content))
+
+
+def defaults_of(content: Mapping[str, Any]) -> list[str]:
+    """Return the names in a recipe's `defaults`."""
     return [part for part in content.get("defaults") or [] if isinstance(part, str)]
 
 
@@ -184,7 +190,7 @@ def _trainer(content: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     Raises:
         ConfigError: their number is none, or a supervised recipe is to run on several nodes.
     """
-    if SUPERVISED not in _defaults(content):
+    if SUPERVISED not in defaults_of(content):
         return ["verl.trainer.main_ppo"]
     trainer = _settings(content, overrides, "trainer", ("nnodes", "n_gpus_per_node"))
     processes, nodes = (1 if trainer[name] is None else trainer[name] for name in ("n_gpus_per_node", "nnodes"))
@@ -259,7 +265,7 @@ def override_key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _stage_overrides(
+def stage_overrides(
     stage: Stage, directory: Path, number: int, model: Path | None, experiment: str, ended_early: bool = False
 ) -> list[str]:
     """Return what a stage sets; `ended_early`: the one before was ended by its metric, and so not measured at its end."""
@@ -353,6 +359,11 @@ def _check_same(run_dir: Path, settings: dict[str, Any], accept_changes: bool) -
     write_text(path, json.dumps(settings, indent=1))
 
 
+def run_directory(recipe: Path) -> Path:
+    """Return where a recipe is run if nothing else is said."""
+    return Path("runs") / f"{recipe.resolve().parent.name}-{recipe.stem}"
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and train; return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m research_rl.train", description=__doc__)
@@ -363,7 +374,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
     options = parser.parse_intermixed_args(arguments)
-    run_dir = options.run_dir or Path("runs") / f"{options.recipe.resolve().parent.name}-{options.recipe.stem}"
+    run_dir = options.run_dir or run_directory(options.recipe)
     try:
         code = train(options.recipe, run_dir, options.overrides, accept_changes=options.accept_changes)
     except (ConfigError, MissingExtraError) as error:

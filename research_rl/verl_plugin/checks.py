@@ -1,4 +1,4 @@
-"""Checks of a whole verl configuration, made before Ray or any accelerator is touched."""
+"""The start of a training: the doctor's checks, before Ray or any accelerator is touched, and what is left open is set."""
 
 from __future__ import annotations
 
@@ -6,81 +6,48 @@ import os
 import time
 from typing import Any
 
-import httpx
 from omegaconf import OmegaConf, open_dict
 
-from research_rl.errors import ConfigError, RetrievalError
 from research_rl.methods.base import with_prompt_texts
-from research_rl.scoring import trajectory_metrics
-from research_rl.training.health import Health
 from research_rl.training.rollback import LR_FROM_CONFIG
-from research_rl.training.settings import check_sampling
-from research_rl.training.stages import Until
 from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.verl_plugin.config import settings_of
-from research_rl.verl_plugin.coverage import tell_coverage
-from research_rl.verl_plugin.data_checks import check_data
-from research_rl.verl_plugin.health import check_health
+from research_rl.verl_plugin.doctor.examine import examine, refuse
+from research_rl.verl_plugin.doctor.lengths import set_engine_length
+from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.manifest import finish_last
 from research_rl.verl_plugin.resuming import measure_once
 from research_rl.verl_plugin.same_index import fix_index
-from research_rl.verl_plugin.training_checks import check_training
 
 CARRIED = (
-    "TENSORBOARD_DIR",
-    "VERL_FILE_LOGGER_PATH",
-    "VERL_FILE_LOGGER_ROOT",
-    "WANDB_MODE",
-    "WANDB_DIR",
-    LR_FROM_CONFIG,
+    *("TENSORBOARD_DIR", "VERL_FILE_LOGGER_PATH", "VERL_FILE_LOGGER_ROOT", "WANDB_MODE", "WANDB_DIR", LR_FROM_CONFIG),
     *CPU_ENVIRONMENT,
 )
-_MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
 
 
 def check_config(config: Any) -> None:
-    """Check a recipe, date it (`research_rl.attempt`) and put the text of prompts in the place of their files: workers on other nodes
-    have neither this directory nor, perhaps, these files. verl runs without a `research_rl:` section are none of our business.
+    """Check a recipe, print what is found, date it (`research_rl.attempt`) and put the text of prompts in the place of their files: workers
+    on other nodes have neither this directory nor, perhaps, these files. verl runs without a `research_rl:` section are none of ours.
 
     Raises:
-        ConfigError: a setting cannot work.
-        DataError: a question cannot be trained on (see `check_data`).
-        RetrievalError: a retrieval service that the run needs does not answer its health check.
+        ConfigError: a setting cannot work, or errors of several kinds were found; the message has all of them.
+        DataError: a question cannot be trained on.
+        RetrievalError: a retrieval service that the run needs does not answer.
     """
     if "research_rl" not in config:
         return
     # verl resolves ${oc.env:…} in a Ray worker, which on a cluster started before does not have this process's environment
     OmegaConf.resolve(config)
+    setup = Setup(config)
+    findings = examine(setup)
+    for finding in findings:
+        if finding.level != "error":
+            print(f"research_rl: {'warning: ' * (finding.level == 'warning')}{finding.name}: {finding}")
+    refuse(findings)
     settings = settings_of(config)
-    if config.get("stages") and not settings.stage:
-        raise ConfigError("this recipe has stages: run it by `python -m research_rl.train RECIPE.yaml`")
-    rollout = config.actor_rollout_ref.rollout
-    check_sampling(rollout.temperature, rollout.top_p, rollout.top_k)
-    if rollout.agent.agent_loop_manager_class != _MANAGER:
-        raise ConfigError(f"actor_rollout_ref.rollout.agent.agent_loop_manager_class must be {_MANAGER}")
-    if settings.top_k * 4 > config.data.max_response_length:
-        raise ConfigError(
-            f"data.max_response_length={config.data.max_response_length} leaves no room for {settings.top_k} passages: it counts them too"
-        )
-    until = Until.from_mapping(settings.until or {})
-    if until.metric and until.metric not in (names := trajectory_metrics(settings.load(), settings.load().read(""), [""])):
-        raise ConfigError(f"research_rl.until.metric={until.metric!r} is unknown; valid: {', '.join(sorted(names))}")
-    if until.metric and not settings.trajectory_dir:
-        raise ConfigError(f"research_rl.until.metric={until.metric} is read from trajectories: set research_rl.trajectory_dir")
-    if until.metric and not settings.trajectory_share:
-        raise ConfigError(
-            f"research_rl.until.metric={until.metric} is read from trajectories: research_rl.trajectory_share must be more than 0"
-        )
-    if (memory := settings.memory()).mu and memory.rewriter.startswith("http"):
-        _check_service(memory.rewriter, "/models", "rewriter (research_rl.memorisation.rewriter)")
-    for url in settings.retrieval_urls():
-        _check_service(url)
     fix_index(config, settings)
-    check_health(config, Health.from_mapping(settings.health or {}))
-    check_training(config, settings)
-    questions = check_data(config, settings)
-    tell_coverage(config, settings)
-    measure_once(config, questions)
+    set_engine_length(setup)
+    measure_once(config, setup.measured.get("questions"))
     finish_last(config, settings)
     with open_dict(config):
         config.research_rl.attempt = time.time()
@@ -98,17 +65,3 @@ def carry_environment(config: Any) -> None:
     found = {name: os.environ[name] for name in CARRIED if name in os.environ}
     given = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", {**found, **given}, force_add=True)
-
-
-def _check_service(url: str, path: str = "/health", name: str = "retrieval service") -> None:
-    """Ask; any HTTP answer but a 5xx will do, since a foreign server may not have that path."""
-    try:
-        status = httpx.get(f"{url.rstrip('/')}{path}", timeout=10).status_code
-    except httpx.TransportError as error:
-        if name != "retrieval service":
-            raise ConfigError(f"no {name} at {url} ({error})") from error
-        raise RetrievalError(
-            f"no retrieval service at {url} ({error}). Start one: rag-serving serve --index DIR --port PORT, and set RETRIEVAL_URL"
-        ) from error
-    if status >= 500:
-        raise RetrievalError(f"the retrieval service at {url} is not ready (HTTP {status}); wait until /health answers 200")

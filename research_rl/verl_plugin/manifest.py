@@ -71,10 +71,11 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
 
 def indexes(settings: Settings) -> Mapping[str, Any]:
     """Return the id of the index behind each service's URL; None where a foreign service does not tell."""
-    return {url: _index_of(url) for url in settings.retrieval_urls()}
+    return {url: index_of(url) for url in settings.retrieval_urls()}
 
 
-def _index_of(url: str) -> Any:
+def index_of(url: str) -> Any:
+    """Return the id of the index that a service serves; None if it does not tell."""
     try:
         return httpx.get(f"{url.rstrip('/')}/readyz", timeout=5).json().get("index_id")
     except (httpx.HTTPError, ValueError, AttributeError):

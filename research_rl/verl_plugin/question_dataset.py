@@ -9,7 +9,7 @@ import numpy as np
 from research_rl.errors import DataError, missing_extra
 from research_rl.questions import question_of
 from research_rl.verl_plugin.config import settings_of
-from research_rl.verl_plugin.data_checks import COLUMNS, overlong, prompt_codec
+from research_rl.verl_plugin.rows import COLUMNS, overlong, prompt_codec
 
 try:
     from verl.utils.dataset.rl_dataset import RLHFDataset

@@ -18,7 +18,16 @@ from research_rl.verl_plugin.resuming import resumed
 def fix_index(config: Any, settings: Settings) -> None:
     """Set `research_rl.retrieval.index_id` to the index that is served now, so that every worker refuses another one.
 
-    Services that do not tell which index they search are left alone.
+    Raises:
+        ConfigError: see `index_to_fix`.
+    """
+    if main := index_to_fix(config, settings):
+        with open_dict(config):
+            config.research_rl.retrieval.index_id = main
+
+
+def index_to_fix(config: Any, settings: Settings) -> str | None:
+    """Return the index that the run's service searches; None where it does not tell.
 
     Raises:
         ConfigError: it is not the index that the recipe names, or not the one of the checkpoint that the run goes on from.
@@ -40,9 +49,7 @@ def fix_index(config: Any, settings: Settings) -> None:
                 f"{', '.join(sorted(now))} is served now: serve the same index, choose another directory, or go on over the new one by "
                 f"research_rl.retrieval.index_id={main}"
             )
-    if main:
-        with open_dict(config):
-            config.research_rl.retrieval.index_id = main
+    return main
 
 
 def _of_checkpoint(trainer: Any) -> set[str]:

@@ -15,7 +15,8 @@ from rag_serving.indexing import build_index
 from research_rl.errors import ConfigError
 from research_rl.questions import write_verl_parquet
 from research_rl.training.settings import Settings
-from research_rl.verl_plugin.coverage import sample, tell_coverage
+from research_rl.verl_plugin.doctor.coverage import coverage, sample
+from research_rl.verl_plugin.doctor.setup import Setup
 from tests.servers import free_port, serving
 
 ROOT = Path(__file__).parents[2]
@@ -47,56 +48,58 @@ def questions(path: Path, source: str = "towns", yes_no: int = 0) -> str:
     return str(path)
 
 
-def told(capsys, train: list[str], val: str, url: str, **section) -> list[str]:
-    """Return the lines that `tell_coverage` prints."""
+def told(train: list[str], val: str, url: str, **section) -> list[str]:
+    """Return what the check of the coverage finds, each with its level."""
     retrieval = {"url": url, "deadline_s": 2.0, "url_by_data_source": section.pop("services", {})}
-    settings = Settings.from_mapping({"method": "research", "retrieval": retrieval, "top_k": 3, **section})
-    tell_coverage(OmegaConf.create({"data": {"train_files": train, "val_files": val}}), settings)
-    return capsys.readouterr().out.splitlines()
+    sections = {
+        "research_rl": {"method": "research", "retrieval": retrieval, "top_k": 3, **section},
+        "data": {"train_files": train, "val_files": val},
+    }
+    return [f"{finding.level} {finding}" for finding in coverage.findings(Setup(OmegaConf.create(sections)))]
 
 
-def test_each_file_is_asked_where_its_data_source_is_searched_and_a_low_share_is_warned_of(urls, tmp_path, capsys):
+def test_each_file_is_asked_where_its_data_source_is_searched_and_a_low_share_is_warned_of(urls, tmp_path):
     train, few = questions(tmp_path / "train.parquet", yes_no=9), questions(tmp_path / "few.parquet", "few")
-    lines = told(capsys, [train], few, urls.all, services={"few": urls.few})
+    lines = told([train], few, urls.all, services={"few": urls.few})
     assert lines[0] == (
-        "research_rl: coverage: a golden answer is among the top 3 passages for 40 of 40 sampled questions of train.parquet (bare question)"
+        "ok a golden answer is among the top 3 passages for 40 of 40 sampled questions of train.parquet (bare question)"
     )
-    assert "for 5 of 40 sampled questions of few.parquet (bare question). WARNING: LESS THAN 20%" in lines[1]
+    assert "for 5 of 40 sampled questions of few.parquet (bare question). LESS THAN 20%" in lines[1]
+    assert lines[1].startswith("warning ")
     assert len(lines) == 2
 
 
-def test_a_file_of_several_data_sources_asks_each_service_its_own_questions(urls, tmp_path, capsys):
+def test_a_file_of_several_data_sources_asks_each_service_its_own_questions(urls, tmp_path):
     rows = [{"id": n, "question": f"Where was {who} born?", "golden_answers": [town],
              "metadata": {"data_source": "few" if n % 2 else "towns"}} for n, (who, town) in enumerate(TOWNS.items())]  # fmt: skip
     write_verl_parquet(tmp_path / "mix.parquet", rows, "towns", "train")
-    (line,) = told(capsys, [str(tmp_path / "mix.parquet")], "hdfs://elsewhere", urls.all, services={"few": urls.few})
+    (line,) = told([str(tmp_path / "mix.parquet")], "hdfs://elsewhere", urls.all, services={"few": urls.few})
     assert "for 22 of 40 sampled questions of mix.parquet" in line  # 20 of the one, and rows 1 and 3 of the other
 
 
-def test_the_sample_is_the_same_at_every_start_and_nothing_is_asked_if_it_is_0(urls, tmp_path, capsys):
+def test_the_sample_is_the_same_at_every_start_and_nothing_is_asked_if_it_is_0(urls, tmp_path):
     file = questions(tmp_path / "train.parquet", yes_no=9)
     first = sample(file, 10)
     assert first == sample(file, 10)
     assert len({question for _, question, _ in first}) == 10
     assert not any(golden == ["Yes", "no"] for _, _, golden in sample(file, 1_000))
-    assert told(capsys, [file], file, urls.all, coverage_sample=0) == []
-    assert "for 10 of 10 sampled questions" in told(capsys, [file], file, urls.all, coverage_sample=10)[0]
+    assert told([file], file, urls.all, coverage_sample=0) == ["ok not measured (research_rl.coverage_sample=0)"]
+    assert "for 10 of 10 sampled questions" in told([file], file, urls.all, coverage_sample=10)[0]
     with pytest.raises(ConfigError, match="coverage_sample must be 0"):
-        told(capsys, [file], file, urls.all, coverage_sample=-1)
+        Settings.from_mapping({"method": "research", "retrieval": {"url": urls.all}, "coverage_sample": -1})
 
 
-def test_whatever_fails_is_told_and_the_other_files_are_asked(urls, tmp_path, capsys):
+def test_a_service_that_fails_is_told_and_the_other_files_are_asked(urls, tmp_path):
     file, few = questions(tmp_path / "train.parquet"), questions(tmp_path / "few.parquet", "few")
-    lines = told(capsys, [file, "nowhere.parquet", few], few, urls.all, services={"few": f"http://127.0.0.1:{free_port()}"})
+    lines = told([file, "nowhere.parquet", few], few, urls.all, services={"few": f"http://127.0.0.1:{free_port()}"})
     assert "for 40 of 40" in lines[0]
-    assert lines[1].startswith("research_rl: coverage of nowhere.parquet not measured: DataError: no questions at")
-    assert lines[2].startswith("research_rl: coverage of few.parquet not measured: RetrievalError: the retrieval service at")
-    assert len(lines) == 4
+    assert lines[1].startswith("warning few.parquet: not measured: RetrievalError: the retrieval service at")
+    assert len(lines) == 3  # a missing file is told by the check of the data
 
 
-def test_questions_of_yes_and_no_alone_are_told(urls, tmp_path, capsys):
+def test_questions_of_yes_and_no_alone_are_told(urls, tmp_path):
     write_verl_parquet(tmp_path / "y.parquet", [{"id": 1, "question": "So?", "golden_answers": ["no"]}], "towns", "train")
-    (line,) = told(capsys, [str(tmp_path / "y.parquet")], "s3://elsewhere", urls.all)
+    (line,) = told([str(tmp_path / "y.parquet")], "s3://elsewhere", urls.all)
     assert line.endswith("every question of y.parquet is answered by yes or no: nothing to look for")
 
 

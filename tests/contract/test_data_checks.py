@@ -61,10 +61,15 @@ def composed(files: dict[str, str], *overrides: str):
 
 
 def check(config) -> int | None:
-    from research_rl.verl_plugin.config import settings_of
-    from research_rl.verl_plugin.data_checks import check_data
+    from research_rl.verl_plugin.doctor import data, tokenizer
+    from research_rl.verl_plugin.doctor.examine import examine, refuse
+    from research_rl.verl_plugin.doctor.setup import Setup
 
-    return check_data(config, settings_of(config))
+    setup = Setup(config)
+    findings = examine(setup, [tokenizer.model_files, data.data])
+    refuse(findings)
+    print("\n".join(str(finding) for finding in findings if finding.level == "warning"))
+    return setup.measured["questions"]
 
 
 @pytest.mark.parametrize(
@@ -75,16 +80,16 @@ def check(config) -> int | None:
     ],
 )  # fmt: skip
 def test_the_lengths_are_those_of_the_prompts_that_rollouts_start_from(tokenizer, method, options, monkeypatch):
-    from research_rl.verl_plugin import data_checks
+    from research_rl.verl_plugin import rows
 
     if not tokenizer.chat_template:
         template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}\n{% endfor %}<assistant>"
         monkeypatch.setattr(tokenizer, "chat_template", template)
-    monkeypatch.setattr(data_checks, "_AT_ONCE", 2)
+    monkeypatch.setattr(rows, "_AT_ONCE", 2)
     made, codec = load_method(method, **options), HFCodec(tokenizer)
     questions = ["Who?", LONG, "Where was Orla Venn born?", "¿Quién?"]
     expected = [len(codec.encode_prompt(made.prompt(question), made.prefill)) for question in questions]
-    assert data_checks.overlong(questions, made, codec, 0) == dict(enumerate(expected))
+    assert rows.overlong(questions, made, codec, 0) == dict(enumerate(expected))
 
 
 def test_prompts_that_are_too_long_are_told_by_file_and_row_before_anything_starts(files):
@@ -122,7 +127,7 @@ def test_fewer_questions_than_a_batch_are_told_before_any_model_is_loaded(files,
 
 def test_a_tokenizer_that_is_not_here_is_told_in_one_line_and_rows_are_still_read(files, capsys):
     assert check(composed(files, "actor_rollout_ref.model.path=/nowhere/model")) == 40
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("research_rl: ")]
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "tokenizer" in line]
     assert "no tokenizer at /nowhere/model here" in line
 
 

@@ -14,9 +14,11 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from research_rl.training.settings import Settings, check_sampling
+from research_rl.training.settings import Settings
 from research_rl.training.train import jobs, stages_of
-from research_rl.verl_plugin.training_checks import check_training
+from research_rl.verl_plugin.doctor.examine import RECIPE, examine, refuse
+from research_rl.verl_plugin.doctor.lengths import set_engine_length
+from research_rl.verl_plugin.doctor.setup import Setup
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(
@@ -41,17 +43,17 @@ def test_a_recipe_and_each_of_its_stages_pass_the_checks_made_before_training(re
     variants = [[]]
     model = tmp_path / "model"
     for stage in stages:  # what the driver would pass
-        from research_rl.training.train import _stage_overrides
+        from research_rl.training.train import stage_overrides
 
-        variants.append(_stage_overrides(stage, tmp_path, len(variants) - 1, model, "name"))
+        variants.append(stage_overrides(stage, tmp_path, len(variants) - 1, model, "name"))
     for overrides in variants:
         config = composed(recipe, [part for part in overrides if not part.startswith("hydra.")])
         resolved = OmegaConf.to_container(config, resolve=True)
         settings = Settings.from_mapping(resolved["research_rl"])
-        rollout = resolved["actor_rollout_ref"]["rollout"]
-        check_sampling(rollout["temperature"], rollout["top_p"], rollout["top_k"])
         budget = resolved["data"]["max_prompt_length"] + resolved["data"]["max_response_length"]
-        check_training(config, settings)
+        setup = Setup(config)
+        refuse(examine(setup, [check for check in RECIPE if check.name not in ("service", "data", "coverage")]))
+        set_engine_length(setup)
         assert config.actor_rollout_ref.rollout.max_model_len >= budget
         assert settings.load().name in ("research", "r1_searcher", "r1_searcher_pp", "search_r1")
     assert next(jobs(recipe, tmp_path, [])).command

@@ -28,10 +28,13 @@ def composed(recipe: str, *overrides: str):
 
 
 def check(config) -> None:
-    from research_rl.verl_plugin.config import settings_of
-    from research_rl.verl_plugin.training_checks import check_training
+    from research_rl.verl_plugin.doctor import lengths, training
+    from research_rl.verl_plugin.doctor.examine import examine, refuse
+    from research_rl.verl_plugin.doctor.setup import Setup
 
-    check_training(config, settings_of(config))
+    setup = Setup(config)
+    refuse(examine(setup, [training.trainer, training.estimator, training.batches, lengths.lengths, lengths.bucket]))
+    lengths.set_engine_length(setup)
 
 
 @pytest.fixture(autouse=True)

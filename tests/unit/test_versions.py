@@ -6,8 +6,9 @@ import importlib.metadata
 
 import pytest
 
-from research_rl.verl_plugin import doctor
-from research_rl.verl_plugin.versions import KNOWN, known, table
+from research_rl.verl_plugin.doctor import environment
+from research_rl.verl_plugin.doctor.setup import Setup
+from research_rl.verl_plugin.doctor.versions import KNOWN, known, table
 
 CPU, GPU = KNOWN.values()
 REST = {"tensordict": "0.10.0", "ray": "2.60.0"}
@@ -31,10 +32,16 @@ def unmet(versions):
     return {row.package: row.unmet for row in table(installed(versions), asked) if row.unmet}
 
 
-def test_the_set_installed_here_fits_and_is_known(capsys):
+def told():
+    return [(finding.level, str(finding)) for finding in environment.versions.findings(Setup(None))]
+
+
+def test_the_set_installed_here_fits_and_is_known():
     assert not [row for row in table() if row.unmet]
     assert known().startswith("tested here")
-    assert "a known set: tested here" in doctor.fit()
+    ((level, text),) = told()
+    assert level == "ok"
+    assert "a known set (tested here" in text
 
 
 def test_the_known_sets_fit_by_verls_own_requirements():
@@ -61,9 +68,10 @@ def test_a_missing_package_is_told_and_an_unknown_set_is_no_failure(monkeypatch)
     other = GPU | REST | {"ray": "2.55.0", "transformers": "5.10.0"}
     assert not unmet(other)
     assert known(installed(other)) == ""
-    monkeypatch.setattr(doctor, "table", lambda: table(installed(GPU | REST | {"torch": "2.13.0"}), asked))
-    with pytest.raises(RuntimeError, match=r"torch +2\.13\.0 +vllm: ==2\.11\.0  NOT MET"):
-        doctor.fit()
+    monkeypatch.setattr(environment, "table", lambda: table(installed(GPU | REST | {"torch": "2.13.0"}), asked))
+    ((level, text),) = told()
+    assert level == "error"
+    assert text.startswith("torch must be what others ask for: vllm: ==2.11.0; got 2.13.0. Install")
 
 
 def test_the_gpu_extra_is_verls_own():

@@ -1,0 +1,87 @@
+"""``research-rl doctor [--recipe RECIPE.yaml] [--run-dir DIR] [--json] [overrides]``: what is wrong with a set-up, before it is run.
+
+Without a recipe: the environment. With one: every stage, with the same overrides that `research-rl train` takes. Exit code 0: no error
+(there may be warnings); 1: an error; 2: the command line cannot be understood.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from research_rl.errors import ConfigError
+from research_rl.training.train import run_directory
+from research_rl.verl_plugin.doctor.finding import Finding
+from research_rl.verl_plugin.doctor.report import as_json, as_text, coloured
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Parse the command line, make all checks and print what they find; return the exit code."""
+    started = time.perf_counter()
+    parser = argparse.ArgumentParser(
+        prog="research-rl doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", type=Path, help="for example recipes/r1_searcher/gpu.yaml")
+    parser.add_argument("--run-dir", type=Path, help="as for `research-rl train`")
+    parser.add_argument("--json", action="store_true", help="one JSON object: findings and seconds")
+    parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
+    options = parser.parse_intermixed_args(arguments)
+    if options.recipe is None and (options.overrides or options.run_dir):
+        parser.error("overrides and --run-dir belong to a recipe: give --recipe, too")
+    with contextlib.redirect_stdout(sys.stderr):  # libraries greet; standard output is the report's
+        findings = diagnose(options.recipe, options.run_dir, options.overrides)
+    seconds = time.perf_counter() - started
+    print(as_json(findings, seconds) if options.json else as_text(findings, seconds, coloured()))
+    return int(any(finding.level == "error" for finding in findings))
+
+
+def diagnose(recipe: Path | None, run_dir: Path | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
+    """Return what is found of the environment and of a recipe."""
+    if recipe is None:
+        from research_rl.verl_plugin.doctor.examine import environment_findings
+
+        return environment_findings(with_service=True)
+    from research_rl.verl_plugin.doctor.compose import environment
+
+    directory = (run_dir or run_directory(recipe)).resolve()
+    try:
+        with environment(recipe, directory):  # before verl is imported, which looks into it
+            return _of_recipe(recipe, directory, overrides)
+    except ConfigError as mistake:
+        return [Finding("error", "recipe", str(mistake))]
+
+
+def _of_recipe(recipe: Path, directory: Path, overrides: Sequence[str]) -> list[Finding]:
+    from research_rl.verl_plugin.doctor import supervised
+    from research_rl.verl_plugin.doctor.compose import compositions, is_supervised
+    from research_rl.verl_plugin.doctor.examine import RECIPE, environment_findings, examine
+    from research_rl.verl_plugin.doctor.setup import Setup
+
+    measured: dict[str, Any] = {}
+    checks = supervised.CHECKS if is_supervised(recipe) else RECIPE
+    by_stage: dict[str, list[Finding]] = {}
+    findings = environment_findings(with_service=False)
+    try:
+        for stage, config in compositions(recipe, directory, overrides):
+            by_stage[stage] = examine(Setup(config, quick=True, measured=measured), checks)
+    except ConfigError as mistake:
+        findings.append(Finding("error", "recipe", str(mistake)))
+    return findings + together(by_stage)
+
+
+def together(by_stage: dict[str, list[Finding]]) -> list[Finding]:
+    """Return the findings of all stages: once what is the same in all, under its stage what is not."""
+    found: dict[Finding, list[str]] = {}
+    for stage, findings in by_stage.items():
+        for finding in findings:
+            found.setdefault(finding, []).append(stage)
+    return [
+        finding if len(stages) == len(by_stage) else replace(finding, name=f"{finding.name} (stage {', '.join(stages)})")
+        for finding, stages in found.items()
+    ]

@@ -1,0 +1,71 @@
+"""Is everything wired up? verl hides a plugin that fails, so this looks."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import os
+from collections.abc import Iterator
+
+from research_rl.errors import ConfigError
+from research_rl.verl_plugin.doctor.finding import Finding, check, error, ok
+from research_rl.verl_plugin.doctor.setup import Setup
+from research_rl.verl_plugin.doctor.versions import KNOWN, known, table
+
+
+@check("versions", "")
+def versions(_: Setup) -> Iterator[Finding]:
+    """Check that the installed packages are what they ask of one another, and tell whether the set is one that was tried."""
+    rows = table()
+    for row in rows:
+        if row.unmet:
+            do = "Install what fits: `make install`, or pip install 'research-rl[gpu]'"
+            yield error(f"{row.package} must be what others ask for: {', '.join(row.unmet)}", row.installed or "none", do)
+    if not any(row.unmet for row in rows):
+        sets = "; ".join(", ".join(f"{name} {version}" for name, version in each.items()) for each in KNOWN.values())
+        installed = ", ".join(f"{row.package} {row.installed}" for row in rows)
+        yield ok(
+            f"{installed}: {f'a known set ({source})' if (source := known()) else f'fits, but is not a known set; these are: {sets}'}"
+        )
+
+
+@check("plugin of verl", "verl finds the plugin, and has loaded it")
+def verl_plugin(_: Setup) -> Iterator[Finding]:
+    """Load the entry point, and see whether verl did."""
+    _entry_point("verl.plugins", "research_rl")
+    policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
+    if policy != "auto" and "research_rl" not in {name.strip() for name in policy.split(",")}:
+        yield error(
+            "VERL_USE_EXTERNAL_PLUGINS must let verl load research_rl", repr(policy), "Unset it, or add research_rl to it"
+        )
+        return
+    from verl.utils.config import validate_config
+
+    if validate_config.__module__ != "research_rl.verl_plugin":
+        yield error(
+            "verl must call our checks before it trains", f"{validate_config.__module__}.validate_config", "pip install -e ."
+        )
+
+
+@check("plugin of vLLM", "vLLM finds the plugin")
+def vllm_plugin(_: Setup) -> Iterator[Finding]:
+    """Load the entry point."""
+    _entry_point("vllm.general_plugins", "research_rl_cpu")
+    return iter(())
+
+
+def _entry_point(group: str, name: str) -> None:
+    """Load an entry point.
+
+    Raises:
+        ConfigError: there is none, or it cannot be loaded.
+    """
+    found = [point for point in importlib.metadata.entry_points(group=group) if point.name == name]
+    if not found:
+        raise ConfigError(f"no entry point {name!r} in group {group!r}. Install the package: pip install -e .")
+    try:
+        found[0].load()
+    except Exception as failure:  # whatever a plugin's import raises, verl and vLLM only log
+        raise ConfigError(
+            f"the entry point {found[0].value} cannot be loaded ({type(failure).__name__}: {failure})"
+        ) from failure

@@ -1,0 +1,47 @@
+"""All checks, in the order in which they are told; training makes the same ones before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+
+from research_rl.errors import ConfigError
+from research_rl.verl_plugin.doctor import coverage, data, environment, lengths, machine, section, service, tokenizer, training
+from research_rl.verl_plugin.doctor.finding import Check, Finding, check
+from research_rl.verl_plugin.doctor.setup import Setup
+
+ENVIRONMENT = (environment.versions, environment.verl_plugin, environment.vllm_plugin)
+RECIPE = (
+    *(section.section, section.sampling, section.until, section.reward),
+    *(training.trainer, training.estimator, training.policy_loss, training.health, training.batches),
+    *(tokenizer.model_files, tokenizer.prompt, tokenizer.tags, lengths.lengths, lengths.bucket, lengths.budgets),
+    *(service.service, data.data, coverage.coverage, machine.disk, machine.memory),
+)
+
+
+def examine(setup: Setup, checks: Sequence[Check] = RECIPE) -> list[Finding]:
+    """Make all checks of a set-up, and return all that they find."""
+    return [finding for each in checks for finding in each.findings(setup)]
+
+
+def environment_findings(with_service: bool) -> list[Finding]:
+    """Return what is to be said of the environment; `with_service`: and of the service, if RETRIEVAL_URL names one."""
+    asked = with_service and os.environ.get("RETRIEVAL_URL")
+    checks = [*ENVIRONMENT, *([_named_service] if asked else [])]
+    return [finding for each in checks for finding in each.findings(Setup(None))]
+
+
+@check("service", "the service of RETRIEVAL_URL answers")
+def _named_service(_: Setup) -> Iterable[Finding]:
+    service.ask_health(os.environ["RETRIEVAL_URL"])
+    return ()
+
+
+def refuse(findings: Sequence[Finding]) -> None:
+    """Raise if there is an error among the findings: of its kind, or ConfigError for several kinds, with all of them in the message."""
+    errors = [finding for finding in findings if finding.level == "error"]
+    if not errors:
+        return
+    kinds = {finding.kind for finding in errors}
+    kind = kinds.pop() if len(kinds) == 1 else ConfigError
+    raise kind(str(errors[0]) if len(errors) == 1 else "\n".join([f"{len(errors)} errors:", *(f"- {each}" for each in errors)]))

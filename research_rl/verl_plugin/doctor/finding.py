@@ -1,0 +1,97 @@
+"""What a check finds, and how a check is written."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
+
+from research_rl.errors import ConfigError, DataError, MissingExtraError, RetrievalError
+
+if TYPE_CHECKING:
+    from research_rl.verl_plugin.doctor.setup import Setup
+
+Level = Literal["error", "warning", "ok"]
+MISTAKES = (ConfigError, DataError, MissingExtraError, RetrievalError)  # a user's, told without a traceback
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of a diagnosis: an error ends a training before it starts, a warning does not.
+
+    `what` is true or demanded, `got` is what was found instead, `do` is the remedy; `kind` is the error that a training ends with.
+    """
+
+    level: Level
+    name: str
+    what: str
+    got: str = ""
+    do: str = ""
+    kind: type[Exception] = ConfigError
+
+    def __str__(self) -> str:
+        return f"{self.what}{f'; got {self.got}' if self.got else ''}{f'. {self.do}' if self.do else ''}"
+
+    def to_json(self) -> dict[str, str]:
+        """Return it for `--json`."""
+        return {"level": self.level, "name": self.name, "what": self.what, "got": self.got, "do": self.do}
+
+
+def error(what: str, got: object = "", do: str = "", kind: type[Exception] = ConfigError) -> Finding:
+    """Return an error; its name is that of the check."""
+    return Finding("error", "", what, str(got), do, kind)
+
+
+def warning(what: str, got: object = "", do: str = "") -> Finding:
+    """Return a warning; its name is that of the check."""
+    return Finding("warning", "", what, str(got), do)
+
+
+def of_mistake(mistake: Exception) -> Finding:
+    """Return the error of an exception that was meant for a user: its last sentences are the remedy."""
+    what, *do = re.split(r"\. (?=[A-Z])", str(mistake), maxsplit=1)
+    return error(what, "", "".join(do), type(mistake))
+
+
+def ok(what: str) -> Finding:
+    """Return something worth telling that is as it should be."""
+    return Finding("ok", "", what)
+
+
+@dataclass(frozen=True)
+class Check:
+    """A check: what it is called, what is true where it finds nothing, what of a set-up it cannot do without, and how it is made."""
+
+    name: str
+    sound: str
+    needs: tuple[str, ...]
+    run: Callable[[Setup], Iterable[Finding]]
+
+    def findings(self, setup: Setup) -> Iterator[Finding]:
+        """Yield what it finds; one that is all right, if it finds nothing wrong and says nothing itself."""
+        if missing := [need for need in self.needs if getattr(setup, need) is None]:
+            yield Finding(
+                "warning", self.name, f"not checked: it needs the {' and the '.join(missing)}, which could not be read"
+            )
+            return
+        told = False
+        for finding in _guarded(self.run, setup):
+            told = True
+            yield replace(finding, name=self.name)
+        if not told:
+            yield Finding("ok", self.name, self.sound)
+
+
+def check(name: str, sound: str, *needs: str) -> Callable[[Callable[[Setup], Iterable[Finding]]], Check]:
+    """Make a `Check` of a function of a set-up; `needs`: attributes of the set-up that must not be None."""
+    return lambda run: Check(name, sound, needs, run)
+
+
+def _guarded(run: Callable[[Setup], Iterable[Finding]], setup: Setup) -> Iterator[Finding]:
+    try:
+        yield from run(setup)
+    except MISTAKES as mistake:
+        yield of_mistake(mistake)
+    except Exception as failure:  # of files, models and services of any kind: one check less is no reason to make none
+        yield warning("this check failed itself", f"{type(failure).__name__}: {failure}")

@@ -1,0 +1,66 @@
+"""The checks of a recipe for verl's supervised trainer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from research_rl.codec import encode_row, load_codec
+from research_rl.errors import DataError
+from research_rl.verl_plugin.config import chat_template_kwargs
+from research_rl.verl_plugin.doctor.finding import Finding, check, error, ok
+from research_rl.verl_plugin.doctor.machine import on_this_machine, room_for
+from research_rl.verl_plugin.doctor.setup import Setup
+from research_rl.verl_plugin.doctor.size import checkpoint, machine
+from research_rl.verl_plugin.doctor.tokenizer import model_files
+from research_rl.verl_plugin.rows import files_of, sampled_rows
+
+_SAMPLE = 500  # rows of a file that are encoded
+_COLUMNS = ("prompt", "prefill", "segments")
+
+
+@check("data", "the rows can be read", "tokenizer")
+def rows(setup: Setup) -> Iterator[Finding]:
+    """Encode a sample of rows as training does."""
+    data = setup.config.data
+    codec = load_codec(setup.tokenizer, bos=data.get("bos"), chat_template_kwargs=chat_template_kwargs(data))
+    for file in files_of(data, "train_files"):
+        sample, total = sampled_rows(file, _SAMPLE, _COLUMNS)
+        try:
+            lengths = {number: len(encode_row(codec, row)[0]) for number, row in sample}
+        except (KeyError, TypeError, ValueError) as failure:
+            do = "Make it by `python -m data_preprocess demonstrations` or `cold-start`"
+            yield error(
+                f"{file} must have the columns {', '.join(_COLUMNS)}, as demonstrations have them", repr(failure), do, DataError
+            )
+            continue
+        if long := {number: length for number, length in lengths.items() if length > data.max_length}:
+            yield error(
+                f"{file}: rows must have at most data.max_length={data.max_length} tokens",
+                f"{len(long):,} of {len(lengths):,} looked at are longer, the longest has {max(long.values()):,}",
+                "Raise it, or drop these rows", DataError,
+            )  # fmt: skip
+        else:
+            yield ok(f"{file}: {len(lengths):,} of {total:,} rows looked at, the longest has {max(lengths.values()):,} tokens")
+
+
+@check("disk", "no checkpoints are written", "model")
+def disk(setup: Setup) -> Iterator[Finding]:
+    """As for reinforcement learning."""
+    config = setup.config
+    size = checkpoint(setup.parameters, config.checkpoint.save_contents)
+    if config.trainer.save_freq > 0:
+        yield from room_for(Path(config.trainer.default_local_dir), size, config.trainer.max_ckpt_to_keep, "max_ckpt_to_keep")
+
+
+@check("memory", "not estimated for GPUs", "model")
+def memory(setup: Setup) -> Iterator[Finding]:
+    """Estimate the peak on a CPU; there is no engine."""
+    config = setup.config
+    if config.trainer.device == "cpu":
+        text, checkpointed = setup.model.get_text_config(), bool(config.model.enable_gradient_checkpointing)
+        parts = machine(setup.parameters, text, config.data.max_token_len_per_gpu, checkpointed, None)
+        yield from on_this_machine(parts, "data.max_token_len_per_gpu", setup)
+
+
+CHECKS = (model_files, rows, disk, memory)

@@ -1,0 +1,132 @@
+"""Settings of verl's that cannot work together: verl finds some of them out after the models are loaded, and some never."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from research_rl.training.health import Health
+from research_rl.verl_plugin.advantages import NAME
+from research_rl.verl_plugin.doctor.finding import Finding, check, error
+from research_rl.verl_plugin.doctor.setup import Setup
+from research_rl.verl_plugin.health import check_health
+from research_rl.verl_plugin.policy_loss_config import check_policy_loss
+
+MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
+# estimators that compare the rollouts of a question, and those that divide by what these rollouts' rewards differ
+_GROUP = {
+    *("grpo", "grpo_vectorized", "grpo_passk", "gdpo", "rloo", "rloo_vectorized", "opo", "gpg", "reinforce_plus_plus_baseline"),
+    *("optimal_token_baseline", "tir_optimal_token_baseline", NAME),
+}
+_BY_STD = {"grpo", "grpo_vectorized", "grpo_passk", "gdpo"}
+_ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+
+
+@check("trainer", "verl's trainer, engine and agent loop are those that the rollout needs")
+def trainer(setup: Setup) -> Iterator[Finding]:
+    """Check what the rollout stands on."""
+    rollout = setup.config.actor_rollout_ref.rollout
+    if rollout.name != "vllm":
+        what = f"{_ROLLOUT}.name must be vllm (stop strings stay in the text there)"
+        yield error(what, repr(rollout.name), "Leave it as research_rl/config/research_rl.yaml has it")
+    if not setup.config.trainer.use_v1:
+        what = "trainer.use_v1 must be true: verl's older trainer knows no agent loop manager over a TransferQueue"
+        yield error(what, "false", "Leave it out")
+    if rollout.agent.agent_loop_manager_class != MANAGER:
+        what = f"{_ROLLOUT}.agent.agent_loop_manager_class must be {MANAGER}"
+        yield error(what, repr(rollout.agent.agent_loop_manager_class), "Leave it out")
+
+
+@check("estimator", "the advantage estimator goes with the rollouts and the KL")
+def estimator(setup: Setup) -> Iterator[Finding]:
+    """Check the advantage estimator against what it compares."""
+    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
+
+    algorithm, n = setup.config.algorithm, setup.config.actor_rollout_ref.rollout.n
+    name = str(algorithm.adv_estimator)
+    if name not in ADV_ESTIMATOR_REGISTRY:
+        known = f"valid: {', '.join(sorted(ADV_ESTIMATOR_REGISTRY))}"
+        yield error(f"algorithm.adv_estimator={name!r} is unknown; {known}", "", "Choose one of these")
+    if name in _GROUP and n < 2:
+        yield error(
+            f"algorithm.adv_estimator={name} compares the rollouts of a question, and {_ROLLOUT}.n={n} leaves nothing to compare",
+            "", "Raise n, or choose reinforce_plus_plus",
+        )  # fmt: skip
+    if name in _BY_STD and algorithm.use_kl_in_reward and algorithm.get("norm_adv_by_std_in_grpo", True):
+        yield error(
+            f"algorithm.use_kl_in_reward=true does not go with adv_estimator={name}: where all rollouts of a question score alike, their "
+            "rewards differ by the KL only, and dividing by that makes advantages out of noise",
+            "", f"Put the KL into the loss: algorithm.use_kl_in_reward=false {_ACTOR}.use_kl_loss=true {_ACTOR}.kl_loss_coef=…",
+        )  # fmt: skip
+    kept = setup.section.get("trained_rollouts")
+    if isinstance(kept, int) and kept >= n:
+        what = f"research_rl.trained_rollouts={kept} must be less than {_ROLLOUT}.n={n}, or null for all"
+        yield error(what, "", "Lower it, or raise n")
+
+
+@check("policy loss", "the policy loss is known, and its settings are right")
+def policy_loss(setup: Setup) -> Iterable[Finding]:
+    """Check the policy loss (see policy_loss_config)."""
+    check_policy_loss(setup.config.actor_rollout_ref.actor.policy_loss)
+    return ()
+
+
+@check("health", "the health rules can be followed", "settings")
+def health(setup: Setup) -> Iterable[Finding]:
+    """Check the rules, and that a run can be rolled back where they ask for it."""
+    assert setup.settings is not None
+    check_health(setup.config, Health.from_mapping(setup.settings.health or {}))
+    return ()
+
+
+@check("batches", "batches, updates, ranks and engines divide evenly")
+def batches(setup: Setup) -> Iterator[Finding]:
+    """Check what verl pads silently, or asserts at the first update."""
+    config = setup.config
+    actor, rollout, batch = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data.train_batch_size
+    mini, epochs = actor.ppo_mini_batch_size, actor.ppo_epochs
+    if batch % mini:
+        yield error(
+            f"data.train_batch_size={batch} must be a multiple of {_ACTOR}.ppo_mini_batch_size={mini}: verl would fill up the last update "
+            "with empty rows",
+            "", f"Set {_ACTOR}.ppo_mini_batch_size={batch}, or a divisor of it",
+        )  # fmt: skip
+    if (updates := batch // mini * epochs) > 1 and not actor.shuffle:
+        yield error(
+            f"a batch of {batch} questions makes {updates} updates, and its rows stand in the order in which they were finished, short and "
+            "easy ones first",
+            "", f"Set {_ACTOR}.shuffle=true",
+        )  # fmt: skip
+    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    engine = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
+    if gpus % engine:
+        yield error(
+            f"trainer.n_gpus_per_node x nnodes = {gpus} devices cannot be shared by engines of {engine} each",
+            "", f"Lower {_ROLLOUT}.tensor_model_parallel_size (or its like), or take another number of devices",
+        )  # fmt: skip
+    if actor.strategy in ("fsdp", "fsdp2"):  # others divide the devices in their own way
+        yield from _ranks(config, max(1, gpus // sequence_parallel(actor)))
+
+
+def _ranks(config: Any, ranks: int) -> Iterator[Finding]:
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    mini, batch = actor.ppo_mini_batch_size, config.data.train_batch_size
+    if mini * rollout.n % ranks:
+        yield error(
+            f"{_ACTOR}.ppo_mini_batch_size x rollout.n = {mini} x {rollout.n} rollouts of an update cannot be shared by {ranks} ranks",
+            "", "Choose a multiple",
+        )  # fmt: skip
+    if actor.use_dynamic_bsz:
+        return
+    micro_batches = (("actor", "ppo_micro_batch_size_per_gpu", mini), ("rollout", "log_prob_micro_batch_size_per_gpu", batch))
+    for section, key, questions in micro_batches:
+        micro, mine = config.actor_rollout_ref[section].get(key), questions * rollout.n // ranks
+        if micro and mine % micro:
+            what = f"actor_rollout_ref.{section}.{key}={micro} must divide the {mine} rollouts of a rank"
+            yield error(what, "", "Choose a divisor")
+
+
+def sequence_parallel(actor: Any) -> int:
+    """Return over how many devices verl spreads one sequence; there are two keys for it."""
+    engine = actor.get("fsdp_config") or {}
+    return max(section.get("ulysses_sequence_parallel_size", 1) for section in (actor, engine))

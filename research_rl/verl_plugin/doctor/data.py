@@ -55,8 +55,8 @@ def data(setup: Setup) -> Iterator[Finding]:
                 yield of_mistake(mistake)
                 complete = False
                 continue
-            if found.columns and (key := config.data.prompt_key) not in found.columns:
-                what = f"{file} must have the column {key!r}, which verl reads (data.prompt_key)"
+            if found.columns and (column := config.data.prompt_key) not in found.columns:
+                what = f"{file} must have the column {column!r}, which verl reads (data.prompt_key)"
                 yield error(what, ", ".join(found.columns), "Make the file again (docs/data.md)", DataError)
             yield from _told(found, config.data.max_prompt_length, settings.overlong_prompts)
             left += found.total - len(found.long) * found.total // max(found.looked_at, 1)

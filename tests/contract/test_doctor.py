@@ -1,0 +1,281 @@
+"""Twenty broken set-ups, each told by name with its remedy; sound ones are left in peace."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fastapi import FastAPI
+from transformers import AutoTokenizer
+
+from research_rl import cli
+from research_rl.questions import write_verl_parquet
+from research_rl.verl_plugin.doctor import machine, service
+from research_rl.verl_plugin.doctor.command import diagnose, together
+from research_rl.verl_plugin.doctor.finding import Finding
+from research_rl.verl_plugin.doctor.report import as_text
+from tests.models import tokenizer_like
+from tests.servers import app_in_thread, free_port
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "quickstart" / "start_model" / "weights_all_methods"
+QUICKSTART = ROOT / "recipes" / "quickstart" / "train.yaml"
+RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if not path.stem.startswith("experiment"))
+ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def url():
+    """A service that finds the same passage for everything."""
+    app = FastAPI()
+    app.get("/health")(lambda: {"status": "healthy"})
+    app.get("/readyz")(lambda: {"index_id": "here"})
+
+    @app.post("/batch_search")
+    def search(body: dict):
+        count = len(body["query"])
+        return [[[{"id": "1", "contents": "Orla\nOrla was born in Venn."}]] * count, [[1.0]] * count]
+
+    with app_in_thread(app) as found:
+        yield found
+
+
+@pytest.fixture(autouse=True)
+def from_the_root(monkeypatch, url):
+    monkeypatch.chdir(ROOT)  # recipes name their prompts from here
+    monkeypatch.setenv("RETRIEVAL_URL", url)
+    monkeypatch.setenv("CONTROL_RETRIEVAL_URL", url)
+    monkeypatch.setattr(service, "_MEASURED_S", 0.2)
+
+
+def questions(path: Path, count: int = 40, **changed) -> Path:
+    rows = [{"id": n, "question": f"Where was {n} born?", "golden_answers": ["Venn"], **changed} for n in range(count)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_verl_parquet(path, rows, "world", path.stem)
+    return path
+
+
+@pytest.fixture
+def run_dir(tmp_path) -> Path:
+    for name in ("train", "test", "control"):
+        questions(tmp_path / "data" / f"{name}.parquet")
+    return tmp_path
+
+
+def blank_answer(run_dir: Path) -> list[str]:
+    rows = pq.read_table(run_dir / "data" / "train.parquet").to_pylist()
+    rows[3]["reward_model"]["ground_truth"] = [" "]
+    pq.write_table(pa.Table.from_pylist(rows), run_dir / "data" / "train.parquet")
+    return []
+
+
+def without_prompts(run_dir: Path) -> list[str]:
+    table = pq.read_table(run_dir / "data" / "train.parquet")
+    pq.write_table(table.drop_columns(["prompt"]), run_dir / "data" / "train.parquet")
+    return []
+
+
+def cut_short(run_dir: Path) -> list[str]:
+    path = run_dir / "data" / "test.parquet"
+    path.write_bytes(path.read_bytes()[:100])
+    return []
+
+
+def long_questions(run_dir: Path) -> list[str]:
+    questions(run_dir / "data" / "train.parquet", question="Who painted the chapel of the town of the founder? " * 20)
+    return []
+
+
+def another_index(run_dir: Path) -> list[str]:
+    import os
+
+    shutil.copytree(WEIGHTS, run_dir / "model")
+    (run_dir / "model" / "research_rl.json").write_text(json.dumps({"indexes": {os.environ["RETRIEVAL_URL"]: "there"}}))
+    return [f"actor_rollout_ref.model.path={run_dir}/model"]
+
+
+def unheeded_end(run_dir: Path) -> list[str]:
+    shutil.copytree(WEIGHTS, run_dir / "model")
+    tokenizer_like("qwen2-base").save_pretrained(run_dir / "model")
+    return [f"actor_rollout_ref.model.path={run_dir}/model", "research_rl.method=search_o1", "research_rl.method_options={}"]
+
+
+def special_tags(run_dir: Path) -> list[str]:
+    shutil.copytree(WEIGHTS, run_dir / "model")
+    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<search>", "</search>"]})
+    tokenizer.save_pretrained(run_dir / "model")
+    return [f"actor_rollout_ref.model.path={run_dir}/model"]
+
+
+def given(*overrides: str):
+    return lambda _: list(overrides)
+
+
+BROKEN = {  # sentence: (what breaks it, level, check, what is told, the remedy)
+    "a key of our section is misspelt": (
+        given("+research_rl.max_serches=2"), "error", "section", "unknown keys", "Did you mean 'max_searches'?",
+    ),
+    "a method option is misspelt": (
+        given("+research_rl.method_options.presett=paper"), "error", "section", "does not take these", "Did you mean 'preset'?",
+    ),
+    "the method cannot be imported": (
+        given("research_rl.method=nowhere.Method"), "error", "section", "cannot be imported", "give the dotted path",
+    ),
+    "the prompt's file is not there": (
+        given("++research_rl.method_options.prompt_file=no.txt"), "error", "section", f"looked for in {ROOT}", "give a file's path",
+    ),
+    "the samples are not the policy's": (
+        given(f"{ROLLOUT}.top_p=0.9"), "error", "sampling", "sample from the policy itself", "only validation",
+    ),
+    "the estimator is unknown": (
+        given("algorithm.adv_estimator=gpro"), "error", "estimator", "'gpro' is unknown; valid: ", "Choose one",
+    ),
+    "a group has one rollout": (given(f"{ROLLOUT}.n=1"), "error", "estimator", "leaves nothing to compare", "Raise n"),
+    "batch and mini-batch do not divide": (
+        given(f"{ACTOR}.ppo_mini_batch_size=12"), "error", "batches", "must be a multiple of", "ppo_mini_batch_size=16",
+    ),
+    "a response is longer than the context": (
+        given("data.max_response_length=2000"), "error", "lengths", "more than the 1024 positions", "Lower them",
+    ),
+    "an observation is longer than a response": (
+        given("research_rl.max_observation_tokens=400"), "error", "budgets", "must be less than data.max_response_length", "Raise the",
+    ),
+    "an observation cannot hold its own frame": (
+        given("research_rl.max_observation_tokens=1"), "error", "budgets", "the frame of an observation", "Raise it well above",
+    ),
+    "a reward function's file is not there": (
+        given("reward.custom_reward_function.path=reward.py"), "error", "reward", "must name a file", "research_rl.method",
+    ),
+    "a file of questions is not there": (
+        given("data.train_files=[nowhere/train.parquet]"), "error", "data", f"looked for in {ROOT}/nowhere", "docs/data.md",
+    ),
+    "a file of questions was cut short": (cut_short, "error", "data", "no parquet that can be read", "make it again"),
+    "a golden answer is blank": (blank_answer, "error", "data", "row 3: reward_model.ground_truth must be", "Make the file again"),
+    "the prompts' column is missing": (without_prompts, "error", "data", "must have the column 'prompt'", "Make the file again"),
+    "prompts are too long": (long_questions, "error", "data", "40 of 40 prompts are longer", "overlong_prompts=drop"),
+    "the service is not there": (
+        given(f"research_rl.retrieval.url=http://127.0.0.1:{free_port()}"), "error", "service", "no retrieval service", "Start one",
+    ),
+    "the service has another index than the model was trained over": (
+        another_index, "warning", "service", "should serve index there", "Serve that index",
+    ),
+    "the chat template ends where the engine does not": (
+        unheeded_end, "warning", "prompt", "'<|im_end|>'", "generation_config.json",
+    ),
+    "tags are special tokens": (special_tags, "warning", "tags", "'</search>', '<search>'", "special=False"),
+    "an override is misspelt": (
+        given("data.train_batchsize=8"), "error", "recipe", "train_batchsize", "Correct the recipe or the override",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("broken", BROKEN)
+def test_a_broken_set_up_is_told_with_its_remedy(broken, run_dir):
+    breaks, level, name, told, remedy = BROKEN[broken]
+    findings = [finding for finding in diagnose(QUICKSTART, run_dir, breaks(run_dir)) if finding.name == name]
+    found = [finding for finding in findings if finding.level == level and told in str(finding)]
+    assert found, findings
+    assert remedy in str(found[0])
+
+
+@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_recipe_of_the_repository_has_no_error(recipe, run_dir, monkeypatch):
+    monkeypatch.setenv("MODEL", str(WEIGHTS))
+    monkeypatch.setenv("DATA_DIR", str(run_dir / "data"))
+    stands = (
+        "qwen2.5",
+        "no questions at",
+        "positions of",
+        "rows must",
+        "must have the columns",
+    )  # data and models that are not here
+    errors = [finding for finding in diagnose(recipe, run_dir) if finding.level == "error"]
+    assert not [finding for finding in errors if not any(text in str(finding) for text in stands)]
+
+
+def test_several_errors_are_told_at_once_and_the_exit_code_is_1(run_dir, capsys):
+    code = cli.main(
+        ["doctor", "--recipe", str(QUICKSTART), "--run-dir", str(run_dir), "--json", f"{ROLLOUT}.n=1", "+research_rl.x=1"]
+    )
+    told = json.loads(capsys.readouterr().out)
+    assert code == 1
+    assert {"section", "estimator"} <= {each["name"] for each in told["findings"] if each["level"] == "error"}
+    assert set(told["findings"][0]) == {"level", "name", "what", "got", "do"}
+    assert told["seconds"] > 0
+
+
+def test_a_sound_set_up_ends_with_0_and_has_a_line_for_each_check(run_dir, capsys):
+    assert cli.main(["doctor", "--recipe", str(QUICKSTART), "--run-dir", str(run_dir)]) == 0
+    out = capsys.readouterr().out
+    assert "ok      batches: " in out
+    assert "\x1b[" not in out
+    assert "0 errors" in out
+
+
+def test_overrides_without_a_recipe_are_a_mistake_of_usage():
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", "a=1"])
+    assert ended.value.code == 2
+
+
+def test_a_recipe_that_is_not_there_is_told():
+    (finding,) = diagnose(ROOT / "recipes" / "nothing.yaml")
+    assert (finding.level, finding.name) == ("error", "recipe")
+    assert "recipes/quickstart/train.yaml" in str(finding)
+
+
+def test_checkpoints_that_the_disk_cannot_hold_are_an_error_and_those_that_are_there_count(tmp_path):
+    free = shutil.disk_usage(tmp_path).free
+    (found,) = machine.room_for(tmp_path / "checkpoints", free * 0.6, 1, "max_actor_ckpt_to_keep")
+    assert found.level == "error"
+    assert "--run-dir" in found.do
+    (found,) = machine.room_for(tmp_path / "checkpoints", free * 0.1, 1, "max_actor_ckpt_to_keep")
+    assert found.level == "ok"
+
+
+def test_the_estimate_of_a_known_run_is_what_was_measured():
+    from transformers import AutoConfig
+
+    from research_rl.verl_plugin.doctor.size import GIB, checkpoint, training
+
+    text = AutoConfig.for_model("llama", vocab_size=49152, hidden_size=576, num_hidden_layers=30)
+    assert checkpoint(134_515_008, ["model", "optimizer", "extra", "hf_model"]) / 1e9 == pytest.approx(2.15, rel=0.02)
+    update = sum(part.size for part in training(134_515_008, text, 2048, 1, checkpointed=False)) / GIB + 1.5
+    assert update == pytest.approx(8, rel=0.15)
+
+
+def test_too_few_gpus_are_told_from_what_nvidia_smi_says(run_dir, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: [80 * 2.0**30] * 4)
+    monkeypatch.setenv("DATA_DIR", str(run_dir / "data"))
+    recipe = ROOT / "recipes" / "search_r1" / "gpu.yaml"
+    found = diagnose(recipe, run_dir, [f"actor_rollout_ref.model.path={WEIGHTS}"])
+    assert "4 by nvidia-smi" in [finding.got for finding in found if finding.level == "error" and finding.name == "memory"]
+
+
+def test_findings_of_all_stages_are_told_once_and_those_of_one_under_its_name():
+    every, one = Finding("error", "data", "missing"), Finding("warning", "tags", "torn")
+    assert together({"a": [every, one], "b": [every]}) == [every, Finding("warning", "tags (stage a)", "torn")]
+
+
+def test_text_has_three_lines_for_a_finding_and_colour_only_if_asked_for():
+    finding = Finding("error", "batches", "a must be b", "c", "Set a=b")
+    assert as_text([finding], 1.0).splitlines()[:4] == [
+        "error   batches",
+        "  what  a must be b",
+        "  got   c",
+        "  do    Set a=b",
+    ]
+    assert as_text([finding], 1.0, colour=True).startswith("\x1b[31merror")
+
+
+def test_memory_that_is_not_there_is_a_warning_on_a_cpu(run_dir, monkeypatch):
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"total": 24 * 2**30, "available": 2**30}))
+    found = [finding for finding in diagnose(QUICKSTART, run_dir) if finding.name == "memory"]
+    assert [finding.level for finding in found] == ["warning"]

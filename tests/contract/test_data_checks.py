@@ -254,5 +254,7 @@ def test_a_prompt_file_named_from_where_the_run_starts_reaches_a_worker_that_run
 def test_more_steps_than_the_epochs_have_are_told(files):
     overrides = ["research_rl.overlong_prompts=drop", "trainer.total_epochs=10"]
     check(composed(files, *overrides, "trainer.total_training_steps=20"))
-    with pytest.raises(ConfigError, match=r"38 questions in batches of 16 make 20 steps in trainer\.total_epochs=10; raise it"):
+    with pytest.raises(
+        ConfigError, match=r"38 questions in batches of 16 make 20 steps in trainer\.total_epochs=10\. Raise total_epochs"
+    ):
         check(composed(files, *overrides, "trainer.total_training_steps=21"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -15,17 +16,21 @@ from transformers import AutoTokenizer
 
 from research_rl import cli
 from research_rl.questions import write_verl_parquet
+from research_rl.training.train import stages_of
 from research_rl.verl_plugin.doctor import machine, service
 from research_rl.verl_plugin.doctor.command import diagnose, together
+from research_rl.verl_plugin.doctor.compose import compositions, environment
 from research_rl.verl_plugin.doctor.finding import Finding
 from research_rl.verl_plugin.doctor.report import as_text
-from tests.models import tokenizer_like
+from tests.models import model_like, tokenizer_like
 from tests.servers import app_in_thread, free_port
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "quickstart" / "start_model" / "weights_all_methods"
 QUICKSTART = ROOT / "recipes" / "quickstart" / "train.yaml"
 RECIPES = sorted(path for path in (ROOT / "recipes").glob("*/*.yaml") if not path.stem.startswith("experiment"))
+SUPERVISED = [path for path in RECIPES if path.stem.startswith("cold_start")]
+TRAINERS = [path for path in RECIPES if path not in SUPERVISED]
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 pytestmark = pytest.mark.slow
 
@@ -93,8 +98,6 @@ def long_questions(run_dir: Path) -> list[str]:
 
 
 def another_index(run_dir: Path) -> list[str]:
-    import os
-
     shutil.copytree(WEIGHTS, run_dir / "model")
     (run_dir / "model" / "research_rl.json").write_text(json.dumps({"indexes": {os.environ["RETRIEVAL_URL"]: "there"}}))
     return [f"actor_rollout_ref.model.path={run_dir}/model"]
@@ -185,19 +188,41 @@ def test_a_broken_set_up_is_told_with_its_remedy(broken, run_dir):
     assert remedy in str(found[0])
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: f"{path.parent.name}/{path.name}")
-def test_a_recipe_of_the_repository_has_no_error(recipe, run_dir, monkeypatch):
-    monkeypatch.setenv("MODEL", str(WEIGHTS))
-    monkeypatch.setenv("DATA_DIR", str(run_dir / "data"))
-    stands = (
-        "qwen2.5",
-        "no questions at",
-        "positions of",
-        "rows must",
-        "must have the columns",
-    )  # data and models that are not here
-    errors = [finding for finding in diagnose(recipe, run_dir) if finding.level == "error"]
-    assert not [finding for finding in errors if not any(text in str(finding) for text in stands)]
+@pytest.fixture(scope="module")
+def chat_model(tmp_path_factory) -> Path:
+    """A small model with a chat template, and a context for long responses."""
+    folder = tmp_path_factory.mktemp("model")
+    shutil.copytree(WEIGHTS, folder, dirs_exist_ok=True)
+    model_like(folder, "qwen3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2**15}))
+    return folder
+
+
+@pytest.mark.parametrize("recipe", TRAINERS, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_recipe_of_the_repository_has_no_error(recipe, tmp_path, monkeypatch, chat_model):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path / "data"))
+    given = [] if "world" in recipe.read_text() else [f"actor_rollout_ref.model.path={chat_model}"]
+    with environment(recipe, tmp_path):
+        data = [config.data for _, config in compositions(recipe, tmp_path, given)]
+    for file in {file for stage in data for file in (*stage.train_files, *stage.val_files)}:
+        questions(Path(file), 64, question="Who?")
+    given += ["trainer.total_training_steps=1"] if not stages_of(recipe, [])[0] else []  # of 64 questions
+    findings = diagnose(recipe, tmp_path, [*given, "data.train_batch_size=64", f"{ACTOR}.ppo_mini_batch_size=64"])
+    assert not [finding for finding in findings if finding.level == "error" or "failed itself" in finding.what]
+
+
+@pytest.mark.parametrize("recipe", SUPERVISED, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_a_supervised_recipe_is_looked_at_with_its_rows(recipe, tmp_path, monkeypatch, chat_model):
+    monkeypatch.setenv("DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("MODEL", str(chat_model))
+    row = {"prompt": json.dumps("Who? "), "prefill": "", "segments": [{"text": "Orla.", "learn": True}]}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "rows.parquet")
+    given = [f"data.train_files=[{tmp_path}/rows.parquet]", f"model.path={chat_model}"]
+    findings = diagnose(recipe, tmp_path, given)
+    assert not [finding for finding in findings if finding.level == "error" or "failed itself" in finding.what]
+    found = [finding for finding in diagnose(recipe, tmp_path, [*given, "data.max_length=2"]) if finding.name == "data"]
+    assert [finding.level for finding in found] == ["error"]
 
 
 def test_several_errors_are_told_at_once_and_the_exit_code_is_1(run_dir, capsys):

@@ -19,12 +19,15 @@ from types import FrameType
 from typing import Any
 
 import psutil
+import ray
 import wrapt
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 
 from research_rl.errors import RunStoppedError
 from research_rl.verl_plugin.config import settings_of
 
 INTERVAL_S = 5.0
+WAIT_S = 10.0  # for the name of an actor that is known to have died
 GRACE_S = 60.0  # for verl to close its loggers and its queue
 MEMORY_ALARM = 90.0  # percent; Ray begins to kill at 95
 
@@ -93,9 +96,6 @@ class Pings:
 
     def dead(self) -> tuple[str, str] | None:
         """Return (name, cause) of an actor that is dead, None if none is known to be."""
-        import ray
-        from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
-
         for name, actor in self._actors().items():
             if (asked := self._asked.get(name)) is not None and not ray.wait([asked], timeout=0)[0]:
                 continue
@@ -110,6 +110,13 @@ class Pings:
                 pass
             self._asked[name] = actor.__ray_call__.remote(_state)
         return None
+
+    def find_dead(self, wait_s: float) -> tuple[str, str] | None:
+        """Return an actor that is dead, as `dead` does; look for up to so many seconds."""
+        deadline = time.monotonic() + wait_s
+        while (found := self.dead()) is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        return found
 
 
 class Watchdog:
@@ -143,6 +150,15 @@ class Watchdog:
             if self._error is None:
                 raise
             raise self._error from None
+        except Exception as error:  # told before the watchdog asked, but not of whom
+            if not (isinstance(error, RayActorError) or type(error).__name__ == "EngineDeadError"):  # vLLM's
+                raise
+            self._over.set()
+            if (dead := self._pings.find_dead(WAIT_S)) is None:
+                raise
+            self._error = self._stopped(f"{dead[0]} has died: {dead[1]}")
+            print(f"research_rl: {self._error}", file=sys.stderr, flush=True)
+            raise self._error from error
         finally:
             self._over.set()
             thread.join(self._interval_s)
@@ -169,13 +185,17 @@ class Watchdog:
         return None
 
     def _stop(self, why: str) -> None:
-        self._error = RunStoppedError(f"{why}\nThe run is ended. The same command goes on from the last checkpoint.")
+        self._error = self._stopped(why)
         print(f"research_rl: {self._error}", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGUSR2)
         # what verl does on its way out may wait for the dead as well
         timer = threading.Timer(self._grace_s, os._exit, (1,))
         timer.daemon = True
         timer.start()
+
+    @staticmethod
+    def _stopped(why: str) -> RunStoppedError:
+        return RunStoppedError(f"{why}\nThe run is ended. The same command goes on from the last checkpoint.")
 
     def _tell_memory(self) -> None:
         """Say, once a step, that Ray is about to kill, and what takes the memory."""

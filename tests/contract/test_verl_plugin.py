@@ -149,6 +149,7 @@ def test_the_manifest_tells_how_prompts_became_tokens(tmp_path, monkeypatch):
     configuration = config(tmp_path, bos=True)
     configuration.data.apply_chat_template_kwargs = {"enable_thinking": False}
     configuration.algorithm = {"adv_estimator": "grpo"}
+    configuration.trainer = {"default_local_dir": str(tmp_path / "checkpoints")}
     found = manifest.manifest(configuration, settings_of(configuration), 1)
     (tmp_path / "research_rl.json").write_text(json.dumps(found))
     protocol = choose_protocol(None, {}, tmp_path, {})

@@ -60,6 +60,14 @@ def test_a_trainer_that_waits_for_a_killed_actor_is_interrupted_and_told_which_o
     assert "same command goes on" in str(error.value)
 
 
+def test_a_death_that_the_trainer_meets_itself_gets_its_name():
+    actor = ray.remote(Part).remote()
+    pid = ray.get(actor.pid.remote())
+    watchdog = Watchdog(lambda: {"agent-loop worker 0": actor}, lambda: 3, None, interval_s=60.0)  # it does not ask meanwhile
+    with pytest.raises(RunStoppedError, match="agent-loop worker 0 has died"), watchdog.watching():
+        os.kill(pid, signal.SIGKILL) or ray.get(actor.pid.remote())
+
+
 def test_an_engine_whose_own_process_died_is_told_although_its_server_lives():
     actor = ray.remote(Part).remote(Engine())
     with pytest.raises(RunStoppedError, match="the engine's own process has died"), watch({"engine": actor}).watching():

@@ -18,16 +18,18 @@ from typing import Any
 from research_rl.training.trajectory_log import read
 
 LR = "actor_rollout_ref.actor.optim.lr=9e-3"
+LR_SLOWLY = [LR, "actor_rollout_ref.actor.optim.lr_warmup_steps=40"]  # reached step by step
 BY_ACTION = "research_rl.health.rules.{}.action={}"
 EARLY = ("format", "repetition", "likelihood", "drift")
 VARIANTS: dict[str, list[str]] = {
     "seed 1": [], "seed 2": [], "seed 3": [],
-    "learning rate x 30": [LR],
-    "learning rate x 30, LLDS": [LR, "actor_rollout_ref.actor.policy_loss.loss_mode=llds"],
-    "learning rate x 30, clip-higher": [LR, "actor_rollout_ref.actor.clip_ratio_high=0.28"],
-    "learning rate x 30, halt": [LR, *(BY_ACTION.format(rule, "halt") for rule in EARLY)],
+    "learning rate x 30 at once": [LR],
+    "learning rate x 30": [*LR_SLOWLY],
+    "learning rate x 30, LLDS": [*LR_SLOWLY, "actor_rollout_ref.actor.policy_loss.loss_mode=llds"],
+    "learning rate x 30, clip-higher": [*LR_SLOWLY, "actor_rollout_ref.actor.clip_ratio_high=0.28"],
+    "learning rate x 30, halt": [*LR_SLOWLY, *(BY_ACTION.format(rule, "halt") for rule in EARLY)],
     "learning rate x 30, rollback": [
-        LR, *(BY_ACTION.format(rule, "rollback") for rule in EARLY), "trainer.save_freq=1", "research_rl.health.rollback.lr_factor=0.1",
+        *LR_SLOWLY, *(BY_ACTION.format(rule, "rollback") for rule in EARLY), "trainer.save_freq=1", "research_rl.health.rollback.lr_factor=0.1",
     ],
     "pays for words": ["research_rl.method=benchmarks.stuffing.PaysForWords"],
 }  # fmt: skip

@@ -35,7 +35,7 @@ Handler = Callable[[Body], Awaitable[Any]]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.Problem, "description": description}
     for status, description in {
-        400: "A blank query, or k beyond its limits", 401: "No valid token", 404: "No such passage or document",
+        400: "A blank query, or k or a page beyond its limits", 401: "No valid token", 404: "No such passage or document",
         408: "The request took too long to arrive",
         413: "Larger than a limit", 422: "Not in this format", 429: "The queue is full; see Retry-After",
         501: "The retriever holds no passages of its own", 502: "The engine failed",
@@ -168,6 +168,10 @@ def create_app(
     @post("/v1/documents", wire_v1.DocumentsRequest, wire_v1.DocumentsResponse, "v1")
     async def v1_documents(request: wire_v1.DocumentsRequest) -> Any:
         return await ours.documents(request)
+
+    @post("/v1/open", wire_v1.OpenRequest, wire_v1.OpenResponse, "v1")
+    async def v1_open(request: wire_v1.OpenRequest) -> Any:
+        return await ours.open(request)
 
     @app.get("/v1/passages/{id:path}", tags=["v1"], response_model=wire_v1.PassageResponse, dependencies=guarded)
     async def v1_passage(id: str) -> Response:

@@ -127,6 +127,16 @@ class Lookup:
         """Return the runs of rows whose ids are this name and a number, in order."""
         return [run for run in self._runs("document", name) if document_of(self.corpus[run.start]["id"]) == name]
 
+    def around(self, row: int) -> range:
+        """Return the rows of the document that holds a row: its neighbours with the same title and, where the id is numbered, the same
+        id without the number. Two documents of one title are told apart by their ids. A row without either name is alone.
+        """
+        passage = self.corpus[row]
+        names = zip(_KINDS, (title_of(passage["contents"]), document_of(passage["id"])), strict=True)
+        # a run that holds the row has the row's name, whatever else has the same hash
+        runs = [run for kind, name in names if name for run in self._runs(kind, name) if row in run]
+        return range(max((run.start for run in runs), default=row), min((run.stop for run in runs), default=row + 1))
+
     def _runs(self, kind: str, name: str) -> list[range]:
         return [range(first, end) for first, end in _found(self._documents, _hash(kind, name))]
 

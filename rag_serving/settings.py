@@ -97,6 +97,9 @@ class Settings(BaseSettings):
     max_query_words: int = Field(default=1_024, ge=1, description="most words in a query")
     max_queries: int = Field(default=1_024, ge=1, description="most queries in one request")
     max_top_k: int = Field(default=1_000, ge=1, description="most passages per query")
+    open_passages: int = Field(
+        default=5, ge=1, description="passages on a page of /v1/open, where a request names no size; at most max_top_k"
+    )
     max_passages: int = Field(default=20_000, ge=1, description="most passages in one answer: queries times passages per query")
     max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="largest request")
     max_head_bytes: int = Field(default=65_536, ge=1_000, description="largest address and headers of a request")

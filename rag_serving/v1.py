@@ -1,10 +1,11 @@
-"""What answers `/v1/…`: search with exclusions and snippets, one passage, a document's passages in order."""
+"""What answers `/v1/…`: search with exclusions and snippets, one passage, a document's passages in order, page by page."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import chain, islice
 from typing import Any
@@ -17,7 +18,7 @@ from rag_serving.lookup import Lookup, title_of
 from rag_serving.operations import request_id
 from rag_serving.retrievers import Opened
 from rag_serving.retrievers.base import Hit
-from rag_serving.service import Answer, Refused, Service
+from rag_serving.service import Answer, Refused, Service, searched_index
 from rag_serving.snippets import SNIPPET_CHARACTERS, Exclusion, snippet
 
 
@@ -76,7 +77,7 @@ class V1:
         Raises:
             Refused: 404 for an unknown id, 501 where the passages are elsewhere, 503 while there is no index.
         """
-        return await asyncio.to_thread(self._passage, name)
+        return await asyncio.to_thread(self._passage, *self._opened(), name)
 
     async def documents(self, request: wire_v1.DocumentsRequest) -> dict[str, Any]:
         """Answer `/v1/documents`.
@@ -86,20 +87,48 @@ class V1:
         """
         settings = self._service.settings
         stop = request.start + settings.max_top_k if request.stop is None else request.stop
-        if stop - request.start > settings.max_top_k:
-            raise Refused(
-                400, "max_top_k", f"{stop - request.start} passages asked for; the limit max_top_k is {settings.max_top_k}"
-            )
+        self._check_size(stop - request.start)
         if len(request.ids or ()) > settings.max_queries:
             raise Refused(413, "max_queries", f"{len(request.ids or ())} ids; the limit max_queries is {settings.max_queries}")
-        return await asyncio.to_thread(self._documents, request, stop)
+        return await asyncio.to_thread(self._documents, *self._opened(), request, stop)
 
-    def _passage(self, name: str) -> dict[str, Any]:
-        opened, corpus = self._opened()
+    async def open(self, request: wire_v1.OpenRequest) -> dict[str, Any]:
+        """Answer `/v1/open`.
+
+        Raises:
+            Refused: as `passage`, and 400 for a size or a page that cannot be.
+        """
+        settings = self._service.settings
+        size = min(settings.open_passages, settings.max_top_k) if request.size is None else request.size
+        if size < 1:
+            raise Refused(400, "size", f"a page of {size} passages asked for; give 1 to {settings.max_top_k}")
+        self._check_size(size)
+        return await asyncio.to_thread(self._open, *self._opened(), request, size)
+
+    def _check_size(self, passages: int) -> None:
+        limit = self._service.settings.max_top_k
+        if passages > limit:
+            raise Refused(400, "max_top_k", f"{passages} passages asked for; the limit max_top_k is {limit}")
+
+    def _open(self, opened: Opened, corpus: Corpus, request: wire_v1.OpenRequest, size: int) -> dict[str, Any]:
         lookup = self._looked_up(corpus)
-        row = lookup.row(name)
-        if row is None:
-            raise Refused(404, "passage", f"the index {opened.index_id} has no passage with the id {name[:100]!r}")
+        row = _row(lookup, request.id, opened)
+        document = lookup.around(row)
+        page = (row - document.start) // size + 1 if request.page is None else request.page
+        pages = -(-len(document) // size)
+        if not 1 <= page <= pages:
+            raise Refused(
+                400, "page",
+                f"there is no page {page}: with {size} passages a page, the document of {request.id[:100]!r} has pages 1 to {pages}",
+            )  # fmt: skip
+        return {
+            "index_id": opened.index_id, "id": request.id, "title": title_of(corpus[row]["contents"]), "page": page, "pages": pages,
+            "passages": _passages(corpus, document[(page - 1) * size : page * size]),
+        }  # fmt: skip
+
+    def _passage(self, opened: Opened, corpus: Corpus, name: str) -> dict[str, Any]:
+        lookup = self._looked_up(corpus)
+        row = _row(lookup, name, opened)
         passage = corpus[row]
         title = title_of(passage["contents"])
         rows = lookup.titled(title) if title else [range(row, row + 1)]
@@ -108,8 +137,7 @@ class V1:
             "position": sum(len(range(run.start, min(run.stop, row))) for run in rows), "total": sum(map(len, rows)),
         }  # fmt: skip
 
-    def _documents(self, request: wire_v1.DocumentsRequest, stop: int) -> dict[str, Any]:
-        opened, corpus = self._opened()
+    def _documents(self, opened: Opened, corpus: Corpus, request: wire_v1.DocumentsRequest, stop: int) -> dict[str, Any]:
         lookup = self._looked_up(corpus)
         if request.title is not None:
             runs = lookup.titled(request.title)
@@ -121,8 +149,7 @@ class V1:
             runs = _merged([run for name in request.ids or () for run in self._named(lookup, name, opened)])
         rows = islice(chain.from_iterable(runs), request.start, max(request.start, stop))
         return {
-            "index_id": opened.index_id, "total": sum(map(len, runs)),
-            "passages": [{"id": passage["id"], "contents": passage["contents"]} for passage in map(corpus.__getitem__, rows)],
+            "index_id": opened.index_id, "total": sum(map(len, runs)), "passages": _passages(corpus, rows),
         }  # fmt: skip
 
     @staticmethod
@@ -145,6 +172,7 @@ class V1:
                 "no_corpus",
                 f"the retriever {opened.engine or opened.index_id} holds no passages of its own; only searches",
             )
+        searched_index.set(opened.index_id)
         return opened, opened.corpus
 
     def _looked_up(self, corpus: Corpus) -> Lookup:
@@ -161,6 +189,17 @@ def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest) -> Any:
     if request.snippet:
         told["snippet"] = snippet(query, hit.contents, SNIPPET_CHARACTERS if request.snippet is True else request.snippet)
     return told
+
+
+def _row(lookup: Lookup, name: str, opened: Opened) -> int:
+    row = lookup.row(name)
+    if row is None:
+        raise Refused(404, "passage", f"the index {opened.index_id} has no passage with the id {name[:100]!r}")
+    return row
+
+
+def _passages(corpus: Corpus, rows: Iterable[int]) -> list[dict[str, str]]:
+    return [{"id": passage["id"], "contents": passage["contents"]} for passage in map(corpus.__getitem__, rows)]
 
 
 def _merged(runs: list[range]) -> list[range]:

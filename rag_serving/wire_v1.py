@@ -1,4 +1,4 @@
-"""Our own wire formats: search with what agents and leakage tests need, one passage, a document's passages in order."""
+"""Our own wire formats: search with what agents and leakage tests need, one passage, a document's passages in order, pages of one."""
 
 from __future__ import annotations
 
@@ -80,6 +80,31 @@ class DocumentsResponse(BaseModel):
 
     index_id: str
     total: int
+    passages: list[Document]
+
+
+class OpenRequest(BaseModel):
+    """A page of the document that holds a passage: what stands before and after it."""
+
+    id: str = Field(description="of the passage")
+    page: int | None = Field(
+        default=None, description="counted from 1; default: the one that holds the passage", json_schema_extra={"minimum": 1}
+    )
+    size: int | None = Field(
+        default=None,
+        description="passages per page, up to max_top_k; default: the server's open_passages",
+        json_schema_extra={"minimum": 1},
+    )
+
+
+class OpenResponse(BaseModel):
+    """Page `page` of `pages` of the document that holds the passage `id`; `title` is that passage's."""
+
+    index_id: str
+    id: str
+    title: str
+    page: int
+    pages: int
     passages: list[Document]
 
 

@@ -111,7 +111,7 @@ async def test_our_own_client_speaks_it_with_its_token(url):
 
 def test_the_openapi_names_every_path_and_its_problems(url, session):
     document = session.get(f"{url}/openapi.json").json()
-    for path in ("/search", "/batch_search", "/queries", "/retrieve", "/v1/search", "/v1/documents"):
+    for path in ("/search", "/batch_search", "/queries", "/retrieve", "/v1/search", "/v1/documents", "/v1/open"):
         operation = document["paths"][path]["post"]
         assert operation["requestBody"]["content"]["application/json"]["schema"]["properties"]
         assert {"200", "400", "401", "413", "422", "429", "502", "503"} <= set(operation["responses"])

@@ -12,7 +12,7 @@ class IndexingError(ServingError):
 
 
 class MissingExtraError(ImportError):
-    """A package of an extra (`serve`, `web`, `milvus`) is not installed."""
+    """A package of an extra (`serve`, `web`, `milvus`, `mcp`) is not installed."""
 
     def __init__(self, package: str, extra: str = "serve") -> None:
         super().__init__(

@@ -18,23 +18,13 @@ def hits_of_service(url: str, token: str, query: str, k: int) -> list[dict[str, 
     Raises:
         ServingError: it does not answer, or refuses.
     """
-    import httpx
+    from rag_serving.client import Client
 
-    try:
-        answer = httpx.post(
-            f"{url.rstrip('/')}/v1/search", json={"queries": [query], "top_k": k}, timeout=60,
-            headers={"authorization": f"Bearer {token}"} if token else {},
-        )  # fmt: skip
-        told = answer.json()
-        if answer.status_code != 200:
-            raise ServingError(f"{url} refused with {answer.status_code}: {told['detail']}")
-        return told["results"][0]
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ServingError(f"{url} does not answer ({error}); give the address of a service as --url, or --index DIR") from None
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, ServingError):
-            raise
-        raise ServingError(f"{url} is no rag-serving: what it answers is not in the form of /v1/search") from None
+    async def ask() -> list[dict[str, Any]]:
+        async with Client(url, token) as service:
+            return await service.ask("/v1/search", {"queries": [query], "top_k": k}, lambda told: told["results"][0])
+
+    return asyncio.run(ask())
 
 
 def hits_of_index(index: Path, query: str, k: int) -> list[dict[str, Any]]:

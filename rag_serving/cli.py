@@ -1,4 +1,4 @@
-"""The command `rag-serving`: index, serve, config, estimate, verify, search, bench."""
+"""The command `rag-serving`: index, serve, config, estimate, verify, search, bench, mcp."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
+from rag_serving.mcp_command import add_mcp, run_mcp
 
 URL = "http://127.0.0.1:8000"
 
@@ -28,6 +29,7 @@ def main(arguments: list[str] | None = None) -> int:
             "verify": _verify,
             "search": _search,
             "bench": _bench,
+            "mcp": run_mcp,
         }
         return commands[options.command](options)
     except ModuleNotFoundError as error:
@@ -114,7 +116,7 @@ def _add_clients(commands: Any) -> None:
     bench.add_argument("--seconds", type=float, default=10.0, help="for how long, unless the queries end before (default 10)")
     bench.add_argument("-k", type=int, default=5, help="passages per query (default 5)")
     bench.add_argument("--json", action="store_true", help="the figures as JSON")
-    for command in (search, bench):
+    for command in (search, bench, add_mcp(commands, URL)):
         command.add_argument(
             "--token", default=os.environ.get("RETRIEVAL_TOKEN", ""), help="default: the variable RETRIEVAL_TOKEN"
         )

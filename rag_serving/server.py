@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import shutil
@@ -116,16 +115,13 @@ def serve(settings: Settings) -> int:
     try:
         import uvicorn
 
-        from rag_serving.protocol import limited_protocol
+        from rag_serving.listening import listen, uvicorn_options
     except ImportError as error:
         raise MissingExtraError(error.name or "uvicorn") from error
     _prepare_process(settings)
     index_id = _checked(settings)  # what can be seen at once is told at once
-    with _listen(settings.host, settings.port) as listener:
-        options: dict[str, Any] = {
-            "log_config": None, "access_log": False, "http": limited_protocol(settings, _allow_descriptors()), "ws": "none",
-            "timeout_keep_alive": 75, "timeout_graceful_shutdown": max(1, round(settings.drain_s)), "server_header": False, "backlog": 4096,
-        }  # fmt: skip
+    with listen(settings.host, settings.port) as listener:
+        options = uvicorn_options(settings)
         if settings.workers == 1:
             return _serve_here(settings, listener, options)
         from uvicorn.config import STARTUP_FAILURE
@@ -227,29 +223,3 @@ def _serve_here(settings: Settings, listener: socket.socket, options: dict[str, 
     server = uvicorn.Server(uvicorn.Config(_reloadable(settings, on_failure=give_up), **options))
     server.run(sockets=[listener])
     return int(failed)
-
-
-def _allow_descriptors() -> int:
-    """Raise the limit of open files as far as this user may; return it. Workers inherit it."""
-    if sys.platform == "win32":
-        return sys.maxsize
-    import resource
-
-    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):  # macOS says that there is no limit, and refuses to be taken at its word
-        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        allowed = most
-    return sys.maxsize if allowed == resource.RLIM_INFINITY else allowed
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    try:
-        listener.bind((host, port))
-    except OSError as error:
-        listener.close()
-        raise ServingError(f"cannot listen on {host}:{port} ({error.strerror}); choose another --port") from error
-    listener.set_inheritable(True)
-    return listener

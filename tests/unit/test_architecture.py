@@ -149,6 +149,13 @@ def test_a_missing_extra_is_named(tmp_path, package):
     assert "Traceback" not in done.stderr
 
 
+def test_the_mcp_command_names_its_extra():
+    done = without({"mcp"}, "from rag_serving.cli import main; sys.exit(main(['mcp']))")
+    assert done.returncode == 1
+    assert "pip install 'research-rl[mcp]'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_evaluator_and_the_data_commands_name_their_extra_too(tmp_path):
     done = without({"tqdm"}, "import runpy; runpy.run_module('evaluation', run_name='__main__')")
     assert "pip install 'research-rl[eval]'" in done.stderr

@@ -1,0 +1,58 @@
+"""A client of a running service, for the commands that ask one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Self, TypeVar
+
+import httpx
+
+from rag_serving import ServingError
+
+TIMEOUT_S = 60.0
+Answer = TypeVar("Answer")
+
+
+class Client:
+    """Asks the service at `url` over kept connections; an asynchronous context manager, to be entered once."""
+
+    def __init__(self, url: str, token: str = "") -> None:
+        """`token` is sent as a bearer token, if there is one.
+
+        Raises:
+            ServingError: `url` is no address.
+        """
+        try:
+            address = httpx.URL(url.rstrip("/"))
+        except httpx.InvalidURL as error:
+            raise ServingError(f"--url is no address ({error}); give one like http://127.0.0.1:8000") from None
+        self._address, self._name = str(address), str(address.copy_with(userinfo=b""))
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        self._http = httpx.AsyncClient(headers=headers, timeout=TIMEOUT_S)
+
+    async def __aenter__(self) -> Self:
+        await self._http.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        await self._http.__aexit__(*error)
+
+    async def ask(self, path: str, body: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
+        """POST `body` to a path and return what `read` makes of the JSON that is answered.
+
+        Raises:
+            ServingError: the service does not answer, or refuses, in its own words, or `read` fails, for it is another kind of service.
+        """
+        try:
+            answer = await self._http.post(f"{self._address}{path}", json=body)
+            told = answer.json()
+            if answer.status_code != 200:
+                raise ServingError(f"{self._name} refused with {answer.status_code}: {told['detail']}")
+            return read(told)
+        except ServingError:
+            raise
+        except httpx.HTTPError as error:
+            told = str(error) or type(error).__name__
+            raise ServingError(f"{self._name} does not answer ({told}); is it the address of a running service?") from None
+        except (ValueError, LookupError, TypeError):
+            raise ServingError(f"{self._name} is no rag-serving: what it answers is not in the form of {path}") from None

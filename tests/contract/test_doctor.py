@@ -242,6 +242,8 @@ def test_a_sound_set_up_ends_with_0_and_has_a_line_for_each_check(run_dir, capsy
     assert "ok      batches: " in out
     assert "\x1b[" not in out
     assert "0 errors" in out
+    assert "not measured" not in out
+    assert "failed itself" not in out
 
 
 def test_overrides_without_a_recipe_are_a_mistake_of_usage():

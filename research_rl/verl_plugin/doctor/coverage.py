@@ -54,7 +54,8 @@ def sample(file: str, count: int, quick: bool = False) -> list[tuple[str, str, l
     `quick`: not all rows are read to choose them from.
     """
     rows = []
-    for _, row in sampled_rows(file, _CHOICE * count if quick else None, (*COLUMNS, "data_source")):
+    found, _ = sampled_rows(file, _CHOICE * count if quick else None, (*COLUMNS, "data_source"))
+    for _, row in found:
         question, golden = question_of(row)
         if not is_yes_no(golden):
             rows.append((str(row.get("data_source") or ""), question, golden))

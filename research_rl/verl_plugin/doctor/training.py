@@ -26,15 +26,15 @@ _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 def trainer(setup: Setup) -> Iterator[Finding]:
     """Check what the rollout stands on."""
     rollout = setup.config.actor_rollout_ref.rollout
+    if rollout.agent.agent_loop_manager_class != MANAGER:
+        what = f"{_ROLLOUT}.agent.agent_loop_manager_class must be {MANAGER}"
+        yield error(what, repr(rollout.agent.agent_loop_manager_class), "Leave it out")
     if rollout.name != "vllm":
         what = f"{_ROLLOUT}.name must be vllm (stop strings stay in the text there)"
         yield error(what, repr(rollout.name), "Leave it as research_rl/config/research_rl.yaml has it")
     if not setup.config.trainer.use_v1:
         what = "trainer.use_v1 must be true: verl's older trainer knows no agent loop manager over a TransferQueue"
         yield error(what, "false", "Leave it out")
-    if rollout.agent.agent_loop_manager_class != MANAGER:
-        what = f"{_ROLLOUT}.agent.agent_loop_manager_class must be {MANAGER}"
-        yield error(what, repr(rollout.agent.agent_loop_manager_class), "Leave it out")
 
 
 @check("estimator", "the advantage estimator goes with the rollouts and the KL")

@@ -29,7 +29,8 @@ VARIANTS: dict[str, list[str]] = {
     "learning rate x 30, clip-higher": [*LR_SLOWLY, "actor_rollout_ref.actor.clip_ratio_high=0.28"],
     "learning rate x 30, halt": [*LR_SLOWLY, *(BY_ACTION.format(rule, "halt") for rule in EARLY)],
     "learning rate x 30, rollback": [
-        *LR_SLOWLY, *(BY_ACTION.format(rule, "rollback") for rule in EARLY), "trainer.save_freq=1", "research_rl.health.rollback.lr_factor=0.1",
+        *LR_SLOWLY, *(BY_ACTION.format(rule, "rollback") for rule in EARLY),
+        "trainer.save_freq=1", "research_rl.health.rollback.lr_factor=0.1",
     ],
     "pays for words": ["research_rl.method=benchmarks.stuffing.PaysForWords"],
 }  # fmt: skip

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cache
 from itertools import islice, takewhile
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from research_rl.errors import missing_extra
 from research_rl.files import write_atomically
@@ -99,7 +99,7 @@ class Part:
 
     def _gzip(self, path: Path) -> Iterator[list[Record]]:
         with gzip.open(path, "rb") as file:
-            yield from self._lines(file)
+            yield from self._lines(cast(IO[bytes], file))
         self.finished = True
 
     def _lines(self, file: IO[bytes]) -> Iterator[list[Record]]:

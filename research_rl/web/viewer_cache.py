@@ -27,6 +27,7 @@ _SCHEMA = f"""
 CREATE TABLE part (kind TEXT, label TEXT, directory TEXT, name TEXT, bytes INT, records INT, damaged INT, finished INT, head INT,
     PRIMARY KEY (directory, name)) WITHOUT ROWID;
 CREATE TABLE trajectory (id INTEGER PRIMARY KEY, key TEXT UNIQUE, superseded INT DEFAULT 0, {", ".join(COLUMNS)});
+CREATE INDEX by_group ON trajectory (superseded, source, step, validate, split, stop_reason, data_source, type);
 CREATE INDEX by_step ON trajectory (superseded, step);
 CREATE INDEX by_score ON trajectory (superseded, score);
 CREATE INDEX by_question ON trajectory (question);
@@ -35,7 +36,7 @@ CREATE TABLE rule (name TEXT, id INT, PRIMARY KEY (name, id)) WITHOUT ROWID;
 CREATE TABLE attempt (source TEXT, step INT, validate INT, split TEXT, latest REAL, PRIMARY KEY (source, step, validate, split));
 CREATE TABLE metric (label TEXT, name TEXT, step INT, value REAL, PRIMARY KEY (label, name, step)) WITHOUT ROWID;
 CREATE TABLE alarm (id INTEGER PRIMARY KEY, label TEXT, step INT, data TEXT);
-CREATE VIRTUAL TABLE words USING fts5(question, policy, observation, answer, content='', columnsize=0);
+CREATE VIRTUAL TABLE words USING fts5(question, policy, observation, answer, content='', columnsize=0, prefix='2 3');
 PRAGMA user_version = {VERSION};
 """
 
@@ -71,7 +72,7 @@ class Cache:
         """Open the cache; its rows are read by column name."""
         with closing(sqlite3.connect(self._file, timeout=30, isolation_level=None)) as connection:
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA cache_size = -65536")  # KiB
+            connection.execute("PRAGMA mmap_size = 4294967296")  # bytes: a connection starts with what the last one has read
             yield connection
 
     def _prepare(self) -> None:
@@ -137,13 +138,16 @@ class _Filling:
                 "SELECT bytes, records, damaged, finished FROM part WHERE directory = ? AND name = ?",
                 (str(source.directory), source.name),
             ).fetchone()
-            part = Part(source.directory, source.name, *(known or (0, 0, 0, False)))
+            part = Part(source.directory, source.name, *(known[:3] if known else ()))
+            part.finished = bool(known and known["finished"])
             if not part.finished and not (known and sizes[source] == part.bytes):
                 self._read(source, part, done, stop)
             if stop.is_set():
                 return
             done += sizes[source]
             self._cache.read_bytes = done
+        if self._cache.read_bytes and not self._cache.filled:
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a long log slows every reader down
         self._cache.filled = True
 
     def _read(self, source: Source, part: Part, done: int, stop: Event) -> None:

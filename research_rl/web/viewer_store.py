@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,8 +15,8 @@ from research_rl.web.viewer_rows import COLUMNS
 
 ORDERS = {
     "first": "step NULLS LAST, id",
-    "last": "step DESC NULLS LAST, id DESC",
-    "best": "score DESC NULLS LAST, id",
+    "last": "step DESC, id DESC",
+    "best": "score DESC, id DESC",
     "worst": "score NULLS LAST, id",
 }  # what is shown first
 EQUAL = ("source", "step", "validate", "split", "stop_reason", "data_source", "type", "question", "em")  # filters by one value
@@ -34,13 +35,15 @@ def words(query: str) -> str:
         column, phrase, word = match.groups()
         text = (phrase if phrase is not None else word).replace('"', " ")
         if any(character.isalnum() for character in text):
-            goes_on = "*" if phrase is None and match.end() == len(query) else ""
+            goes_on = "*" if phrase is None and len(text) > 1 and match.end() == len(query) else ""
             found.append(f'{column + " : " if column else ""}"{text}"{goes_on}')
     return " AND ".join(found)
 
 
 def _where(asked: Mapping[str, str]) -> tuple[str, list[Any]]:
-    conditions, values = ["superseded = 0"], []
+    match = words(asked.get("q", ""))
+    # the plus keeps a search from walking an index and asking of each row whether the words are in it: the words come first
+    conditions, values = [f"{'+' if match else ''}superseded = 0"], []
     for name in EQUAL:
         if (value := asked.get(name)) is not None:
             conditions.append(f"{name} IS ?")
@@ -53,7 +56,7 @@ def _where(asked: Mapping[str, str]) -> tuple[str, list[Any]]:
     if asked.get("rule"):
         conditions.append("id IN (SELECT id FROM rule WHERE name = ?)")
         values.append(asked["rule"])
-    if match := words(asked.get("q", "")):
+    if match:
         conditions.append("id IN (SELECT rowid FROM words WHERE words MATCH ?)")
         values.append(match)
     return " AND ".join(conditions), values
@@ -78,20 +81,29 @@ def listed(cache: Cache, asked: Mapping[str, str], offset: int = 0, order: str =
         raise DataError(f"order={order!r} is unknown; valid: {', '.join(ORDERS)}")
     where, values = _where(asked)
     with cache.connection() as connection:
-        total = connection.execute(f"SELECT count(*) FROM trajectory WHERE {where}", values).fetchone()[0]
-        page = f"SELECT {_SHORT} FROM trajectory WHERE {where} ORDER BY {ORDERS[order]} LIMIT ? OFFSET ?"
-        rows = [dict(row) for row in connection.execute(page, (*values, PAGE, offset))]
-    return {"total": total, "rows": rows}
+        ids = [
+            row[0] for row in connection.execute(f"SELECT id FROM trajectory WHERE {where} ORDER BY {ORDERS[order]}", values)
+        ]
+        rows = f"SELECT {_SHORT} FROM trajectory WHERE id = ?"
+        page = [dict(connection.execute(rows, (number,)).fetchone()) for number in ids[offset : offset + PAGE]]
+    return {"total": len(ids), "rows": page}
 
 
 def facets(cache: Cache) -> dict[str, Any]:
     """Return, per name, the values that there are with their counts, and the rules that were broken."""
     with cache.connection() as connection:
-        found: dict[str, Any] = {}
-        for name in FACETS:
-            counts = f"SELECT {name}, count(*) FROM trajectory WHERE superseded = 0 GROUP BY {name} ORDER BY {name} LIMIT 5000"
-            found[name] = [list(row) for row in connection.execute(counts)]
-        rules = "SELECT name, count(*) FROM rule JOIN trajectory USING (id) WHERE superseded = 0 GROUP BY name ORDER BY 2 DESC LIMIT 200"
+        names, counts = ", ".join(FACETS), {name: Counter() for name in FACETS}
+        for *values, count in connection.execute(
+            f"SELECT {names}, count(*) FROM trajectory WHERE superseded = 0 GROUP BY {names}"
+        ):
+            for name, value in zip(FACETS, values, strict=True):
+                counts[name][value] += count
+        found: dict[str, Any] = {
+            name: sorted(([value, count] for value, count in counted.items()), key=lambda one: (one[0] is None, one[0]))
+            for name, counted in counts.items()
+        }
+        current = "rule CROSS JOIN trajectory USING (id) WHERE superseded = 0"
+        rules = f"SELECT name, count(*) FROM {current} GROUP BY name ORDER BY 2 DESC LIMIT 200"
         found["rule"] = [list(row) for row in connection.execute(rules)]
     return found
 
@@ -99,7 +111,9 @@ def facets(cache: Cache) -> dict[str, Any]:
 def state(cache: Cache) -> dict[str, Any]:
     """Return how far the run has been read. `version` changes with every record."""
     with cache.connection() as connection:
-        newest, superseded = connection.execute("SELECT max(id), total(superseded) FROM trajectory").fetchone()
+        newest, superseded = connection.execute(
+            "SELECT max(id), (SELECT count(*) FROM trajectory WHERE superseded = 1) FROM trajectory"
+        ).fetchone()
         version, damaged = connection.execute("SELECT total(records), total(damaged) FROM part").fetchone()
     return {
         "path": str(cache.run), "trajectories": (newest or 0) - int(superseded), "superseded": int(superseded), "version": int(version),

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
-from research_rl.errors import DataError, missing_extra
+from research_rl.errors import ConfigError, DataError, missing_extra
 from research_rl.web import viewer_store as store
 from research_rl.web.page import render
 from research_rl.web.viewer_cache import Cache
@@ -146,6 +146,8 @@ def _follow(cache: Cache, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             cache.fill(stop)
+        except ConfigError as error:  # the run is gone
+            cache.told = str(error)
         except Exception as error:  # the page goes on with what has been read, and tells
             if cache.told is None:
                 print(f"view: {cache.run} cannot be read further: {error!r}", file=sys.stderr, flush=True)

@@ -9,7 +9,7 @@ import os
 import sqlite3
 import zlib
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from gzip import BadGzipFile
 from pathlib import Path
 from threading import Event
@@ -77,12 +77,9 @@ class Cache:
 
     def _prepare(self) -> None:
         if self._file.exists():
-            try:
-                with self.connection() as connection:
-                    if connection.execute("PRAGMA user_version").fetchone()[0] == VERSION:
-                        return
-            except sqlite3.DatabaseError:  # no database, or one that was cut off
-                pass
+            with suppress(sqlite3.DatabaseError), self.connection() as connection:  # no database, or one that was cut off
+                if connection.execute("PRAGMA user_version").fetchone()[0] == VERSION:
+                    return
         self._new()
 
     def _new(self) -> None:
@@ -93,19 +90,18 @@ class Cache:
             connection.executescript(_SCHEMA)
 
     def fill(self, stop: Event | None = None) -> None:
-        """Read what the run has written since the last call. Another viewer of the same run that does so already is left to it."""
+        """Read what the run has written since the last call. Another viewer of the same run that does so already is left to it.
+
+        Raises:
+            ConfigError: the run is gone (see `sources`).
+        """
         with self._file.with_suffix(".lock").open("a") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 self.filled = True
                 return
-            try:
-                found = sources(self.run)
-                self.told = None
-            except ConfigError as error:
-                self.told = str(error)
-                return
+            found, self.told = sources(self.run), None
             if self._is_stale(found):
                 self._new()
             with self.connection() as connection:

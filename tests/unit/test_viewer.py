@@ -119,7 +119,8 @@ def test_a_search_finds_words_phrases_and_authors_and_has_no_syntax_to_break(run
 
 
 def test_a_search_as_fts_takes_it():
-    assert words('policy:"a b" c d') == 'policy : "a b" AND "c" AND "d"*'
+    assert words('policy:"a b" c de') == 'policy : "a b" AND "c" AND "de"*'
+    assert words("de c") == '"de" AND "c"'  # one letter begins too many words
     assert words('x"y') == '"x y"*'
     assert words(" ( ") == ""
 

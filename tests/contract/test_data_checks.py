@@ -46,6 +46,18 @@ def write(path: Path, questions: list[str]) -> str:
     return str(path)
 
 
+def _nothing(body: dict) -> list:
+    return [[[] for _ in body["query"]] for _ in range(2)]
+
+
+def finds_nothing() -> FastAPI:
+    """A service whose corpus holds nothing."""
+    app = FastAPI()
+    app.get("/health")(lambda: {"status": "healthy"})
+    app.post("/batch_search")(_nothing)
+    return app
+
+
 @pytest.fixture
 def files(tmp_path) -> dict[str, str]:
     """40 questions to train on, of which rows 3 and 20 are too long, and five to validate on."""
@@ -167,9 +179,7 @@ def test_an_unknown_choice_is_told():
 
 
 def test_verls_own_command_ends_with_the_error_before_it_starts_ray(files):
-    app = FastAPI()
-    app.get("/health")(lambda: {"status": "healthy"})
-    with app_in_thread(app) as url:
+    with app_in_thread(finds_nothing()) as url:
         done = subprocess.run(
             [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "recipes/quickstart", "--config-name", "train",
              f"data.train_files=[{files['train']}]", f"data.val_files=[{files['val']}]"],
@@ -186,9 +196,7 @@ def test_verls_own_command_ends_with_the_error_before_it_starts_ray(files):
 def test_a_sound_recipe_passes_every_check_and_what_is_left_open_is_set(files):
     from research_rl.verl_plugin.checks import check_config, settings_of
 
-    app = FastAPI()
-    app.get("/health")(lambda: {"status": "healthy"})
-    with app_in_thread(app) as url:
+    with app_in_thread(finds_nothing()) as url:
         services = [f"research_rl.retrieval.url={url}", f"research_rl.retrieval.url_by_data_source.world_control={url}"]
         config = composed(files, "research_rl.overlong_prompts=drop", "actor_rollout_ref.rollout.max_model_len=null", *services)
         check_config(config)
@@ -231,7 +239,7 @@ def test_a_prompt_file_named_from_where_the_run_starts_reaches_a_worker_that_run
 
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "p.txt").write_text("Costs $$5. ${question}: $question\n")
-    with app_in_thread(FastAPI()) as url:
+    with app_in_thread(finds_nothing()) as url:
         urls = [f"research_rl.retrieval.url={url}", f"research_rl.retrieval.url_by_data_source.world_control={url}"]
         rest = ["research_rl.method_options.prompt_file=p.txt", f"run_dir={tmp_path}", "research_rl.overlong_prompts=drop"]
         configuration = composed(files, *urls, *rest, f"actor_rollout_ref.model.path={WEIGHTS}")

@@ -97,6 +97,10 @@ def long_questions(run_dir: Path) -> list[str]:
     return []
 
 
+def no_retrieval_service(run_dir: Path) -> list[str]:
+    return [f"research_rl.retrieval.url={os.environ['RETRIEVAL_URL']}/elsewhere"]
+
+
 def another_index(run_dir: Path) -> list[str]:
     shutil.copytree(WEIGHTS, run_dir / "model")
     (run_dir / "model" / "research_rl.json").write_text(json.dumps({"indexes": {os.environ["RETRIEVAL_URL"]: "there"}}))
@@ -165,6 +169,9 @@ BROKEN = {  # sentence: (what breaks it, level, check, what is told, the remedy)
     "prompts are too long": (long_questions, "error", "data", "40 of 40 prompts are longer", "overlong_prompts=drop"),
     "the service is not there": (
         given(f"research_rl.retrieval.url=http://127.0.0.1:{free_port()}"), "error", "service", "no retrieval service", "Start one",
+    ),
+    "what answers is no retrieval service": (
+        no_retrieval_service, "error", "service", "HTTP 404", "Correct research_rl.retrieval.url",
     ),
     "the service has another index than the model was trained over": (
         another_index, "warning", "service", "should serve index there", "Serve that index",

@@ -36,6 +36,10 @@ class NoTokens:
         """Return nothing."""
         return ""
 
+    def as_read(self, text: str) -> str:
+        """Return the text as it is."""
+        return text
+
 
 @dataclass
 class Made:

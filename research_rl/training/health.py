@@ -63,9 +63,11 @@ class Rule:
             ConfigError: a key, metric or action is unknown, a number out of range, or there is not exactly one kind of threshold.
         """
         told = f"research_rl.health.rules.{name}"
-        if not isinstance(body, Mapping) or (unknown := sorted(set(body) - set(_KEYS))):
-            got = f"unknown keys {unknown}" if isinstance(body, Mapping) else f"expected a mapping, got {body!r}"
-            raise ConfigError(f"{told}: {got}; valid: {', '.join(_KEYS)}; null switches a rule off")
+        valid = f"valid: {', '.join(_KEYS)}; null switches a rule off"
+        if not isinstance(body, Mapping):
+            raise ConfigError(f"{told}: expected a mapping, got {body!r}; {valid}")
+        if unknown := sorted(set(body) - set(_KEYS)):
+            raise ConfigError(f"{told}: unknown keys {unknown}; {valid}")
         given = {key: value for key, value in body.items() if value is not None}
         kinds = [kind for kind in KINDS if kind in given]
         if len(kinds) != 1:
@@ -190,8 +192,9 @@ class _State:
             return None
         mean = math.fsum(self.values) / rule.window
         threshold = self._threshold()
-        counts = threshold is not None and (rule.once_above is None or self.highest > rule.once_above)
-        holds = counts and (mean < threshold if rule.kind in ("below", "falls_by") else mean > threshold)
+        holds = False
+        if threshold is not None and (rule.once_above is None or self.highest > rule.once_above):
+            holds = mean < threshold if rule.kind in ("below", "falls_by") else mean > threshold
         self.highest = max(self.highest, mean)
         if rule.kind in ("falls_by", "rises_by"):
             better = max if rule.kind == "falls_by" else min

@@ -89,8 +89,9 @@ def rollbacks(directory: Path) -> list[dict[str, Any]]:
 def roll_back(directory: Path, halt: Mapping[str, Any]) -> str:
     """Set a run back to the last checkpoint that was saved before the trouble; return why that cannot be done, else "".
 
-    The trouble began at most a rule's window before its alarm. Later checkpoints are renamed, and the learning rate that the run goes on
-    with is noted in health.jsonl.
+    The trouble began at most a rule's window before its alarm, and the rollouts of a step are those of the weights after the step before.
+    A run that had saved nothing by then begins again. Later checkpoints are renamed, and the learning rate that the run goes on with is
+    noted in health.jsonl.
     """
     checkpoints, done = directory / "checkpoints", rollbacks(directory)
     if done and done[-1]["halted_at"] == halt["time"]:  # interrupted when it was nearly done
@@ -98,12 +99,16 @@ def roll_back(directory: Path, halt: Mapping[str, Any]) -> str:
         return ""
     if len(done) >= halt["times"]:
         return f"it has been rolled back {len(done)} times (research_rl.health.rollback.times={halt['times']})"
-    last = halt["since"] - halt["window"]
-    healthy = [step for step, path in _saved(checkpoints).items() if step <= last and _whole(path)]
+    last = max(halt["since"] - halt["window"] - 1, 0)
+    before = {step: path for step, path in _saved(checkpoints).items() if step <= last}
+    healthy = [step for step, path in before.items() if _whole(path)] or [0] * (not before)
     if not healthy:
         return f"there is no whole checkpoint of step {last} or before (trainer.save_freq, trainer.max_actor_ckpt_to_keep)"
     target, lr = max(healthy), halt["lr"] * halt["lr_factor"]
-    write_text(checkpoints / TRACKER, str(target))
+    if target:
+        write_text(checkpoints / TRACKER, str(target))
+    else:
+        (checkpoints / TRACKER).unlink(missing_ok=True)
     for step, path in _saved(checkpoints).items():
         if step > target:
             path.rename(path.with_name(f"rolled_back_{len(done) + 1}_{path.name}"))

@@ -143,7 +143,7 @@ def test_the_default_rules_leave_a_healthy_small_and_noisy_run_in_peace(window):
 
 
 COLLAPSES = {  # what a metric moves to, evenly in 20 steps
-    "format": ("health/well_formed_rate", 0.98, 0.0), "no_search": ("health/search_rate", 1.0, 0.0),
+    "format": ("health/well_formed_rate", 0.98, 0.4), "no_search": ("health/search_rate", 1.0, 0.0),
     "nothing_to_learn": ("health/uninformative_groups", 0.4, 1.0), "repetition": ("health/repeated_text", 0.04, 0.8),
     "too_long": ("health/stop/max_tokens", 0.02, 1.0), "certainty": ("health/entropy_estimate", 0.4, 0.001),
     "likelihood": ("health/preferred_logprob", -0.4, -4.0), "stuffed_answers": ("health/several_answers", 0.01, 0.9),
@@ -153,7 +153,7 @@ COLLAPSES = {  # what a metric moves to, evenly in 20 steps
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", DEFAULTS["rules"])
+@pytest.mark.parametrize("name", [name for name in DEFAULTS["rules"] if name != "broken"])
 def test_each_default_rule_sees_the_collapse_that_it_is_for_and_no_other_does(name):
     metric, healthy, collapsed = COLLAPSES[name]
     watch = Watch(Health.from_mapping(DEFAULTS).rules)
@@ -166,10 +166,19 @@ def test_each_default_rule_sees_the_collapse_that_it_is_for_and_no_other_does(na
     assert 20 < found[0].step <= 50
 
 
-def test_the_default_rules_only_warn_but_for_what_is_no_number():
+def test_a_policy_that_one_update_has_broken_is_seen_at_once_and_the_run_ended_three_steps_later():
+    watch = Watch(Health.from_mapping(DEFAULTS).rules)
+    found = []
+    for step in range(1, 31):
+        found += watch.see(step, {**HEALTHY[step % 30]["metrics"], **({"health/well_formed_rate": 0.03} if step > 7 else {})})
+    assert [(alarm.rule, alarm.step, alarm.action) for alarm in found][0] == ("broken", 10, "halt")
+    assert found[0].since == 8
+
+
+def test_the_default_rules_only_warn_but_for_what_is_no_number_and_a_broken_policy():
     actions = {one.name: one.action for one in Health.from_mapping(DEFAULTS).rules}
-    assert actions.pop("not_a_number") == "halt"
-    assert set(actions.values()) == {"warn"}
+    assert {name for name, action in actions.items() if action == "halt"} == {"not_a_number", "broken"}
+    assert set(actions.values()) == {"warn", "halt"}
 
 
 @pytest.mark.parametrize(("keys", "told"), [

@@ -137,16 +137,30 @@ def test_a_run_is_rolled_back_only_so_many_times(recipe, tmp_path, capsys):
     assert "not rolled back: it has been rolled back 2 times" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("trouble", ["none before", "unhealthy", "emptied"])
+@pytest.mark.parametrize("trouble", ["unhealthy", "emptied"])
 def test_without_a_healthy_checkpoint_before_the_trouble_nothing_is_touched(tmp_path, trouble):
-    save(tmp_path, *{"none before": [8]}.get(trouble, [3]), unhealthy=trouble == "unhealthy")
+    save(tmp_path, 3, unhealthy=trouble == "unhealthy")
     if trouble == "emptied":  # as verl leaves what is beyond max_actor_ckpt_to_keep
         (tmp_path / "checkpoints" / "global_step_3" / "actor" / "model.pt").unlink()
     before = sorted(tmp_path.rglob("*"))
     halt = alarm(tmp_path, "rollback", 12)
     why = roll_back(tmp_path, halt)
-    assert "no whole checkpoint of step 7 or before" in why
+    assert "no whole checkpoint of step 6 or before" in why
     assert sorted(tmp_path.rglob("*")) == sorted([*before, tmp_path / "checkpoints" / HALTED])
+
+
+def test_the_checkpoint_whose_weights_made_the_first_bad_rollouts_is_not_gone_back_to(tmp_path):
+    save(tmp_path, 5, 6, 7)
+    assert roll_back(tmp_path, alarm(tmp_path, "rollback", 8, window=1)) == ""  # step 8's rollouts are those of checkpoint 7
+    assert last_step(tmp_path / "checkpoints") == 6
+
+
+def test_a_run_that_had_saved_nothing_before_the_trouble_begins_again(tmp_path):
+    save(tmp_path, 8)
+    assert roll_back(tmp_path, alarm(tmp_path, "rollback", 12)) == ""
+    assert last_step(tmp_path / "checkpoints") is None
+    assert (tmp_path / "checkpoints" / "rolled_back_1_global_step_8").is_dir()
+    assert lines(tmp_path)[0]["to_step"] == 0
 
 
 def test_trouble_that_lasted_several_steps_is_counted_from_its_first(tmp_path):

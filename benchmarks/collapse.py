@@ -1,8 +1,8 @@
 """``python benchmarks/collapse.py --out DIR``: does the health of a run tell a collapse before the reward does, and is it silent otherwise?
 
-Runs the quickstart as it is (three seeds), with a learning rate 30 times too high (as it is, with LLDS, with clip-higher, with rules that
-halt and that roll back), and with a reward that pays for every word of an answer. Each is a run of its own in DIR/NAME; what is done is
-not run again. Writes DIR/collapse.json and DIR/collapse.svg.
+Runs the quickstart as it is (three seeds); with a learning rate 30 times too high, at once (with the default rules, and with one that rolls
+back) and reached in 40 steps (as it is, with LLDS, with clip-higher); and with a reward that pays for every word of an answer. Each is a
+run of its own in DIR/NAME; what is done is not run again. Writes DIR/collapse.json and DIR/collapse.svg.
 """
 
 from __future__ import annotations
@@ -18,20 +18,15 @@ from typing import Any
 from research_rl.training.trajectory_log import read
 
 LR = "actor_rollout_ref.actor.optim.lr=9e-3"
-LR_SLOWLY = [LR, "actor_rollout_ref.actor.optim.lr_warmup_steps=40"]  # reached step by step
-BY_ACTION = "research_rl.health.rules.{}.action={}"
-EARLY = ("format", "repetition", "likelihood", "drift")
+SLOWLY = [LR, "actor_rollout_ref.actor.optim.lr_warmup_steps=40"]  # reached step by step
+BROKEN = "research_rl.health.rules.broken"
 VARIANTS: dict[str, list[str]] = {
     "seed 1": [], "seed 2": [], "seed 3": [],
-    "learning rate x 30 at once": [LR],
-    "learning rate x 30": [*LR_SLOWLY],
-    "learning rate x 30, LLDS": [*LR_SLOWLY, "actor_rollout_ref.actor.policy_loss.loss_mode=llds"],
-    "learning rate x 30, clip-higher": [*LR_SLOWLY, "actor_rollout_ref.actor.clip_ratio_high=0.28"],
-    "learning rate x 30, halt": [*LR_SLOWLY, *(BY_ACTION.format(rule, "halt") for rule in EARLY)],
-    "learning rate x 30, rollback": [
-        *LR_SLOWLY, *(BY_ACTION.format(rule, "rollback") for rule in EARLY),
-        "trainer.save_freq=1", "research_rl.health.rollback.lr_factor=0.1",
-    ],
+    "lr x 30": [LR],
+    "lr x 30, rolled back": [LR, f"{BROKEN}.action=rollback", "research_rl.health.rollback.lr_factor=0.03", "trainer.save_freq=1"],
+    "lr x 30 by warm-up": [*SLOWLY, f"{BROKEN}.action=warn"],
+    "lr x 30 by warm-up, LLDS": [*SLOWLY, f"{BROKEN}.action=warn", "actor_rollout_ref.actor.policy_loss.loss_mode=llds"],
+    "lr x 30 by warm-up, clip-higher": [*SLOWLY, f"{BROKEN}.action=warn", "actor_rollout_ref.actor.clip_ratio_high=0.28"],
     "pays for words": ["research_rl.method=benchmarks.stuffing.PaysForWords"],
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ from experiment.report import write_report
 from experiment.running import Services, Step, run_child
 from experiment.summary import summarize_run
 from quickstart.progress import Phases, follow
-from quickstart.training import failure, timeline
+from quickstart.training import failure, halted_training, timeline
 from research_rl.errors import ConfigError
 from research_rl.files import whole_lines, write_text
 from research_rl.questions import read_questions
@@ -164,7 +164,8 @@ class Pipeline:
                 raise failure(log, logged, code)
             return 0
 
-        run_recipe(recipe, out, self._protocol(), launch)
+        if run_recipe(recipe, out, self._protocol(), launch):
+            raise halted_training(out)
         self._write("trained.json", {"path": str(trained_model(out)), "source": str(recipe)})
 
     def trained(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +48,8 @@ def train(
             raise failure(log, logged, code)
         return 0
 
-    run_recipe(options.recipe, run_dir, overrides, launch)
+    if run_recipe(options.recipe, run_dir, overrides, launch):
+        raise halted_training(run_dir)
 
 
 def records_of(run_dir: Path, recipe: Path) -> list[dict[str, Any]]:
@@ -58,6 +60,13 @@ def records_of(run_dir: Path, recipe: Path) -> list[dict[str, Any]]:
         offset = max((record["step"] for record in stage), default=offset)
         records += stage
     return records
+
+
+def halted_training(run_dir: Path) -> ConfigError:
+    """Return the error of a training that a health rule has ended."""
+    log = max(run_dir.glob("**/health.jsonl"), key=lambda path: path.stat().st_mtime)
+    told = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["message"]
+    return ConfigError(f"halted by a {told} ({log}) The same command goes on from the last checkpoint")
 
 
 def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dict[str, float]:

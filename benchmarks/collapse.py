@@ -42,6 +42,8 @@ def run(name: str, out: Path, steps: int, port: int) -> None:
         "--test-questions", "40", *VARIANTS[name],
     ]  # fmt: skip
     code = subprocess.run(command, check=False).returncode
+    if not directory.is_dir():
+        raise SystemExit(f"{name} could not start; what is done is kept")
     (directory / "ended.json").write_text(json.dumps({"exit_code": code}))
 
 

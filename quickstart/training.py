@@ -66,7 +66,7 @@ def halted_training(run_dir: Path) -> ConfigError:
     """Return the error of a training that a health rule has ended."""
     log = max(run_dir.glob("**/health.jsonl"), key=lambda path: path.stat().st_mtime)
     told = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])["message"]
-    return ConfigError(f"halted by a {told} ({log}) The same command goes on from the last checkpoint")
+    return ConfigError(f"the training was halted: {told} See {log}; the same command goes on from the last checkpoint")
 
 
 def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dict[str, float]:

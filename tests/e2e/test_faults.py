@@ -51,7 +51,7 @@ def part(process: psutil.Popen, name: str) -> psutil.Process:
         ("vLLMHttpServer", signal.SIGKILL, "engine 0, server 0 has died"),
         pytest.param("EngineCore", signal.SIGKILL, "died", marks=long),
         pytest.param("_SearchAgentLoopWorker", signal.SIGKILL, "agent-loop worker", marks=long),
-        ("EngineCore", signal.SIGSTOP, "without progress for"),
+        pytest.param("EngineCore", signal.SIGSTOP, "without progress for", marks=long),
     ],
 )
 def test_a_part_that_dies_or_hangs_ends_the_run_with_the_cause(run_dir, name, number, told):  # noqa: F811

@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from research_rl.training.settings import Settings
-from research_rl.training.train import jobs, stages_of
+from research_rl.training.train import jobs, stage_overrides, stages_of
 from research_rl.verl_plugin.doctor.examine import RECIPE, examine, refuse
 from research_rl.verl_plugin.doctor.lengths import set_engine_length
 from research_rl.verl_plugin.doctor.setup import Setup
@@ -40,13 +40,11 @@ def composed(recipe: Path, overrides=()):
 def test_a_recipe_and_each_of_its_stages_pass_the_checks_made_before_training(recipe, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)  # prompts are named from here
     stages, _ = stages_of(recipe, [])
-    variants = [[]]
     model = tmp_path / "model"
-    for stage in stages:  # what the driver would pass
-        from research_rl.training.train import stage_overrides
-
-        variants.append(stage_overrides(stage, tmp_path, len(variants) - 1, model, "name"))
-    for overrides in variants:
+    variants = [
+        stage_overrides(stage, tmp_path, number, model, "name") for number, stage in enumerate(stages)
+    ]  # as the driver does
+    for overrides in variants or [[]]:
         config = composed(recipe, [part for part in overrides if not part.startswith("hydra.")])
         resolved = OmegaConf.to_container(config, resolve=True)
         settings = Settings.from_mapping(resolved["research_rl"])

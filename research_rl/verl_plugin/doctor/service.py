@@ -22,7 +22,7 @@ from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.manifest import index_of
 from research_rl.verl_plugin.same_index import index_to_fix
 
-_FIRST_S, _MEASURED_S = 3.0, 2.0  # for a first search by itself; then, as many at once as the run has
+_FIRST_S, _MEASURED_S = 3.0, 1.0  # for a first search by itself; then, as many at once as the run has
 _SLOW_S, _LONG_WAIT_S = 2.0, 120.0  # 95th percentile of a search; all searches of a step
 _SEARCHES = 2  # of a rollout, where the recipe has no limit
 
@@ -86,7 +86,7 @@ def _indexes(manifest: Path) -> Mapping[str, Any]:
 
 
 def _speed(url: str, setup: Setup) -> Iterator[Finding]:
-    """Search as a step does, for two seconds, with its own questions."""
+    """Search as a step does, for a second, with its own questions."""
     settings, config = setup.settings, setup.config
     assert settings is not None
     options = next(found for source in _sources(setup) if (found := settings.retrieval_for(source)).url == url)

@@ -136,10 +136,7 @@ def _slug(reason: str) -> str:
 
 def step_health(rollouts: Sequence[RolloutHealth]) -> dict[str, float]:
     """Return a step's figures as ``health/NAME``: means over the rollouts that have one, and what only all of them tell."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for rollout in rollouts:
-        for name, value in rollout.figures.items():
-            values[name].append(value)
+    values = by_name(rollout.figures for rollout in rollouts)
     figures = {name: fmean(found) for name, found in values.items() if not name.startswith("invalid/")}
     figures |= {name: sum(found) / len(rollouts) for name, found in values.items() if name.startswith("invalid/")}
     figures |= _of_groups(rollouts)
@@ -148,6 +145,15 @@ def step_health(rollouts: Sequence[RolloutHealth]) -> dict[str, float]:
     if seconds := sorted(_known(rollout.search_seconds for rollout in rollouts)):
         figures |= {f"search_seconds_p{share}": seconds[(len(seconds) - 1) * share // 100] for share in (50, 95)}
     return {f"health/{name}": value for name, value in figures.items()}
+
+
+def by_name(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Return the values of each name, in order, of the rows that have one."""
+    values: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        for name, value in row.items():
+            values[name].append(value)
+    return values
 
 
 def _of_groups(rollouts: Sequence[RolloutHealth]) -> dict[str, float]:

@@ -229,10 +229,8 @@ class _SearchAgentLoopWorker(_Worker):
         self._settings: Settings = settings_of(self.config)
         self._groups: dict[str, Group[_Rollout, _Scored]] = {}
         self._failed_queries = FailedQueries(self._settings.max_failed_query_share)
-        self._lost = {
-            False: 0,
-            True: 0,
-        }  # questions that were dropped since they were last asked for: of training, of a validation
+        # questions that were dropped since they were last asked for: of training, of a validation
+        self._lost = {False: 0, True: 0}
 
     async def fail_if_failed(self) -> None:
         """Raise the failure that ends the run, if there was one."""

@@ -4,14 +4,13 @@ whole. And how often it looks whether a batch is there."""
 from __future__ import annotations
 
 import sys
-from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import wrapt
 
 from research_rl.errors import RetrievalError
-from research_rl.health import RolloutHealth, step_health
+from research_rl.health import RolloutHealth, by_name, step_health
 from research_rl.verl_plugin.health import monitor_of
 
 HEALTH = "health"  # the field of a rollout that holds its RolloutHealth, as a mapping
@@ -62,11 +61,7 @@ def _compute_metrics(compute: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
 
 def search_metrics(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
     """Return the means of the rollouts' figures (see scoring.trajectory_metrics) as ``training/search/NAME``."""
-    values: dict[str, list[float]] = defaultdict(list)
-    for row in rows:
-        for name, value in row.items():
-            values[name].append(value)
-    return {f"training/search/{name}": sum(found) / len(found) for name, found in values.items()}
+    return {f"training/search/{name}": sum(found) / len(found) for name, found in by_name(rows).items()}
 
 
 def _validate(validate: Any, trainer: Any, args: Any, kwargs: Any) -> Any:

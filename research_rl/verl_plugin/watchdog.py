@@ -185,6 +185,8 @@ class Watchdog:
         return None
 
     def _stop(self, why: str) -> None:
+        if self._over.is_set():  # the trainer has ended meanwhile, or has met the same failure itself
+            return
         self._error = self._stopped(why)
         print(f"research_rl: {self._error}", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGUSR2)
@@ -199,10 +201,11 @@ class Watchdog:
 
     def _tell_memory(self) -> None:
         """Say, once a step, that Ray is about to kill, and what takes the memory."""
-        if psutil.virtual_memory().percent < MEMORY_ALARM or self._memory_told == self._step():
+        used, step = psutil.virtual_memory().percent, self._step()
+        if used < MEMORY_ALARM or self._memory_told == step:
             return
-        self._memory_told = self._step()
-        print(f"research_rl: {psutil.virtual_memory().percent:.0f} % of this machine's memory is in use, and Ray ends processes at 95 %. "
+        self._memory_told = step
+        print(f"research_rl: {used:.0f} % of this machine's memory is in use, and Ray ends processes at 95 %. "
               f"The largest: {'; '.join(largest())}", file=sys.stderr, flush=True)  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ STALLED_S = 90  # the first update takes up to half of it beside other work
 long = pytest.mark.skipif("RESEARCH_RL_LONG" not in os.environ, reason="takes minutes: RESEARCH_RL_LONG=1 runs it too")
 
 
-def training(run_dir: Path, url: str, *overrides: str) -> psutil.Popen:  # noqa: F811
+def training(run_dir: Path, url: str, *overrides: str) -> subprocess.Popen:  # noqa: F811
     """Start `research_rl.train` on the quickstart's recipe, small, a checkpoint with every step."""
     command = [
         sys.executable, "-m", "research_rl.train", "recipes/quickstart/train.yaml", "--run-dir", str(run_dir), *SMALL,
@@ -33,10 +34,10 @@ def training(run_dir: Path, url: str, *overrides: str) -> psutil.Popen:  # noqa:
     ]  # fmt: skip
     os.chdir(ROOT)
     environment = {"RUN_DIR": str(run_dir), "RETRIEVAL_URL": url, "CONTROL_RETRIEVAL_URL": url}
-    return start([*command, *overrides], run_dir / "train.log", environment)  # type: ignore[return-value]
+    return start([*command, *overrides], run_dir / "train.log", environment)
 
 
-def part(process: psutil.Popen, name: str) -> psutil.Process:
+def part(process: subprocess.Popen, name: str) -> psutil.Process:
     """Return the first descendant whose title or command line holds a name."""
     for child in psutil.Process(process.pid).children(recursive=True):
         if name in " ".join(child.cmdline()) or name in child.name():

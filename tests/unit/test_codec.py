@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from functools import cache
 
 import pytest
@@ -123,3 +124,19 @@ def test_each_turn_gets_the_tokens_that_were_sampled_in_it_with_their_log_probab
     ]
     without = turn_tokens(codec, Trajectory("?", [], ids, mask, [], turns, StopReason.ANSWERED, True))
     assert {token["logprob"] for turn in without for token in turn} == {None}
+
+
+def test_what_a_slow_tokenizer_reads_shows_in_its_ids():
+    class Slow:  # of the slow kind there is no normaliser to ask
+        eos_token_id, all_special_tokens = 0, ("</s>",)
+
+        def get_added_vocab(self):
+            return {}
+
+        def encode(self, text, add_special_tokens):
+            return [ord(character) for character in unicodedata.normalize("NFKC", text)]
+
+        def decode(self, ids, **_):
+            return "".join(map(chr, ids))
+
+    assert HFCodec(Slow()).as_read("＜answer＞") == "<answer>"

@@ -23,6 +23,18 @@ def client(handler, **settings) -> RetrievalClient:
     return RetrievalClient(RetrievalSettings("http://test:1", **options), transport=httpx.MockTransport(handler))
 
 
+def telling(answers):
+    """Return a network that gives these answers in turn, or raises those that are errors."""
+
+    def handler(request):
+        answer = next(answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return handler
+
+
 async def test_a_search_returns_passages_with_plain_scores():
     async with client(lambda request: httpx.Response(200, json=GOOD)) as retrieval:
         assert await retrieval.search(["q"], 1) == [[Passage("1", "a", 2.5)]]
@@ -31,13 +43,7 @@ async def test_a_search_returns_passages_with_plain_scores():
 async def test_an_outage_is_waited_out():
     answers = iter([httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(429), httpx.Response(200, json=GOOD)])
 
-    def handler(request):
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    async with client(handler, deadline_s=20) as retrieval:
+    async with client(telling(answers), deadline_s=20) as retrieval:
         assert await retrieval.search(["q"], 1)
 
 
@@ -196,13 +202,7 @@ def test_errors_survive_pickling(kind):
 async def test_a_service_that_has_answered_may_answer_nonsense_for_a_moment_and_no_passage_is_made_of_it(fault):
     answers = iter([httpx.Response(200, json=GOOD), fault, httpx.Response(200, json=GOOD)])
 
-    def handler(request):
-        answer = next(answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    async with client(handler, deadline_s=20) as retrieval:
+    async with client(telling(answers), deadline_s=20) as retrieval:
         assert await retrieval.search(["q"], 1) == await retrieval.search(["q"], 1) == [[Passage("1", "a", 2.5)]]
         assert next(answers, None) is None
 

@@ -124,10 +124,10 @@ class Watchdog:
 
     def __init__(
         self, actors: Callable[[], Mapping[str, Any]], step: Callable[[], int], stalled_after_s: float | None,
-        interval_s: float = INTERVAL_S, grace_s: float = GRACE_S,
+        interval_s: float = INTERVAL_S, grace_s: float | None = GRACE_S,
     ) -> None:  # fmt: skip
-        """`actors`: the run's actors by name; `step`: the trainer's step; `grace_s`: after so long the process is killed, should the
-        trainer not have ended by itself."""
+        """`actors`: the run's actors by name; `step`: the trainer's step; `grace_s`: so long after a run was ended the
+        whole process ends, should the trainer still hang (None: never)."""
         self._pings = Pings(actors)
         self._step, self._stalled_after_s, self._interval_s, self._grace_s = step, stalled_after_s, interval_s, grace_s
         self._over = threading.Event()
@@ -190,6 +190,8 @@ class Watchdog:
         self._error = self._stopped(why)
         print(f"research_rl: {self._error}", file=sys.stderr, flush=True)
         os.kill(os.getpid(), signal.SIGUSR2)
+        if self._grace_s is None:
+            return
         # what verl does on its way out may wait for the dead as well
         timer = threading.Timer(self._grace_s, os._exit, (1,))
         timer.daemon = True

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 
@@ -41,7 +43,7 @@ class Engine:
 
 
 def watch(actors, limit=None, step=lambda: 3):
-    return Watchdog(lambda: actors, step, limit, interval_s=0.1, grace_s=300.0)
+    return Watchdog(lambda: actors, step, limit, interval_s=0.1, grace_s=None)  # this process is the tests'
 
 
 def test_a_trainer_that_waits_for_a_killed_actor_is_interrupted_and_told_which_one_died():
@@ -94,6 +96,22 @@ def test_nothing_moving_for_long_ends_the_run_and_says_what_it_was_doing():
         watch({}, 0.5).watching(),
     ):
         sample()
+
+
+def test_a_trainer_that_hangs_on_its_way_out_is_ended_with_the_process():
+    hanging = """
+import time
+from research_rl.verl_plugin.watchdog import Watchdog
+
+with Watchdog(dict, lambda: 3, 0.2, interval_s=0.1, grace_s=0.5).watching():
+    try:
+        time.sleep(300)
+    finally:
+        time.sleep(300)
+"""
+    done = subprocess.run([sys.executable, "-c", hanging], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 1
+    assert "without progress for" in done.stderr
 
 
 def test_a_step_that_gets_on_is_left_alone():

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.errors import ConfigError, missing_extra
-from research_rl.types import Message, Trajectory
+from research_rl.types import PolicyPrompt, Trajectory
 
 _OURS = frozenset(
     {"conversation", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict", "return_tensors"}
@@ -73,11 +73,12 @@ class HFCodec:
                 before, done = done, end
         return texts
 
-    def encode_prompt(self, prompt: str | list[Message], prefill: str = "") -> list[int]:
-        """Return the ids of a method's prompt: plain text as it is, messages through the chat template; then the response's opening."""
+    def encode_prompt(self, prompt: PolicyPrompt, prefill: str = "") -> list[int]:
+        """Return the ids of a method's prompt: plain text as it is, messages and tools through the chat template; then the opening of
+        the response."""
         return self.encode_prompts([prompt], prefill)[0]
 
-    def encode_prompts(self, prompts: Sequence[str | list[Message]], prefill: str = "") -> list[list[int]]:
+    def encode_prompts(self, prompts: Sequence[PolicyPrompt], prefill: str = "") -> list[list[int]]:
         """Return the ids of many prompts, as `encode_prompt` does; a fast tokenizer takes them all at once."""
         texts = [prompt if isinstance(prompt, str) else self._render(prompt, add_generation_prompt=True) for prompt in prompts]
         encoded = self._tokenizer([text + prefill for text in texts], add_special_tokens=False, return_attention_mask=False)
@@ -87,10 +88,10 @@ class HFCodec:
             for prompt, ids in zip(prompts, encoded["input_ids"], strict=True)
         ]
 
-    def _wants_bos(self, prompt: str | list[Message]) -> bool:
+    def _wants_bos(self, prompt: PolicyPrompt) -> bool:
         return self._bos if self._bos is not None else isinstance(prompt, str) and self._begins_text
 
-    def end_of_turn(self, prompt: str | list[Message]) -> int:
+    def end_of_turn(self, prompt: PolicyPrompt) -> int:
         """Return the EOS for the end of a response to such a prompt, where nobody samples it (supervised rows).
 
         After messages it is the EOS that the chat template writes after an assistant's words, after plain text the tokenizer's own.
@@ -100,12 +101,36 @@ class HFCodec:
         """
         return self._own_eos if isinstance(prompt, str) else self._template_eos
 
-    def _render(self, messages: list[Any], add_generation_prompt: bool) -> str:
+    def _render(self, prompt: Any, add_generation_prompt: bool) -> str:
+        messages, tools = (prompt["messages"], prompt["tools"]) if isinstance(prompt, Mapping) else (prompt, None)
         return str(
             self._tokenizer.apply_chat_template(
-                messages, add_generation_prompt=add_generation_prompt, tokenize=False, **self._kwargs
+                messages, tools=tools, add_generation_prompt=add_generation_prompt, tokenize=False, **self._kwargs
             )
         )
+
+    def tool_results(self, contents: Sequence[str]) -> str:
+        """Return what the chat template writes between the end of an assistant's message and its next one, when the message called tools
+        and these are their results, in order.
+
+        It is the difference of two renderings, so that whatever the template does to a result (JSON, white space) is done.
+
+        Raises:
+            ConfigError: the template shows no results of tools, or repeats no assistant's words.
+        """
+        asked = {"role": "user", "content": "?"}
+        results = [
+            {"role": "tool", "name": "f", "tool_call_id": f"call{number:05}", "content": content}
+            for number, content in enumerate(contents)
+        ]
+        text = self._render([asked, {"role": "assistant", "content": _SAID}, *results], add_generation_prompt=True)
+        _, found, after = text.partition(_SAID)
+        _, ended, frame = after.partition(self._template_end)
+        if not (found and ended) or (contents and not frame.strip()):
+            raise ConfigError(
+                "the chat template shows no results of tools: take a model whose template does, or give it one that does"
+            )
+        return frame
 
     @cached_property
     def _begins_text(self) -> bool:
@@ -124,6 +149,16 @@ class HFCodec:
     @cached_property
     def _template_eos(self) -> int:
         return next((token for token in self._after_said if token in self.eos_ids), self._own_eos)
+
+    @cached_property
+    def _template_end(self) -> str:
+        return self.decode([self._template_eos])
+
+    @property
+    def template(self) -> str:
+        """The text of the chat template; empty if there is none. Of several, the one for tools."""
+        found = self._kwargs.get("chat_template") or self._tokenizer.chat_template or ""
+        return found if isinstance(found, str) else found.get("tool_use", found.get("default", ""))
 
     @cached_property
     def _after_said(self) -> list[int]:
@@ -163,16 +198,18 @@ def load_codec(
 def encode_row(codec: HFCodec, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """Return ids and mask of a row for supervised training: its `prompt` (JSON: a text, or messages), `prefill` and `segments`.
 
-    Each segment is encoded by itself, as in a rollout. The mask is 1 on what the policy wrote (`learn`), and on the EOS that ends its turn.
+    Each segment is encoded by itself, as in a rollout. The mask is 1 on what the policy wrote (`learn`), and on the EOS that ends its turn:
+    of the response, and of each of its messages where these call tools.
     """
     prompt = json.loads(row["prompt"])
     ids = codec.encode_prompt(prompt, row["prefill"])
     mask = [0] * len(ids)
+    end, messages = codec.end_of_turn(prompt), isinstance(prompt, dict)
     for segment in row["segments"]:
-        new = codec.encode(segment["text"])
+        new = codec.encode(segment["text"]) + ([end] if messages and segment["learn"] else [])
         ids += new
         mask += [int(segment["learn"])] * len(new)
-    return [*ids, codec.end_of_turn(prompt)], [*mask, 1]
+    return (ids, mask) if messages and ids[-1] == end else ([*ids, end], [*mask, 1])
 
 
 def turn_tokens(codec: HFCodec, trajectory: Trajectory) -> list[list[dict[str, Any]]]:

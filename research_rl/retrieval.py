@@ -16,16 +16,18 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import tenacity
 
 from research_rl.errors import ConfigError, QueryFailedError, RetrievalError, WrongServiceError
-from research_rl.types import Passage
+from research_rl.types import OpenedPage, Passage
 
+_Answer = TypeVar("_Answer")
+_MOST_PAGES = 1_000_000
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _WRONG_SERVICE = frozenset({401, 403, 404, 405})  # every query would be refused: a wrong token, or another service
 
@@ -95,11 +97,29 @@ class RetrievalClient:
             WrongServiceError: it refuses every query, or answers in another format.
             RetrievalError: no answer before the deadline: an outage. Each message names the URL.
         """
+        cut = [query[: self.settings.max_query_characters] for query in queries]
+        return await self._persist(
+            lambda: self._post(cut, top_k), f"{len(queries)} queries", f"the first query: {cut[0][:200]!r}"
+        )
+
+    async def open(self, passage_id: str, page: int | None = None) -> OpenedPage | None:
+        """Return a page of the document that holds a passage (default: the page that does); None if there is none such.
+
+        Raises:
+            as `search`; WrongServiceError, too, for a service that has no documents to open.
+        """
+        # no id and no page that anybody has shown, and perhaps a request that would be refused
+        if len(passage_id) > self.settings.max_query_characters or not 0 < (page or 1) < _MOST_PAGES:
+            return None
+        body = {"id": passage_id, "page": page}
+        return await self._persist(lambda: self._post_open(body), "a document to open", f"the passage: {passage_id[:200]!r}")
+
+    async def _persist(self, ask: Callable[[], Awaitable[_Answer]], what: str, which: str) -> _Answer:
+        """Ask until there is an answer, or the deadline has passed; see `search` for what is raised."""
         settings = self.settings
         failure: BaseException | None = None
         attempts, started = 0, time.monotonic()
         begun, failed_first = started, None
-        cut = [query[: settings.max_query_characters] for query in queries]
         try:
             async with asyncio.timeout(settings.deadline_s):
                 async for attempt in tenacity.AsyncRetrying(
@@ -112,7 +132,7 @@ class RetrievalClient:
                         attempts += 1
                         begun = time.monotonic()
                         try:
-                            results = await self._post(cut, top_k)
+                            answer = await ask()
                         except _Unavailable as error:
                             failure = error
                             failed_first = failed_first or time.monotonic()
@@ -123,7 +143,7 @@ class RetrievalClient:
                             raise
                         self._answered()
                         self._knows_service = True
-                        return results
+                        return answer
         except TimeoutError:
             failure = failure or TimeoutError("no answer at all")
             self._failed(begun)
@@ -132,10 +152,10 @@ class RetrievalClient:
         now = time.monotonic()
         answers_others = self._last_success > (failed_first or now)
         raise (QueryFailedError if answers_others else RetrievalError)(
-            f"the retrieval service at {settings.url} gave no answer to {len(queries)} queries: "
+            f"the retrieval service at {settings.url} gave no answer to {what}: "
             f"{attempts} attempts in {now - started:.1f} s (deadline {settings.deadline_s:g} s), the last failure was: {failure}. "
             + (
-                f"Others were answered meanwhile; the first query: {cut[0][:200]!r}"
+                f"Others were answered meanwhile; {which}"
                 if answers_others
                 else f"Is it running? Try: curl {settings.url}/health"
             )
@@ -143,19 +163,44 @@ class RetrievalClient:
 
     async def _post(self, queries: list[str], top_k: int) -> list[list[Passage]]:
         body = {"query": queries, "top_n": top_k, "return_score": True}
+        response = await self._send("/batch_search", body)
+        if response.status_code != 200:
+            raise self._refused(response, f"{len(queries)} queries")
+        self._check_index(response.headers.get("x-index-id"))
+        return self._decode(response, len(queries))
+
+    async def _post_open(self, body: dict[str, Any]) -> OpenedPage | None:
+        response = await self._send("/v1/open", body)
         try:
-            response = await self._http.post("/batch_search", json=body)
+            told = response.json()
+            if response.status_code in (400, 404) and told["reason"] in ("passage", "page"):
+                return None
+            if response.status_code != 200:
+                raise self._refused(response, "a document to open")
+            self._check_index(response.headers.get("x-index-id"))
+            passages = [Passage(str(one["id"]), one["contents"]) for one in told["passages"]]
+            return OpenedPage(passages, int(told["page"]), int(told["pages"]))
+        except (ValueError, TypeError, KeyError) as error:
+            if response.status_code != 200:
+                raise self._refused(response, "a document to open") from None
+            raise self._foreign("/v1/open", f"something that is not its format: {response.text[:200]!r} ({error!r})") from error
+
+    async def _send(self, path: str, body: dict[str, Any]) -> httpx.Response:
+        try:
+            response = await self._http.post(path, json=body)
         except httpx.TransportError as error:
             raise _Unavailable(f"{type(error).__name__}: {error}") from error
         if response.status_code in _RETRIED_STATUS:
             raise _Unavailable(f"HTTP {response.status_code}")
-        if response.status_code != 200:
-            wrong_query = 400 <= response.status_code < 500 and response.status_code not in _WRONG_SERVICE
-            raise (QueryFailedError if wrong_query else WrongServiceError)(
-                f"{self.settings.url}/batch_search refused {len(queries)} queries with HTTP {response.status_code}: {response.text[:300]}"
-            )
-        self._check_index(response.headers.get("x-index-id"))
-        return self._decode(response, len(queries))
+        return response
+
+    def _refused(self, response: httpx.Response, what: str) -> Exception:
+        """Return the error of a refusal."""
+        status = response.status_code
+        wrong_query = 400 <= status < 500 and status not in _WRONG_SERVICE
+        return (QueryFailedError if wrong_query else WrongServiceError)(
+            f"{response.url} refused {what} with HTTP {status}: {response.text[:300]}"
+        )
 
     def _check_index(self, told: str | None) -> None:
         if told is None:  # another's service
@@ -176,15 +221,15 @@ class RetrievalClient:
             ]
         except (ValueError, TypeError, KeyError) as error:
             told = f"something that is not ReSearch's format: {response.text[:200]!r} ({error!r})"
-            raise self._foreign(told) from error
+            raise self._foreign("/batch_search", told) from error
         if len(results) != expected:
-            raise self._foreign(f"{len(results)} results to {expected} queries")
+            raise self._foreign("/batch_search", f"{len(results)} results to {expected} queries")
         return results
 
-    def _foreign(self, told: str) -> Exception:
+    def _foreign(self, path: str, told: str) -> Exception:
         """Return the error of an answer that is none."""
         kind = _Unavailable if self._knows_service else WrongServiceError
-        return kind(f"{self.settings.url}/batch_search answered {told}")
+        return kind(f"{self.settings.url}{path} answered {told}")
 
     async def close(self) -> None:
         """Close the connections."""

@@ -6,15 +6,16 @@ grow together in `_Tokens` and nowhere else, so the mask is 1 exactly on sampled
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Protocol
 
-from research_rl.errors import GenerationError
+from research_rl.errors import ConfigError, GenerationError
 from research_rl.methods.base import Method, neutralize
-from research_rl.types import Answer, Budget, Invalid, Passage, Search, StopReason, Trajectory, Turn
+from research_rl.types import Answer, Budget, Invalid, Passage, Search, StopReason, ToolCall, ToolCalls, Trajectory, Turn
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,7 @@ class Generation:
 _CHARACTERS_PER_TOKEN = 4  # of English text, about: where the search for the widest cut begins
 Generate = Callable[[list[int], int, tuple[str, ...]], Awaitable[Generation]]  # (ids so far, most new ids, stop strings)
 SearchFunction = Callable[[list[str], int], Awaitable[list[list[Passage]]]]  # (queries, top-k)
+CallFunction = Callable[[ToolCall, int], Awaitable[list[Passage]]]  # (a call, top-k): `research_rl.tools.base.Toolbox` is one
 
 
 class Codec(Protocol):
@@ -46,6 +48,10 @@ class Codec(Protocol):
 
     def as_read(self, text: str) -> str:
         """Return a text after the tokenizer's own normalisation."""
+        ...
+
+    def tool_results(self, contents: Sequence[str]) -> str:
+        """Return the chat template's frame around the results of tools, up to where the assistant writes again."""
         ...
 
 
@@ -76,10 +82,12 @@ async def rollout(
     budget: Budget,
     generate: Generate,
     search: SearchFunction,
+    call: CallFunction | None = None,
 ) -> Trajectory:
-    """Roll out one question and return its trajectory.
+    """Roll out one question and return its trajectory. `call` answers the calls of a method that has tools.
 
     A turn that a token budget cut short (perhaps in the middle of a tag) and an observation that no longer fits both end in MAX_TOKENS.
+    Calls of tools are answered where the policy has ended its message, and each costs a search.
 
     Raises:
         RetrievalError: from `search`; an outage is never turned into a trajectory.
@@ -104,21 +112,25 @@ async def rollout(
         action = method.parse(text)
         turns.append(Turn(text, action))
         hint = method.hint(action) if isinstance(action, Invalid) else ""
-        if not isinstance(action, Search) and (not hint or observations == budget.searches):
-            cut = not ended and len(generation.token_ids) >= limit
+        cut = not ended and len(generation.token_ids) >= limit
+        if isinstance(action, ToolCalls) and not ended:  # results may follow the end of a message only
+            stop = StopReason.MAX_TOKENS if cut else StopReason.NO_ACTION
+            break
+        if not isinstance(action, Search | ToolCalls) and (not hint or observations == budget.searches):
             stop = StopReason.MAX_TOKENS if cut else StopReason.ANSWERED if isinstance(action, Answer) else StopReason.NO_ACTION
             break
-        if observations == budget.searches:
+        cost = len(action.calls) if isinstance(action, ToolCalls) else 1
+        if budget.searches is not None and observations + cost > budget.searches:
             stop = StopReason.MAX_SEARCHES
             break
-        if isinstance(action, Search):
+        if isinstance(action, Search | ToolCalls):
             started = time.perf_counter()
-            results = await search([action.query], budget.top_k)
+            results = await _results(action, search, call, budget.top_k)
             clock["search"] += time.perf_counter() - started
             observation, ids, shown = observe(method, codec, results, budget.observation_tokens)
         else:
             observation, ids, shown = hint, codec.encode(hint), ()
-        observations += 1
+        observations += cost
         if len(tokens.ids) + len(ids) >= budget.response_tokens:  # no room to go on after it
             stop = StopReason.MAX_TOKENS
             break
@@ -136,6 +148,18 @@ async def rollout(
         clock["generate"],
         clock["search"],
     )
+
+
+async def _results(
+    action: Search | ToolCalls, search: SearchFunction, call: CallFunction | None, top_k: int
+) -> list[list[Passage]]:
+    if isinstance(action, Search):
+        return await search([action.query], top_k)
+    if call is None:
+        raise ConfigError(
+            "the method calls tools, and this rollout was given nothing that answers them: pass `call` (a Toolbox)"
+        )
+    return list(await asyncio.gather(*(call(one, top_k) for one in action.calls)))
 
 
 def _check(generation: Generation, limit: int) -> None:
@@ -156,14 +180,16 @@ def observe(method: Method, codec: Codec, results: list[list[Passage]], limit: i
     """Return the observation of one turn's results: text, ids, and the passages as they are shown.
 
     They are shortened evenly until the whole fits in `limit` tokens, and what has a meaning in the protocol is taken out of them: as it
-    stands there, and as the tokenizer will read it.
+    stands there, and as the tokenizer will read it. Of tools, each row is one call's result, and the chat template's frame is put around.
     """
+    if method.tools:  # ids are shown, so that they can be opened
+        results = [[replace(one, id=silence(one.id, method, codec)) for one in row] for row in results]
 
     def render(width: int | None) -> _Shown:
         # cut, then neutralised: whatever a cut leaves behind is neutralised, too, and what is cut off costs nothing
         cut = [[replace(one, contents=silence(one.contents[:width], method, codec)) for one in row] for row in results]
-        text = method.render(cut)
-        return text, codec.encode(text), tuple(passage for row in cut for passage in row)
+        text = codec.tool_results([method.render([row]) for row in cut]) if method.tools else method.render(cut)
+        return text, codec.encode(text), tuple(passage for row in cut for passage in row if passage.id or not method.tools)
 
     if limit is None:
         return render(None)

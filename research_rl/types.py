@@ -14,6 +14,16 @@ class Message(TypedDict):
     content: str
 
 
+class Conversation(TypedDict):
+    """Messages, and the tools that an assistant may call in it: what a chat template takes as `tools`."""
+
+    messages: list[Message]
+    tools: list[dict[str, Any]]
+
+
+PolicyPrompt = str | list[Message] | Conversation  # plain text for a base model, or what the chat template takes
+
+
 @dataclass(frozen=True)
 class Passage:
     """A retrieved passage; `contents` is FlashRAG's form: title, newline, text."""
@@ -24,10 +34,45 @@ class Passage:
 
 
 @dataclass(frozen=True)
+class OpenedPage:
+    """A page of a document, and how many it has; pages count from 1."""
+
+    passages: list[Passage]
+    page: int
+    pages: int
+
+
+@dataclass(frozen=True)
 class Search:
     """The policy asked for a search."""
 
     query: str
+
+    @property
+    def queries(self) -> list[str]:
+        """The query."""
+        return [self.query]
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A tool that the policy called by name; `error`: what is wrong with the call, for the policy (empty: nothing)."""
+
+    name: str
+    arguments: dict[str, Any]
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class ToolCalls:
+    """The policy called tools, in this order."""
+
+    calls: tuple[ToolCall, ...]
+
+    @property
+    def queries(self) -> list[str]:
+        """The queries of the calls of `search`."""
+        return [call.arguments["query"] for call in self.calls if call.name == "search" and not call.error]
 
 
 @dataclass(frozen=True)
@@ -44,7 +89,7 @@ class Invalid:
     reason: str
 
 
-Action = Search | Answer | Invalid
+Action = Search | ToolCalls | Answer | Invalid
 
 
 class StopReason(StrEnum):
@@ -60,7 +105,7 @@ class StopReason(StrEnum):
 class Budget:
     """Limits of one rollout; `None` means no limit. Tokens of observations count towards `response_tokens`.
 
-    A hint after an invalid action (methods that have one) costs a search.
+    A hint after an invalid action (methods that have one) costs a search, and so does every call of a tool.
     """
 
     response_tokens: int
@@ -102,7 +147,8 @@ class Trajectory:
     @property
     def searches(self) -> list[str]:
         """The queries that were sent, in order."""
-        return [turn.action.query for turn in self.turns if isinstance(turn.action, Search) and turn.observation]
+        asked = (turn.action for turn in self.turns if turn.observation)
+        return [query for action in asked if isinstance(action, Search | ToolCalls) for query in action.queries]
 
     @property
     def policy_text(self) -> str:

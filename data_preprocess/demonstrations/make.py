@@ -13,10 +13,11 @@ from data_preprocess.cold_start import segments, training_row
 from data_preprocess.demonstrations.evidence import Task
 from data_preprocess.demonstrations.plan import Plan, Told
 from research_rl.codec import HFCodec, encode_row
+from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, neutralize
 from research_rl.questions import Dropped
 from research_rl.rollout import Codec, SearchFunction, observe
-from research_rl.types import Answer, Search, StopReason, Trajectory, Turn
+from research_rl.types import Answer, Search, StopReason, ToolCalls, Trajectory, Turn
 
 QUERIES = 64  # of one request
 _MALFORMED = "it does not read back in the method's protocol"
@@ -39,6 +40,12 @@ class NoTokens:
     def as_read(self, text: str) -> str:
         """Return the text as it is."""
         return text
+
+    def tool_results(self, contents: Sequence[str]) -> str:
+        """Raise ConfigError: only a chat template says how results of tools are told."""
+        raise ConfigError(
+            "demonstrations of a method with tools are written in the model's chat template: name its --tokenizer"
+        )
 
 
 @dataclass
@@ -109,11 +116,11 @@ class Maker:
             play, self._method.write_search(neutralize(thought, self._forbidden), neutralize(query, self._forbidden))
         )
         action = self._method.parse(text)
-        if not isinstance(action, Search):
+        if not isinstance(action, Search | ToolCalls) or len(action.queries) != 1:
             made.reasons[_MALFORMED] += 1
             return False
         play.turns.append(Turn(text, action))
-        play.query = action.query
+        [play.query] = action.queries
         return True
 
     def _follow(self, play: _Play, text: str) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from research_rl.inference.protocol import choose_protocol
 from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, rollout
-from research_rl.types import Budget, Passage, Trajectory
+from research_rl.tools.base import Toolbox
+from research_rl.types import Budget, Passage, ToolCall, Trajectory
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,15 @@ class SearchAgent:
 
         prompt = self._codec.encode_prompt(self.method.prompt(question), self.method.prefill)
         budget = self._fitting.fit(self.budget, await server.context(), len(prompt), question)
-        trajectory = await rollout(self.method, self._codec, question, prompt, budget, generate, search)
+        toolbox = Toolbox(self.method.tools, client)
+
+        async def call(asked: ToolCall, top_k: int) -> list[Passage]:
+            tell(Event("search", asked.arguments["query"] if asked.name == "search" and not asked.error else _shown(asked)))
+            found = await toolbox(asked, top_k)
+            tell(Event("found", passages=tuple(found)))
+            return found
+
+        trajectory = await rollout(self.method, self._codec, question, prompt, budget, generate, search, call)
         shown = [passage for turn in trajectory.turns for passage in turn.passages]
         return Answered(self.method.answer(trajectory), trajectory.searches, shown, trajectory, budget)
 
@@ -148,6 +158,10 @@ class SearchAgent:
             (server, client), self._open = self._open, None
             await server.close()
             await client.close()
+
+
+def _shown(call: ToolCall) -> str:
+    return f"{call.name or 'a broken call'} {json.dumps(call.arguments, ensure_ascii=False)}"
 
 
 def first_model(model_url: str) -> str:

@@ -20,6 +20,7 @@ from research_rl.inference.context import Fitting
 from research_rl.methods.base import Method
 from research_rl.metrics import cover_em_substring, cover_em_tokens, exact_match
 from research_rl.rollout import Generate, Generation, SearchFunction, rollout
+from research_rl.tools.base import Service, Toolbox
 from research_rl.types import Budget, Trajectory
 
 Metric = Callable[[str, Sequence[str]], float | bool]
@@ -76,11 +77,14 @@ async def sample(
     method: Method, codec: HFCodec, questions: Sequence[dict[str, Any]], samples: int, budget: Budget, generate: Generate,
     search: SearchFunction, log: Path, outcome: Callable[[Trajectory, dict[str, Any]], Outcome], concurrency: int = 64,
     enough: Callable[[Outcome], bool] | None = None, served_context: Callable[[], Awaitable[int | None]] | None = None,
+    service: Service | None = None,
 ) -> int:  # fmt: skip
     """Roll out every question until it has `samples` rollouts, or one that is `enough`; log ``{"id", "n", **outcome(trajectory, row)}``.
 
     Budgets are fitted to the context that the server tells, if any. Where that makes one smaller, the log has `reduced_response_tokens`,
     too; the number of these rollouts is returned. No server is asked anything if the log is complete.
+
+    `service` is what the tools of a method ask.
 
     At most `concurrency` rollouts are under way. Those of one question start side by side (a server with a prefix cache gains by it),
     unless `enough` is given: then one after the other.
@@ -115,7 +119,8 @@ async def sample(
                 prompt = codec.encode_prompt(method.prompt(row["question"]), method.prefill)
                 for position, number in enumerate(numbers):
                     fitted = fitting.fit(budget, context, len(prompt), row["question"])
-                    trajectory = await rollout(method, codec, row["question"], prompt, fitted, generate, search)
+                    call = Toolbox(method.tools, service) if service else None
+                    trajectory = await rollout(method, codec, row["question"], prompt, fitted, generate, search, call)
                     found = outcome(trajectory, row)
                     if fitted != budget:
                         found |= {REDUCED: fitted.response_tokens}

@@ -145,7 +145,7 @@ def sample_served(
             try:
                 return await sample(
                     served.method, served.codec, questions, samples, served.budget, generate, client.search, log, outcome,
-                    options.concurrency, enough, served.server.context,
+                    options.concurrency, enough, served.server.context, client,
                 )  # fmt: skip
             except ExceptionGroup as group:  # one of its errors says it all
                 raise group.exceptions[0] from None

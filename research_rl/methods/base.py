@@ -11,10 +11,24 @@ from functools import lru_cache
 from itertools import groupby
 from pathlib import Path
 from string import Template
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from research_rl.errors import ConfigError, nearest
-from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, StopReason, Trajectory, Turn
+from research_rl.tools.base import Tool
+from research_rl.types import (
+    Action,
+    Answer,
+    Invalid,
+    Passage,
+    PolicyPrompt,
+    Reward,
+    Search,
+    StopReason,
+    ToolCalls,
+    Trajectory,
+    Turn,
+)
 
 Prompt = str | Sequence[str] | None  # the option `prompt`: a template's text, or pieces of it that are joined
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -30,11 +44,12 @@ class Method(ABC):
         tuple[str, ...]
     ]  # strings with a meaning in the protocol; neutralised inside passages (each must be `breakable`)
     observed: ClassVar[re.Pattern[str]]  # finds the observations in the text of a response that somebody else recorded
+    tools: Mapping[str, Tool] = MappingProxyType({})  # by the name that the policy calls them by; see `tool_calls`
     prefill: str = ""  # the opening of every response: a part of the prompt, never sampled
 
     @abstractmethod
-    def prompt(self, question: str) -> str | list[Message]:
-        """Return plain text for a base model, or messages for the chat template."""
+    def prompt(self, question: str) -> PolicyPrompt:
+        """Return plain text for a base model, or messages (with tools, if there are any) for the chat template."""
 
     @abstractmethod
     def parse(self, text: str) -> Action:
@@ -42,7 +57,8 @@ class Method(ABC):
 
     @abstractmethod
     def render(self, passages: list[list[Passage]]) -> str:
-        """Return the observation for the results of one turn's queries, tags included. The passages are neutralised already."""
+        """Return the observation for the results of one turn's queries, tags included; of a method with `tools`, the content of one call's
+        result. The passages are neutralised already."""
 
     @abstractmethod
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
@@ -97,7 +113,7 @@ class Method(ABC):
             StopReason.ANSWERED
             if isinstance(last, Answer)
             else StopReason.MAX_SEARCHES
-            if isinstance(last, Search)
+            if isinstance(last, Search | ToolCalls)
             else StopReason.NO_ACTION
         )
         return Trajectory(question, [], [], [], [], tuple(turns), stop, ended_with_eos=True)

@@ -16,6 +16,7 @@ from research_rl.questions import question_of
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, rollout
 from research_rl.scoring import trajectory_metrics
+from research_rl.tools.base import Toolbox
 from research_rl.training.memorisation import Complete, memory
 from research_rl.training.settings import Settings
 from research_rl.training.trajectory_log import TrajectoryLog
@@ -143,7 +144,10 @@ class SearchAgentLoop(AgentLoopBase):
             ids = [number for number in output.token_ids if number not in self._codec.eos_ids]
             return self._codec.decode(ids)
 
-        trajectory = await rollout(self._method, self._codec, question, prompt_ids, self._budget, generate, client.search)
+        toolbox = Toolbox(self._method.tools, client)
+        trajectory = await rollout(
+            self._method, self._codec, question, prompt_ids, self._budget, generate, client.search, toolbox
+        )
         reward = self._method.reward(trajectory, golden_answers)
         record = {
             "step": _number(row.get("global_steps")),

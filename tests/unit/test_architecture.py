@@ -31,6 +31,7 @@ FORBIDDEN = {
     "research_rl/cpu.py": HEAVY | OURS,
     **dict.fromkeys(CORE, WINGS | OVER | {"verl", "vllm", "ray", "torch"}),
     "research_rl/methods": HEAVY | WINGS | OVER | {"research_rl.rollout"},
+    "research_rl/tools": HEAVY | WINGS | OVER | {"research_rl.rollout", "research_rl.methods"},
     "research_rl/rollout.py": HEAVY | WINGS | OVER,
     "research_rl/release.py": OVER | {"verl", "vllm", "ray", "torch"},
     "research_rl/model_card.py": OVER | {"verl", "vllm", "ray", "torch"},

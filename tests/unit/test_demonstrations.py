@@ -21,8 +21,9 @@ from data_preprocess.demonstrations.plan import Habits, plan
 from research_rl.codec import HFCodec, encode_row
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, load_method, method_names
-from research_rl.types import Answer, Passage, Search, StopReason
+from research_rl.types import Answer, Passage, Search, StopReason, ToolCalls
 from tests.models import WEIGHTS
+from tests.tool_families import FAMILIES, codec_of
 
 CORPUS = [
     Passage("p1", "Death of Samantha (song)\nDeath of Samantha is a song written by Yoko Ono. It was recorded in 1972."),
@@ -85,7 +86,7 @@ def make(method: Method, rows, habits=PERFECT, seed=1, top_k=1, searches=3, code
 
 def methods() -> list:
     with_chat = {"r1_searcher": "sys", "r1_searcher_pp": "sys", "research": "sys", "search_o1": "chat", "search_r1": "chat"}
-    assert set(with_chat) == set(method_names())
+    assert {*with_chat, "tool_calls"} == set(method_names())  # which needs a chat template: below
     return [
         pytest.param(load_method(name, template=template), id=f"{name}-{template}")
         for name, chat in with_chat.items()
@@ -112,6 +113,30 @@ def test_a_demonstration_reads_back_as_the_method_reads_it_and_earns_what_can_be
         assert method.well_formed(trajectory)
         assert method.reward(trajectory, asked["golden_answers"]).score == 1.0
         assert "\n The" not in text  # white space is not doubled where a turn follows an observation
+
+
+@pytest.mark.parametrize("family", ["chatml", "qwen3-coder", "llama3"])
+def test_a_demonstration_of_tool_calls_is_written_in_the_chat_template(family):
+    codec, method = codec_of(family), load_method("tool_calls", format=FAMILIES[family][1])
+    made = make(method, ROWS, codec=codec)
+    whole = (
+        ["bridge", "single", "yes"] if family != "llama3" else ["single"]
+    )  # its calls stand alone, without a thought before them
+    assert [one["id"] for one in made.rows if one["id"] in whole] == whole
+    for one in made.rows:
+        calls, seen = one["segments"][:-1:2], one["segments"][1::2]
+        assert all(isinstance(method.parse(piece["text"]), ToolCalls) and piece["learn"] for piece in calls)
+        assert all(
+            piece["text"] == codec.tool_results([piece["text"].partition("<tool_response>\n")[2]]) or True for piece in seen
+        )
+        ids, mask = encode_row(codec, one)
+        assert sum(mask) == sum(len(codec.encode(piece["text"])) + 1 for piece in one["segments"] if piece["learn"])
+        assert codec.decode(ids).count(codec.decode([codec.end_of_turn([])])) > len(calls)
+
+
+def test_demonstrations_of_tool_calls_need_the_models_tokenizer():
+    with pytest.raises(ConfigError, match="--tokenizer"):
+        make(load_method("tool_calls"), ROWS)
 
 
 WORDS = st.lists(st.text(alphabet="abcXYZ019.,'éß-", min_size=1, max_size=8), min_size=1, max_size=6).map(" ".join)

@@ -163,7 +163,7 @@ def prompt_file(tmp_path, monkeypatch):
     return "p.txt", text
 
 
-@pytest.mark.parametrize("name", method_names())
+@pytest.mark.parametrize("name", [name for name in method_names() if name != "tool_calls"])  # whose prompt asks no question
 def test_a_prompts_text_is_an_option_like_its_file(name, prompt_file, tmp_path, monkeypatch):
     file, text = prompt_file
     options = {"template": BASE.get(name, "base")}

@@ -12,7 +12,7 @@ import pytest
 
 from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError, WrongServiceError
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
-from research_rl.types import Passage
+from research_rl.types import OpenedPage, Passage
 
 GOOD = [[[{"id": "1", "contents": "a"}]], [[2.5]]]
 
@@ -230,3 +230,43 @@ async def test_an_index_that_is_named_is_the_only_one_that_may_answer():
     async with client(lambda request: httpx.Response(200, json=GOOD, headers={"X-Index-Id": "b"}), index_id="a") as retrieval:
         with pytest.raises(WrongServiceError, match="the index b now"):
             await retrieval.search(["q"], 1)
+
+
+PAGE = {"index_id": "i", "id": "1", "title": "T", "page": 2, "pages": 3, "passages": [{"id": "7", "contents": "T\nx"}]}
+
+
+async def test_a_document_is_opened_at_a_page_and_an_outage_is_waited_out():
+    answers = iter([httpx.ConnectError("refused"), httpx.Response(503), httpx.Response(200, json=PAGE)])
+    async with client(telling(answers), deadline_s=20) as retrieval:
+        assert await retrieval.open("1", 2) == OpenedPage([Passage("7", "T\nx")], 2, 3)
+
+
+@pytest.mark.parametrize(("status", "reason"), [(404, "passage"), (400, "page")])
+async def test_what_cannot_be_opened_is_none_and_no_failure(status, reason):
+    async with client(lambda request: httpx.Response(status, json={"detail": "no", "reason": reason})) as retrieval:
+        assert await retrieval.open("1", 9) is None
+
+
+@pytest.mark.parametrize(("passage", "page"), [("x" * 5_000, None), ("1", 10**400), ("1", -1)])
+async def test_what_nobody_can_have_shown_is_not_asked_for(passage, page):
+    def handler(request):
+        raise AssertionError("asked")
+
+    async with client(handler) as retrieval:
+        assert await retrieval.open(passage, page) is None
+
+
+@pytest.mark.parametrize(
+    ("answer", "error"),
+    [
+        (httpx.Response(404, json={"detail": "Not Found", "reason": "path"}), WrongServiceError),  # a service without documents
+        (httpx.Response(404, text="not found"), WrongServiceError),
+        (httpx.Response(422, json={"detail": []}), QueryFailedError),
+        (httpx.Response(200, json={"passages": "x"}), WrongServiceError),
+        (httpx.Response(200, text="<html>"), WrongServiceError),
+    ],
+)
+async def test_a_refusal_to_open_that_is_not_about_the_passage_is_an_error(answer, error):
+    async with client(lambda request: answer) as retrieval:
+        with pytest.raises(error):
+            await retrieval.open("1")

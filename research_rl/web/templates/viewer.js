@@ -139,7 +139,7 @@ function side(parent, found, of) {
       const node = make(text, "span", "", token.text);
       if (token.logprob !== null) { node.style.backgroundColor = `rgb(var(--token) / ${Math.min(0.75, -token.logprob / 5).toFixed(3)})`; node.title = `log-probability ${token.logprob.toFixed(3)}, probability ${Math.exp(token.logprob).toFixed(3)}`; }
     } else text.textContent = turn.text;
-    const action = turn.action || {}, line = make(parent, "p", "action"); make(line, "b", "", `${action.kind || "no action"} `); line.append(action.query ?? action.text ?? action.reason ?? "");
+    const action = turn.action || {}, line = make(parent, "p", "action"); make(line, "b", "", `${action.kind || "no action"} `); line.append(action.query ?? action.text ?? action.reason ?? (action.calls || []).map(call => `${call.name} ${JSON.stringify(call.arguments)}${call.error && ` (${call.error})`}`).join("; "));
     if (turn.observation) { const seen = make(parent, "div", "turn observation", turn.observation); seen.dataset.author = "observation"; }
     if ((turn.passages || []).length) make(parent, "p", "action", "passages: " + turn.passages.map(one => one.score === null ? one.id : `${one.id} (${number(one.score)})`).join(", "));
   }

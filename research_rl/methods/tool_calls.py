@@ -1,0 +1,132 @@
+r"""Search agents in the model's own tool-call format: the tools stand in the chat template's prompt, and results come as it writes them.
+
+Protocol: the policy writes a message with one call or several, and ends it; the results follow in the template's frame; a message
+without a call is the last one, and holds the answer. See docs/tool_calls.md.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import ClassVar, Literal, get_args
+
+from research_rl.methods.base import Method, Prompt, known, load_template
+from research_rl.methods.research import last_boxed
+from research_rl.metrics import exact_match, f1
+from research_rl.tools.base import load_tools
+from research_rl.tools.formats import broken, load_format
+from research_rl.types import Action, Answer, Conversation, Invalid, Passage, Reward, ToolCall, ToolCalls, Trajectory
+
+AnswerForm = Literal["boxed", "tag", "plain"]
+Outcome = Literal["em", "f1"]
+_FRAMES = re.compile(  # a template's frame of results in a recorded text: that of ChatML, that of Llama 3
+    r"(?:<\|im_end\|>)?\s*<\|im_start\|>(?:user|tool)\s*<tool_response>.*?<\|im_start\|>assistant\n"
+    r"|(?:<\|e[ou][mt]_id\|>)?<\|start_header_id\|>ipython<\|end_header_id\|>.*?<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
+    re.DOTALL,
+)
+
+
+class ToolCallsMethod(Method):
+    """The model's own tool calls; EM or F1 of the final message's answer."""
+
+    name: ClassVar[str] = "tool_calls"
+    stop = ()  # the policy ends its messages itself
+    observed = _FRAMES
+
+    def __init__(
+        self, tools: Sequence[str] = ("search", "open"), format: str = "hermes", answer: AnswerForm = "boxed", outcome: Outcome = "f1",
+        format_reward: float = 0.1, malformed_penalty: float = 0.0, unsearched_penalty: float = 0.0,
+        prompt: Prompt = None, prompt_file: str | None = None,
+    ) -> None:  # fmt: skip
+        r"""`tools`: names of `research_rl.tools`, or dotted paths; `format`: how the model writes a call (`research_rl.tools.formats`).
+
+        `answer`: where the final message holds it: in `\boxed{}`, between `<answer>` tags, or it is the whole message. `format_reward`:
+        of a well-formed trajectory whose answer is wrong. Two penalties are taken off: of a trajectory with a call that cannot be
+        answered, and of one that answers without a search.
+
+        Raises:
+            ConfigError: an unknown tool, format or answer form, or a prompt that cannot be (see `load_template`).
+        """
+        known("tool_calls", "answer", answer, get_args(AnswerForm))
+        known("tool_calls", "outcome", outcome, get_args(Outcome))
+        self.tools = load_tools(tools)
+        self.format_name, self._format = format, load_format(format)
+        self._schemas = {name: tool.parameters for name, tool in self.tools.items()}
+        self._form, self._outcome = answer, {"em": exact_match, "f1": f1}[outcome]
+        self._format_reward, self._malformed, self._unsearched = format_reward, malformed_penalty, unsearched_penalty
+        self._prompt = load_template(f"tool_calls_{answer}", prompt, prompt_file, None)
+        own = {"boxed": ("\\boxed{",), "tag": ("<answer>", "</answer>"), "plain": ()}[answer]
+        self.tags = (*self._format.tags, "<tool_response>", "</tool_response>", "<think>", "</think>", *own)
+
+    def prompt(self, question: str) -> Conversation:
+        return {
+            "messages": [{"role": "system", "content": self._prompt.template}, {"role": "user", "content": question}],
+            "tools": [tool.schema() for tool in self.tools.values()],
+        }
+
+    def parse(self, text: str) -> Action:
+        said = text.rpartition("</think>")[2]  # a call that is only thought of calls nothing
+        calls = self._format.read(said, self._schemas)
+        if calls:
+            return ToolCalls(tuple(map(self._checked, calls)))
+        found = self._answer_in(said)
+        return Answer(found) if found else Invalid(f"neither a call nor an answer ({self._form})")
+
+    def _checked(self, call: ToolCall) -> ToolCall:
+        if call.error:
+            return call
+        if call.name not in self.tools:
+            return broken(f"there is no tool of this name; there are: {', '.join(self.tools)}")
+        # arguments that are wrong may be anything, at any depth: the turn's text has them
+        wrong = self.tools[call.name].wrong(call.arguments)
+        return ToolCall(call.name, {}, wrong) if wrong else call
+
+    def _answer_in(self, said: str) -> str | None:
+        if self._form == "boxed":
+            return last_boxed(said)
+        if self._form == "tag":
+            end = said.rfind("</answer>")
+            start = said.rfind("<answer>", 0, max(end, 0))
+            return said[start + len("<answer>") : end].strip() if start >= 0 else None
+        return said.strip()
+
+    def render(self, passages: list[list[Passage]]) -> str:
+        """Return the content of one result; the template's frame is put around it by the rollout."""
+        shown = [f"[{one.id}] {one.contents}" if one.id else one.contents for row in passages for one in row]
+        return "\n\n".join(shown) or "Nothing was found."
+
+    def well_formed(self, trajectory: Trajectory) -> bool:
+        """Return whether every call could be answered, every thought is closed, and the last message holds an answer."""
+        *before, last = trajectory.turns or (None,)
+        return (
+            last is not None
+            and isinstance(last.action, Answer)
+            and trajectory.ended_with_eos
+            and all(turn is not None and isinstance(turn.action, ToolCalls) for turn in before)
+            and not any(call.error for call in calls_of(trajectory))
+            and all(turn.text.count("<think>") <= turn.text.count("</think>") <= 1 for turn in trajectory.turns)
+        )
+
+    def write_search(self, thought: str, query: str) -> str:
+        return f"{thought.strip()}\n{self._format.write('search', {'query': query})}".lstrip()
+
+    def write_answer(self, thought: str, answer: str) -> str:
+        written = {"boxed": f"\\boxed{{{answer}}}", "tag": f"<answer>{answer}</answer>", "plain": answer}[self._form]
+        return written if self._form == "plain" else f"{thought.strip()}\n{written}".lstrip()
+
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
+        """Return the answer's EM or F1, or `format_reward` where that is 0 and the trajectory is well-formed, less the penalties."""
+        answer = self.answer(trajectory)
+        overlap = self._outcome(answer, golden_answers) if answer else 0.0
+        formed = self.well_formed(trajectory)
+        malformed = any(call.error for call in calls_of(trajectory))
+        unsearched = not trajectory.searches
+        score = overlap or (self._format_reward if formed else 0.0)
+        score -= self._malformed * malformed + self._unsearched * unsearched
+        calls = {f"calls/{name}": float(sum(call.name == name for call in calls_of(trajectory))) for name in self.tools}
+        return Reward(score, {"answer": overlap, "format": float(formed), "malformed_call": float(malformed), **calls})
+
+
+def calls_of(trajectory: Trajectory) -> list[ToolCall]:
+    """Return all calls of a trajectory, in order."""
+    return [call for turn in trajectory.turns if isinstance(turn.action, ToolCalls) for call in turn.action.calls]

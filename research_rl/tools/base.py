@@ -1,0 +1,133 @@
+"""What a tool is. To add one: subclass `Tool` in a new file and name its dotted path among the method's `tools`."""
+
+from __future__ import annotations
+
+import importlib
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+from research_rl.errors import ConfigError
+from research_rl.types import OpenedPage, Passage, ToolCall
+
+_TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
+
+
+class Service(Protocol):
+    """What a tool may ask: `research_rl.retrieval.RetrievalClient` is one."""
+
+    async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        """Return, per query, at most `top_k` passages, best first."""
+        ...
+
+    async def open(self, passage_id: str, page: int | None = None) -> OpenedPage | None:
+        """Return a page of the document that holds a passage (default: the page that does); None if there is none such."""
+        ...
+
+
+class Tool(ABC):
+    """One tool. Stateless: one instance serves all rollouts of a process."""
+
+    name: ClassVar[str]
+    description: ClassVar[str]  # for the policy
+    parameters: ClassVar[dict[str, Any]]  # JSON schema of an object whose properties are strings, integers, numbers or booleans
+    max_calls: int | None = None  # in one rollout
+
+    @abstractmethod
+    async def call(self, service: Service, arguments: Mapping[str, Any], top_k: int) -> list[Passage]:
+        """Return what the policy is shown. A text that is no passage is one with an empty id.
+
+        Raises:
+            RetrievalError: the service is gone: the rollout is lost, never scored.
+        """
+
+    def schema(self) -> dict[str, Any]:
+        """Return the tool as chat templates and OpenAI's API take it."""
+        function = {"name": self.name, "description": self.description, "parameters": self.parameters}
+        return {"type": "function", "function": function}
+
+    def wrong(self, arguments: Mapping[str, Any]) -> str:
+        """Return what is wrong with a call's arguments, for the policy; empty if nothing is."""
+        properties: Mapping[str, Any] = self.parameters["properties"]
+        if missing := [name for name in self.parameters.get("required", ()) if name not in arguments]:
+            return f"{self.name} needs {', '.join(missing)}"
+        if unknown := [name for name in arguments if name not in properties]:
+            return f"{self.name} takes {', '.join(properties)}; got {', '.join(map(str, unknown))}"
+        for name, value in arguments.items():
+            kind = properties[name]["type"]
+            # a bool is an int in Python, and not in JSON
+            if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
+                return f"{name} must be of type {kind}"
+            if kind == "string" and not value.strip():
+                return f"{name} is empty"
+            if kind == "string" and any(
+                "\ud800" <= character <= "\udfff" for character in value
+            ):  # JSON can say it, UTF-8 cannot
+                return f"{name} holds half a surrogate pair"
+        return ""
+
+
+class Toolbox:
+    """The tools of one rollout: it counts the calls of each."""
+
+    def __init__(self, tools: Mapping[str, Tool], service: Service) -> None:
+        self._tools, self._service = tools, service
+        self._calls: Counter[str] = Counter()
+
+    async def __call__(self, call: ToolCall, top_k: int) -> list[Passage]:
+        """Return what a call gives; of a wrong one, or one too many, what the policy is told of it.
+
+        Raises:
+            RetrievalError: see `Tool.call`.
+        """
+        if call.error:
+            return [told(call.error)]
+        tool = self._tools[call.name]
+        self._calls[call.name] += 1
+        if tool.max_calls is not None and self._calls[call.name] > tool.max_calls:
+            return [told(f"{call.name} may be called {tool.max_calls} times, and no more")]
+        return await tool.call(self._service, call.arguments, top_k)
+
+
+def told(error: str) -> Passage:
+    """Return what the policy is told of a call that cannot be answered."""
+    return Passage("", f"Error: {error}")
+
+
+def load_tools(names: Sequence[str]) -> dict[str, Tool]:
+    """Return tools by the name that the policy calls them by: files of this package (`search`), or dotted paths of `Tool` classes.
+
+    Raises:
+        ConfigError: a name or path leads to no `Tool`, none is given, or two have one name.
+    """
+    if isinstance(names, str) or not names:
+        raise ConfigError(
+            f"tools must be a list of names, not empty, got {names!r}; valid: {', '.join(tool_names())}, or dotted paths"
+        )
+    tools = [_load(name)() for name in names]
+    found = {tool.name: tool for tool in tools}
+    if len(found) < len(tools):
+        raise ConfigError(f"every tool needs a name of its own, got {[tool.name for tool in tools]}")
+    return found
+
+
+def tool_names() -> list[str]:
+    """Return the names of the tools of this package: its files."""
+    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "base", "formats"))
+
+
+def _load(path: str) -> type[Tool]:
+    if "." not in path and path not in tool_names():
+        raise ConfigError(f"no tool is called {path!r}; valid: {', '.join(tool_names())}, or the dotted path of a Tool class")
+    module, _, attribute = path.rpartition(".") if "." in path else (f"research_rl.tools.{path}", "", "")
+    try:
+        found = vars(importlib.import_module(module))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"the tool {path!r} cannot be imported ({error}); give the dotted path of a Tool class") from error
+    own = [one for one in found.values() if isinstance(one, type) and issubclass(one, Tool) and one.__module__ == module]
+    kind = found.get(attribute) if attribute else own[0]
+    if not (isinstance(kind, type) and issubclass(kind, Tool)):
+        raise ConfigError(f"the tool {path!r} is no subclass of research_rl.tools.base.Tool")
+    return kind

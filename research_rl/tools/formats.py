@@ -1,0 +1,178 @@
+"""How model families write a tool call. To add one: a `Format` in `FORMATS`.
+
+Each reads what the family's chat template tells the model to write. A call that cannot be read is a `ToolCall` with an error, never an
+exception; what a call means to its tool is checked elsewhere (`Tool.wrong`).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from research_rl.errors import ConfigError
+from research_rl.types import ToolCall
+
+_JSON = json.JSONDecoder()
+Schemas = Mapping[str, Mapping[str, Any]]  # of the parameters, by tool
+
+
+class Format(ABC):
+    """One family's way."""
+
+    tags: ClassVar[tuple[str, ...]]  # neutralised inside passages
+    told_by: ClassVar[tuple[str, ...]]  # a chat template that holds all of these asks for this format
+
+    @abstractmethod
+    def read(self, text: str, schemas: Schemas) -> list[ToolCall]:
+        """Return the calls in what a policy wrote, in order; empty: it called nothing."""
+
+    @abstractmethod
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        """Return a call as a policy that knows the format writes it."""
+
+
+def broken(why: str) -> ToolCall:
+    """Return a call that cannot be read."""
+    return ToolCall("", {}, why)
+
+
+def _of_json(found: Any, keys: tuple[str, ...]) -> ToolCall:
+    """Return the call that a JSON value is; `keys`: under which of them its arguments may stand."""
+    if not isinstance(found, dict) or not isinstance(found.get("name"), str) or not found["name"]:
+        return broken('a call is a JSON object with "name"')
+    arguments = next((found[key] for key in keys if key in found), None)
+    if not isinstance(arguments, dict):
+        return broken(f'the call of {found["name"]} needs a JSON object "{keys[0]}"')
+    return ToolCall(found["name"], arguments)
+
+
+class Hermes(Format):
+    """`<tool_call>` with JSON inside: Hermes, Qwen2.5, Qwen3.
+
+    JSON is read to its own end, so that a closing tag inside an argument closes nothing. (A server that looks for the tag first refuses
+    such a call.)
+    """
+
+    tags = ("<tool_call>", "</tool_call>")
+    told_by = ("<tool_call>", '{"name":')
+
+    def read(self, text: str, schemas: Schemas) -> list[ToolCall]:
+        opening, closing = self.tags
+        calls, at = [], 0
+        while (start := text.find(opening, at)) >= 0:
+            at = start + len(opening)
+            body = len(text) - len(text[at:].lstrip())
+            try:
+                found, end = _JSON.raw_decode(text, body)
+            except (ValueError, RecursionError):
+                calls.append(broken(f"what stands after {opening} is not JSON"))
+            else:
+                calls.append(_of_json(found, ("arguments",)))
+                at = end
+                if not text[end:].lstrip().startswith(closing):
+                    calls[-1] = broken(f"{closing} is missing after a call")
+            # a call that is broken ends where its tag is closed
+            if calls[-1].error and (close := text.find(closing, at)) >= 0:
+                at = close + len(closing)
+        return calls
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        call = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
+        return f"<tool_call>\n{call}\n</tool_call>"
+
+
+class QwenCoder(Format):
+    """`<function=…>` with `<parameter=…>` inside: Qwen3-Coder, Qwen3.5. A value is a text; its type is the schema's."""
+
+    tags = ("<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter=", "</parameter>")
+    told_by = ("<tool_call>", "<function=")
+    _function = re.compile(r"<function=([^>\n]*)>(.*?)(</function>|\Z)", re.DOTALL)
+    _parameter = re.compile(r"<parameter=([^>\n]*)>(.*?)</parameter>", re.DOTALL)
+
+    def read(self, text: str, schemas: Schemas) -> list[ToolCall]:
+        if "<function=" not in text:
+            return [broken("a call holds <function=NAME>")] if "<tool_call>" in text else []
+        return [self._call(name.strip(), body, end, schemas) for name, body, end in self._function.findall(text)] or [
+            broken("<function=NAME> is not closed by >")
+        ]
+
+    def _call(self, name: str, body: str, end: str, schemas: Schemas) -> ToolCall:
+        if not end:
+            return broken("</function> is missing after a call")
+        if self._parameter.sub("", body).strip():
+            return broken(f"the call of {name} holds something besides <parameter=NAME>…</parameter>")
+        properties = schemas.get(name, {}).get("properties", {})
+        found = self._parameter.findall(body)
+        values = {key.strip(): value.removeprefix("\n").removesuffix("\n") for key, value in found}
+        return ToolCall(name, {key: _typed(value, properties.get(key, {}).get("type")) for key, value in values.items()})
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
+        parameters = "".join(f"<parameter={key}>\n{text}\n</parameter>\n" for key, text in texts.items())
+        return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
+
+
+def _typed(text: str, kind: str | None) -> Any:
+    """Return a text as JSON where the schema wants something else than a text and it is that; else the text, which `wrong` refuses."""
+    if kind in (None, "string"):
+        return text
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+class Llama3(Format):
+    """The whole message is JSON, several calls apart by `;`: Llama 3.1 to 3.3."""
+
+    tags = ("<|python_tag|>",)
+    told_by = ('"parameters":', "ipython")
+
+    def read(self, text: str, schemas: Schemas) -> list[ToolCall]:
+        rest = text.strip()
+        tagged = rest.startswith(self.tags[0])
+        rest = rest.removeprefix(self.tags[0]).lstrip()
+        # an answer may begin with a brace; a call's first key is "name"
+        if not tagged and not re.match(r'\{\s*"(name|type|parameters|arguments)"\s*:', rest):
+            return []
+        calls: list[ToolCall] = []
+        while rest:
+            try:
+                found, end = _JSON.raw_decode(rest)
+            except (ValueError, RecursionError):
+                return [*calls, broken("a call is one JSON object, several are apart by ;")]
+            calls.append(_of_json(found, ("parameters", "arguments")))
+            rest = rest[end:].lstrip()
+            if rest and not rest.startswith(";"):
+                return [*calls, broken("nothing but ; and another call may stand after a call")]
+            rest = rest.removeprefix(";").lstrip()
+        return calls or [broken(f"no call after {self.tags[0]}")]
+
+    def write(self, name: str, arguments: Mapping[str, Any]) -> str:
+        return json.dumps({"name": name, "parameters": dict(arguments)}, ensure_ascii=False)
+
+
+FORMATS: dict[str, Format] = {"hermes": Hermes(), "qwen_coder": QwenCoder(), "llama3": Llama3()}
+
+
+def format_of(template: str) -> str | None:
+    """Return the name of the format that a chat template asks its model for; None if it is none of ours, or the template knows no tools."""
+    if "tools" not in template:
+        return None
+    # the XML way first: its templates write <tool_call>, too
+    order = ("qwen_coder", "hermes", "llama3")
+    return next((name for name in order if all(mark in template.replace('\\"', '"') for mark in FORMATS[name].told_by)), None)
+
+
+def load_format(name: str) -> Format:
+    """Return a format by name.
+
+    Raises:
+        ConfigError: there is none such.
+    """
+    if name not in FORMATS:
+        raise ConfigError(f"no tool-call format is called {name!r}; valid: {', '.join(FORMATS)}")
+    return FORMATS[name]

@@ -108,7 +108,8 @@ class ToolCallsMethod(Method):
         )
 
     def write_search(self, thought: str, query: str) -> str:
-        return f"{thought.strip()}\n{self._format.write('search', {'query': query})}".lstrip()
+        call = self._format.write("search", {"query": query})
+        return call if self._format.stands_alone else f"{thought.strip()}\n{call}".lstrip()
 
     def write_answer(self, thought: str, answer: str) -> str:
         written = {"boxed": f"\\boxed{{{answer}}}", "tag": f"<answer>{answer}</answer>", "plain": answer}[self._form]

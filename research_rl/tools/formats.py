@@ -23,6 +23,7 @@ class Format(ABC):
     """One family's way."""
 
     tags: ClassVar[tuple[str, ...]]  # neutralised inside passages
+    stands_alone: ClassVar[bool] = False  # nothing may be written before a call
     told_by: ClassVar[tuple[str, ...]]  # a chat template that holds all of these asks for this format
 
     @abstractmethod
@@ -129,6 +130,7 @@ class Llama3(Format):
     """The whole message is JSON, several calls apart by `;`: Llama 3.1 to 3.3."""
 
     tags = ("<|python_tag|>",)
+    stands_alone = True
     told_by = ('"parameters":', "ipython")
 
     def read(self, text: str, schemas: Schemas) -> list[ToolCall]:

@@ -47,6 +47,7 @@ class Declaration:
     sets: Mapping[str, QuestionSet]
     passages: Sequence[str]  # corpora, joined to one
     model: str = "smollm2-135m-instruct"  # or a directory, or a hub id
+    chat_template: str | None = None  # a file, for a model whose own template is not wanted (knows no tools)
     method: str = "research"
     method_options: Mapping[str, Any] = field(default_factory=dict)
     top_k: int = 2
@@ -103,6 +104,7 @@ def check_files(declaration: Declaration, data: Path) -> None:
         declaration.cold_start.recipe if declaration.cold_start else None,
         declaration.train,
         declaration.few_shot_prompt,
+        declaration.chat_template,
     )
     wanted += [Path(name) for name in recipes if name]
     if missing := [str(path) for path in wanted if not path.exists()]:

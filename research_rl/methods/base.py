@@ -12,7 +12,7 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 from research_rl.errors import ConfigError, nearest
 from research_rl.tools.base import Tool
@@ -33,6 +33,19 @@ from research_rl.types import (
 Prompt = str | Sequence[str] | None  # the option `prompt`: a template's text, or pieces of it that are joined
 _TEMPLATES = Path(__file__).parent / "templates"
 _UNWRITTEN = "the method {} does not say how a demonstration reads: give its class write_search and write_answer"
+
+
+class TemplateCodec(Protocol):
+    """What a method may ask of a tokenizer: its chat template, and what that writes around results of tools."""
+
+    @property
+    def template(self) -> str:
+        """The text of the chat template; empty if there is none."""
+        ...
+
+    def tool_results(self, contents: Sequence[str]) -> str:
+        """Return the template's frame around the results of tools, up to where the assistant writes again."""
+        ...
 
 
 class Method(ABC):
@@ -90,6 +103,13 @@ class Method(ABC):
     def write_answer(self, thought: str, answer: str) -> str:
         """Return the last turn, with the final answer; see `write_search`."""
         raise ConfigError(_UNWRITTEN.format(self.name))
+
+    def check_template(self, codec: TemplateCodec) -> None:  # noqa: B027 - most methods ask nothing of it
+        """Check that the method goes with a tokenizer's chat template.
+
+        Raises:
+            ConfigError: it does not; the message says what to change.
+        """
 
     def regroup(self, trajectories: Sequence[Trajectory], rewards: Sequence[Reward]) -> list[Reward]:
         """Return the rewards of all rollouts of one question, when they depend on one another; in order."""

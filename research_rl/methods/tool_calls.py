@@ -10,11 +10,12 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, Prompt, known, load_template
+from research_rl.errors import ConfigError
+from research_rl.methods.base import Method, Prompt, TemplateCodec, known, load_template
 from research_rl.methods.research import last_boxed
 from research_rl.metrics import exact_match, f1
 from research_rl.tools.base import load_tools
-from research_rl.tools.formats import broken, load_format
+from research_rl.tools.formats import broken, format_of, load_format
 from research_rl.types import Action, Answer, Conversation, Invalid, Passage, Reward, ToolCall, ToolCalls, Trajectory
 
 AnswerForm = Literal["boxed", "tag", "plain"]
@@ -63,6 +64,22 @@ class ToolCallsMethod(Method):
             "messages": [{"role": "system", "content": self._prompt.template}, {"role": "user", "content": question}],
             "tools": [tool.schema() for tool in self.tools.values()],
         }
+
+    def check_template(self, codec: TemplateCodec) -> None:
+        """Check that the chat template shows results of tools, and asks for calls in the method's format."""
+        told = format_of(codec.template)
+        if told is None and "tools" not in codec.template:
+            raise ConfigError(
+                "the model's chat template tells the model of no tools: take a model whose template does, or give it one, for example "
+                "research_rl/tools/chatml.jinja (chat_template of an experiment, or actor_rollout_ref.model.custom_chat_template)"
+            )
+        if told not in (None, self.format_name):
+            raise ConfigError(
+                f"the model's chat template asks for tool calls in the format {told}, and the method reads {self.format_name}: "
+                f"set research_rl.method_options.format={told}"
+            )
+        if "Uppsala" not in codec.tool_results(["Uppsala"]):
+            raise ConfigError("the model's chat template leaves out what a tool returns: give the model another template")
 
     def parse(self, text: str) -> Action:
         said = text.rpartition("</think>")[2]  # a call that is only thought of calls nothing

@@ -12,16 +12,20 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from transformers import AutoTokenizer
 
 from experiment.data import asked_questions, corpus, first_of_each, without_evidence
 from experiment.declaration import Declaration, QuestionSet, check_files, read_declaration
+from experiment.model import with_template
 from experiment.running import Step, run_child, run_steps
 from experiment.summary import one_set, queries, step_seconds
 from quickstart.progress import Phases
+from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError
 from research_rl.methods.base import load_method
 from research_rl.metrics import answer_rank
 from research_rl.types import Search
+from tests.models import tokenizer_like
 
 ROOT = Path(__file__).parents[2]
 
@@ -336,3 +340,16 @@ def test_of_a_step_that_was_done_twice_the_last_attempt_counts(tmp_path):
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
         os.utime(path, (number, number))
     assert step_seconds(tmp_path) == [{"number": 3, "step": 7.0, "gen": 1.0}]
+
+
+def test_a_model_gets_another_chat_template_and_keeps_everything_else(tmp_path):
+    given = tokenizer_like("qwen2-base")
+    given.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "weights").write_text("w")
+    for _ in range(2):  # again over what is there
+        made = with_template(tmp_path / "model", tmp_path / "other", str(ROOT / "research_rl" / "tools" / "chatml.jinja"))
+    loaded = AutoTokenizer.from_pretrained(made)
+    load_method("tool_calls").check_template(HFCodec(loaded, eos_ids=[loaded.convert_tokens_to_ids("<|im_end|>")]))
+    assert loaded("Who was it?")["input_ids"] == given("Who was it?")["input_ids"]
+    assert (made / "weights").read_text() == "w"
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == given.chat_template

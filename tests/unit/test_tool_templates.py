@@ -8,6 +8,7 @@ import pytest
 
 pytest.importorskip("tokenizers")
 
+from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError
 from research_rl.methods.base import load_method
 from research_rl.tools.formats import FORMATS, format_of
@@ -97,6 +98,20 @@ def test_the_format_of_a_family_is_read_from_its_template(family):
 @pytest.mark.parametrize("family", ["gemma", "phi", "qwen2-base"])
 def test_a_template_without_tools_has_no_format(family):
     assert format_of(tokenizer_like(family).chat_template) is None
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_format_that_is_not_the_templates_is_refused_with_the_right_one(family):
+    right = FAMILIES[family][1]
+    load_method("tool_calls", format=right).check_template(codec_of(family))
+    for wrong in sorted(set(FORMATS) - {right}):
+        with pytest.raises(ConfigError, match=f"format={right}"):
+            load_method("tool_calls", format=wrong).check_template(codec_of(family))
+
+
+def test_a_template_that_knows_no_tools_is_refused():
+    with pytest.raises(ConfigError, match=r"tells the model of no tools.*chatml\.jinja"):
+        load_method("tool_calls").check_template(HFCodec(tokenizer_like("qwen2-base")))
 
 
 def test_a_template_that_leaves_results_out_is_refused():

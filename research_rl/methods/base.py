@@ -53,9 +53,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     stop: tuple[str, ...]  # generation stops after any of these; the stop string stays in the text
-    tags: ClassVar[
-        tuple[str, ...]
-    ]  # strings with a meaning in the protocol; neutralised inside passages (each must be `breakable`)
+    tags: tuple[str, ...]  # strings with a meaning in the protocol; neutralised inside passages (each must be `breakable`)
     observed: ClassVar[re.Pattern[str]]  # finds the observations in the text of a response that somebody else recorded
     tools: Mapping[str, Tool] = MappingProxyType({})  # by the name that the policy calls them by; see `tool_calls`
     prefill: str = ""  # the opening of every response: a part of the prompt, never sampled

@@ -112,7 +112,7 @@ class R1Searcher(Method):
     """Keywords between query markers; staged rewards for form, searching and answer (paper, section 3)."""
 
     name: ClassVar[str] = "r1_searcher"
-    tags: ClassVar[tuple[str, ...]] = (
+    tags: tuple[str, ...] = (
         *(BEGIN_QUERY, END_QUERY, BEGIN_DOCUMENTS, END_DOCUMENTS),
         *("<think>", "</think>", "<answer>", "</answer>"),
     )

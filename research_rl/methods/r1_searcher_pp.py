@@ -78,7 +78,7 @@ class R1SearcherPP(Method):
 
     name: ClassVar[str] = "r1_searcher_pp"
     stop = ("</external>",)
-    tags: ClassVar[tuple[str, ...]] = (
+    tags: tuple[str, ...] = (
         *("<internal>", "</internal>", "<external>", "</external>", "<document>", "</document>"),
         "\\boxed{",
     )

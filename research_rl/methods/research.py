@@ -24,7 +24,7 @@ class ReSearch(Method):
 
     name: ClassVar[str] = "research"
     stop = ("</search>",)
-    tags: ClassVar[tuple[str, ...]] = (
+    tags: tuple[str, ...] = (
         *("<think>", "</think>", "<search>", "</search>", "<result>", "</result>", "<answer>", "</answer>"),
         "\\boxed{",
     )

@@ -49,7 +49,7 @@ class SearchR1(Method):
 
     name: ClassVar[str] = "search_r1"
     stop = ("</search>", "</answer>")
-    tags: ClassVar[tuple[str, ...]] = (
+    tags: tuple[str, ...] = (
         *("<think>", "</think>", "<search>", "</search>", "<information>", "</information>", "<answer>", "</answer>"),
     )
     observed = re.compile(  # passages; and hints, ours or the original's

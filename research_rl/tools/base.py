@@ -55,6 +55,7 @@ class Tool(ABC):
             return f"{self.name} needs {', '.join(missing)}"
         if unknown := [name for name in arguments if name not in properties]:
             return f"{self.name} takes {', '.join(properties)}; got {', '.join(map(str, unknown))}"
+        value: Any
         for name, value in arguments.items():
             kind = properties[name]["type"]
             # a bool is an int in Python, and not in JSON

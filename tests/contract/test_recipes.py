@@ -14,6 +14,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from research_rl.methods.base import method_names
 from research_rl.training.settings import Settings
 from research_rl.training.train import jobs, stage_overrides, stages_of
 from research_rl.verl_plugin.doctor.examine import RECIPE, examine, refuse
@@ -53,7 +54,7 @@ def test_a_recipe_and_each_of_its_stages_pass_the_checks_made_before_training(re
         refuse(examine(setup, [check for check in RECIPE if check.name not in ("service", "data", "coverage")]))
         set_engine_length(setup)
         assert config.actor_rollout_ref.rollout.max_model_len >= budget
-        assert settings.load().name in ("research", "r1_searcher", "r1_searcher_pp", "search_r1")
+        assert settings.load().name in method_names()
     assert next(jobs(recipe, tmp_path, [])).command
 
 

@@ -13,10 +13,12 @@ pytest.importorskip("tokenizers")
 from research_rl.codec import encode_row
 from research_rl.errors import ConfigError, RetrievalError
 from research_rl.methods.base import check_method, load_method
+from research_rl.methods.tool_calls import ToolCallsMethod
 from research_rl.rollout import Generation, observe, rollout
 from research_rl.scoring import trajectory_metrics
-from research_rl.tools.base import Tool, Toolbox, load_tools
+from research_rl.tools.base import Tool, Toolbox
 from research_rl.tools.formats import FORMATS
+from research_rl.tools.open import OpenTool
 from research_rl.types import Answer, Budget, Invalid, OpenedPage, Passage, StopReason, ToolCalls
 from tests.tool_families import FAMILIES, codec_of
 
@@ -173,10 +175,10 @@ def test_long_results_are_shortened_evenly_to_the_limit():
 
 
 def test_a_tool_has_a_budget_of_its_own():
-    class Once(type(load_tools(["open"])["open"])):
+    class Once(OpenTool):
         max_calls = 1
 
-    method = load_method("tool_calls")
+    method = ToolCallsMethod()
     method.tools = {**method.tools, "open": Once()}
     done, _, service = roll([call("open", id="w1"), call("open", id="w1"), "\\boxed{x}"], method=method)
     assert "may be called 1 times" in done.turns[1].observation
@@ -200,7 +202,7 @@ class Clock(Tool):
 
 
 def test_a_tool_of_ones_own_is_named_by_its_path():
-    method = load_method("tool_calls", tools=["search", f"{__name__}.Clock"])
+    method = ToolCallsMethod(tools=["search", f"{__name__}.Clock"])
     done, _, _ = roll([call("clock"), "\\boxed{noon}"], method=method)
     assert "noon" in done.turns[0].observation
     assert [tool["function"]["name"] for tool in method.prompt("?")["tools"]] == ["search", "clock"]

@@ -11,6 +11,7 @@ pytest.importorskip("tokenizers")
 from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError
 from research_rl.methods.base import load_method
+from research_rl.methods.tool_calls import ToolCallsMethod
 from research_rl.tools.formats import FORMATS, format_of
 from tests.models import tokenizer_like
 from tests.tool_families import FAMILIES, codec_of, tokenizer_of
@@ -19,7 +20,7 @@ PIECES = [
     "Marie Curie", "é€𝔘", "{}", '{"name": "search"}', "<tool_call>", "</tool_response>", "\\", '"', "'", "\n", "  ", "<b>", "</think>", "%",
     "{{ x }}", "{% if %}", "&amp;", "1867", "<parameter=query>",
 ]  # fmt: skip
-SEARCH = load_method("tool_calls").prompt("?")["tools"]  # type: ignore[call-overload,index]  # a conversation
+SEARCH = ToolCallsMethod().prompt("?")["tools"]
 
 
 def text(chance: random.Random, pieces=PIECES) -> str:

@@ -55,15 +55,14 @@ class Tool(ABC):
             return f"{self.name} needs {', '.join(missing)}"
         if unknown := [name for name in arguments if name not in properties]:
             return f"{self.name} takes {', '.join(properties)}; got {', '.join(map(str, unknown))}"
-        value: Any
         for name, value in arguments.items():
             kind = properties[name]["type"]
             # a bool is an int in Python, and not in JSON
             if not isinstance(value, _TYPES[kind]) or (isinstance(value, bool) and kind != "boolean"):
                 return f"{name} must be of type {kind}"
-            if kind == "string" and not value.strip():
+            if isinstance(value, str) and not value.strip():
                 return f"{name} is empty"
-            if kind == "string" and any(
+            if isinstance(value, str) and any(
                 "\ud800" <= character <= "\udfff" for character in value
             ):  # JSON can say it, UTF-8 cannot
                 return f"{name} holds half a surrogate pair"

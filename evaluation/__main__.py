@@ -12,7 +12,15 @@ from typing import Any
 from evaluation.config import defaults_from
 from evaluation.judge import add_judge
 from evaluation.rescore import rescore_file
-from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError, missing_extra
+from research_rl.errors import (
+    ConfigError,
+    DataError,
+    GenerationError,
+    JudgeError,
+    MissingExtraError,
+    RetrievalError,
+    missing_extra,
+)
 from research_rl.inference.served import TOP_K, add_model, add_questions, add_sampling
 from research_rl.methods.base import load_method
 from research_rl.metrics import METRICS, NORMALIZERS
@@ -47,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         add_report(commands)
         options = parser.parse_args(arguments)
         result = options.run(options)
-    except (ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError) as error:
+    except (ConfigError, DataError, GenerationError, JudgeError, MissingExtraError, RetrievalError) as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

@@ -34,6 +34,14 @@ class QueryFailedError(RetrievalError):
     """The service answers other queries, but refuses this one or fails on it. No outage: asking again changes nothing."""
 
 
+class JudgeError(ConnectionError):
+    """The judge refuses everything, or too many answers got no verdict. A fault of the machinery, never of the policy."""
+
+
+class NoVerdictError(JudgeError):
+    """The judge gave no verdict on one answer, although it was asked again."""
+
+
 class RunStoppedError(RuntimeError):
     """A training was ended because a part of it died, or because nothing moved any more."""
 

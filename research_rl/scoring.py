@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
+from dataclasses import replace
 
+from research_rl.errors import ConfigError
 from research_rl.methods.base import Method
 from research_rl.metrics import cover_em_substring, exact_match, f1
 from research_rl.types import Reward, StopReason, Trajectory
@@ -29,3 +32,30 @@ def trajectory_metrics(
         "well_formed": float(method.well_formed(trajectory)),
         "answered": float(trajectory.stop_reason is StopReason.ANSWERED),
     }
+
+
+def judged_reward(method: Method, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None) -> Reward:
+    """Return a method's reward with a judge's verdict on the answer, which is a component too (`judge`); without a verdict, its own."""
+    if judged is None:
+        return method.reward(trajectory, golden_answers)
+    reward = method.reward(trajectory, golden_answers, judged)
+    return replace(reward, components={**reward.components, "judge": judged})
+
+
+def rewards_answer(method: Method) -> bool:
+    """Return whether a method's reward depends on the final answer, so that there is something to judge; a method that does not say how an
+    answer is written is taken to do so.
+
+    Raises:
+        ConfigError: its `reward` does not take a verdict.
+    """
+    if "judged" not in inspect.signature(method.reward).parameters:
+        raise ConfigError(
+            f"the method {method.name} cannot be judged: its `reward` must take `judged`, a verdict (1.0 or 0.0) in the place of its own "
+            "metric of the answer, or None (see research_rl.methods.base.Method.reward)"
+        )
+    try:
+        trajectory = method.read(method.write_answer(" I know it.", "Oslo"))
+    except ConfigError:
+        return True
+    return method.reward(trajectory, ["Oslo"], 1.0).score != method.reward(trajectory, ["Oslo"], 0.0).score

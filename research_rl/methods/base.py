@@ -72,8 +72,12 @@ class Method(ABC):
         result. The passages are neutralised already."""
 
     @abstractmethod
-    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
-        """Score a finished trajectory."""
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
+        """Score a finished trajectory.
+
+        `judged`: a judge's verdict on the final answer, 1.0 or 0.0 (see research_rl.judge). It counts in the place of the method's own
+        metric of the answer, and of nothing else. None: there is no judge, or it gave no verdict.
+        """
 
     @abstractmethod
     def well_formed(self, trajectory: Trajectory) -> bool:
@@ -198,8 +202,6 @@ def load_template(
 def with_prompt_texts(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """Return a method's options with the text of a prompt in the place of its file (`prompt` for `prompt_file`), for other machines.
 
-    A text is cut before every `{` that follows a `$`: OmegaConf, which carries it, would take `${question}` for a reference of its own.
-
     Raises:
         ConfigError: see `load_method` and `load_template`.
     """
@@ -208,11 +210,21 @@ def with_prompt_texts(method: str, options: Mapping[str, Any]) -> dict[str, Any]
     for name, value in options.items():
         text = name.removesuffix("_file")
         if name.endswith("prompt_file") and value and text in valid:
-            pieces = re.split(r"(?<=\$)(?=\{)", _read_template(value))
-            found[text] = pieces[0] if len(pieces) == 1 else pieces
+            found[text] = prompt_pieces(value)
         else:
             found[name] = value
     return found
+
+
+def prompt_pieces(name_or_file: str) -> str | list[str]:
+    """Return a template's text as a value for OmegaConf, which would take `${question}` for a reference of its own: cut before every `{`
+    that follows a `$`.
+
+    Raises:
+        ConfigError: there is no such file.
+    """
+    pieces = re.split(r"(?<=\$)(?=\{)", _read_template(name_or_file))
+    return pieces[0] if len(pieces) == 1 else pieces
 
 
 def _read_template(name_or_file: str) -> str:

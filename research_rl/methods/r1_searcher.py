@@ -178,11 +178,12 @@ class R1Searcher(Method):
     def well_formed(self, trajectory: Trajectory) -> bool:
         return all(RULES[rule](self.judged(trajectory)) for rule in self.rules)
 
-    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
         """Return the reward of the preset; components: 1.0 per rule kept, and the parts of the score.
 
         Stage 1 (paper, equation 1): 0.5 [searched] + 0.5 [form right]; `stage1_llama` adds +1 or −1 for the answer (token cover).
-        Stage 2 (equation 2): F1 of the answer, minus 2 (`stage2_llama`: 1) if any rule is broken.
+        Stage 2 (equation 2): F1 of the answer, minus 2 (`stage2_llama`: 1) if any rule is broken. A judge's verdict stands for token cover
+        and F1.
         """
         text = self.judged(trajectory)
         kept = {rule: float(RULES[rule](text)) for rule in self.rules}
@@ -190,7 +191,7 @@ class R1Searcher(Method):
         right = 0.0
         if has_answer(text) and self.preset.answer != "none":
             metric = f1 if self.preset.answer == "f1" else cover_em_tokens
-            right = metric(answer_text(text), golden_answers, normalize_answer_spaced)
+            right = metric(answer_text(text), golden_answers, normalize_answer_spaced) if judged is None else judged
         if self.preset.stage == 2:
             parts = {"answer": right, "format": 0.0 if form else -self.preset.penalty}
         else:

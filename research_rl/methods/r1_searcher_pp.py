@@ -150,16 +150,21 @@ class R1SearcherPP(Method):
 
     def right(self, answer: str | None, golden_answers: Sequence[str]) -> bool:
         """Return whether an answer of at most `max_answer_words` words covers a golden answer's tokens."""
-        # an empty answer would cover a golden answer of which normalisation leaves nothing ("A", "The")
-        if not answer or not normalize_answer_spaced(answer) or len(answer.split()) > self._words:
-            return False
-        return bool(cover_em_tokens(answer, golden_answers, normalize_answer_spaced))
+        return self._is_short(answer) and bool(cover_em_tokens(answer or "", golden_answers, normalize_answer_spaced))
 
-    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
-        """Return 1 for a right answer, minus `format_penalty` if a rule is broken; `regroup` adds the group reward."""
+    def _is_short(self, answer: str | None) -> bool:
+        # an empty answer would cover a golden answer of which normalisation leaves nothing ("A", "The")
+        return bool(answer and normalize_answer_spaced(answer)) and len((answer or "").split()) <= self._words
+
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
+        """Return 1 for a right answer, minus `format_penalty` if a rule is broken; `regroup` adds the group reward.
+
+        A judge's verdict stands for the cover of tokens, not for the limit of words.
+        """
         text = self.judged(trajectory)
         kept = {f"rule/{rule}": float(RULES[rule](text)) for rule in self.rules}
-        answer = float(self.right(self.answer(trajectory), golden_answers))
+        said = self.answer(trajectory)
+        answer = float(self.right(said, golden_answers) if judged is None else self._is_short(said) and judged > 0)
         form = 0.0 if all(kept.values()) else -self._penalty
         return Reward(answer + form, {"answer": answer, "format": form, "group": 0.0, **kept})
 

@@ -88,20 +88,21 @@ class ReSearch(Method):
     def write_answer(self, thought: str, answer: str) -> str:
         return f"<think>{thought}</think><answer>\\boxed{{ {answer}}}</answer>"
 
-    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
-        """Return the outcome reward.
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
+        """Return the outcome reward; a judge's verdict stands for F1.
 
         Preset `code` (what the released trainer computes): 0 unless the format is right, the response ends in EOS and has a
         box; then F1 if it is positive, else 0.1. Preset `paper` (equation 2): F1 if positive, else 0.1 for a right format, else 0.
         """
         answer = self.answer(trajectory)
         overlap = f1(answer, golden_answers) if answer is not None else 0.0
+        right = overlap if answer is None or judged is None else judged
         format_right = self.well_formed(trajectory)
         if self.preset == "code":
             complete = format_right and trajectory.ended_with_eos and answer is not None
-            score = (overlap or 0.1) if complete else 0.0
+            score = (right or 0.1) if complete else 0.0
         else:
-            score = overlap or (0.1 if format_right else 0.0)
+            score = right or (0.1 if format_right else 0.0)
         return Reward(score, {"f1": overlap, "format": float(format_right)})
 
 

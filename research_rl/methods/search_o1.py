@@ -64,6 +64,7 @@ class SearchO1(Method):
         """Return whether it ended in an answer."""
         return self.answer(trajectory) is not None
 
-    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
-        right = f1(self.answer(trajectory) or "", golden_answers)
-        return Reward(right, {"f1": right})
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
+        answer = self.answer(trajectory)
+        overlap = f1(answer or "", golden_answers)
+        return Reward(overlap if answer is None or judged is None else judged, {"f1": overlap})

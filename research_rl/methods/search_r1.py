@@ -120,15 +120,15 @@ class SearchR1(Method):
         hinted = any(isinstance(turn.action, Invalid) and turn.observation for turn in trajectory.turns)
         return not hinted and valid_sequence("".join(parts))
 
-    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
-        """Return the outcome reward.
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
+        """Return the outcome reward; a judge's verdict stands for the exact match.
 
         Preset `em`: 1 if the last answer matches exactly, else 0 (equation 4). Preset `em_format`: 1 right and valid, 0.8 right but
         invalid, 0.2 wrong but valid, 0.1 wrong and invalid; without any answer 0.2 or 0 (the released trainer's format variant).
         """
         answer, valid = self.answer(trajectory), self.well_formed(trajectory)
-        right = exact_match(answer, golden_answers) if answer is not None else 0.0
-        score = right
+        exact = exact_match(answer, golden_answers) if answer is not None else 0.0
+        score = right = exact if answer is None or judged is None else judged
         if self.preset == "em_format":
             score = (1.0 if right else 0.2) if valid else 0.8 if right else 0.1 if answer is not None else 0.0
-        return Reward(score, {"em": right, "format": float(valid)})
+        return Reward(score, {"em": exact, "format": float(valid)})

@@ -8,8 +8,10 @@ from functools import cached_property
 from typing import Any
 
 from research_rl.errors import ConfigError, nearest
+from research_rl.judge import JudgeSettings
 from research_rl.methods.base import Method, load_method
 from research_rl.retrieval import RetrievalSettings
+from research_rl.scoring import rewards_answer
 from research_rl.training.health import Health
 from research_rl.training.memorisation import Memorisation, Memorises
 from research_rl.training.stages import Until
@@ -42,6 +44,7 @@ class Settings:
     trajectory_logprobs: bool = False
     attempt: float = 0.0
     memorisation: Mapping[str, Any] = field(default_factory=dict)
+    judge: Mapping[str, Any] = field(default_factory=dict)
     health: Mapping[str, Any] = field(default_factory=dict)
     stage: str = ""
     until: Mapping[str, Any] = field(default_factory=dict)
@@ -102,6 +105,11 @@ class Settings:
             raise ConfigError(
                 f"research_rl.memorisation: the method {method.name} cannot memorise (see research_rl.training.memorisation.Memorises)"
             )
+        if (judge := settings.judging()) and limit is not None and limit <= judge.deadline_s:
+            raise ConfigError(
+                f"research_rl.stalled_after_s={limit:g} would end the run while it waits for the judge, which may take "
+                f"{judge.deadline_s:g} s (judge.deadline_s): raise it"
+            )
         Until.from_mapping(settings.until or {})
         Health.from_mapping(settings.health or {})
         settings.retrieval_urls()
@@ -122,6 +130,19 @@ class Settings:
             ConfigError: see `Memorisation.from_mapping`.
         """
         return Memorisation.from_mapping(self.memorisation or {})
+
+    def judging(self) -> JudgeSettings | None:
+        """Return the checked section `judge`; None if there is no judge, or nothing to judge: the reward does not look at the answer.
+
+        Raises:
+            ConfigError: see `JudgeSettings.from_mapping` and `rewards_answer`.
+        """
+        return self._judge
+
+    @cached_property
+    def _judge(self) -> JudgeSettings | None:
+        made = JudgeSettings.from_mapping(self.judge or {})
+        return made if made.url is not None and rewards_answer(self._method) else None
 
     def budget(self, response_tokens: int) -> Budget:
         """Return the budget of one rollout."""

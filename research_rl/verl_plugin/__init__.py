@@ -24,7 +24,7 @@ def _check_recipes_first(module) -> None:
     original = module.validate_config
 
     def validate_config(config, *args, **kwargs):
-        from research_rl.errors import ConfigError, DataError, MissingExtraError, RetrievalError
+        from research_rl.errors import ConfigError, DataError, JudgeError, MissingExtraError, RetrievalError
         from research_rl.verl_plugin.checks import check_config
 
         try:
@@ -32,6 +32,7 @@ def _check_recipes_first(module) -> None:
         except (
             ConfigError,
             DataError,
+            JudgeError,
             MissingExtraError,
             RetrievalError,
         ) as error:  # a user's mistake: its cause, no traceback

@@ -11,11 +11,12 @@ from uuid import uuid4
 from research_rl.codec import HFCodec, load_codec, turn_tokens
 from research_rl.errors import DataError, QueryFailedError, RetrievalError, WrongServiceError, missing_extra
 from research_rl.health import rollout_health
+from research_rl.judge_client import Judge, Judgement
 from research_rl.methods.base import Method
 from research_rl.questions import question_of
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, rollout
-from research_rl.scoring import trajectory_metrics
+from research_rl.scoring import judged_reward, trajectory_metrics
 from research_rl.tools.base import Toolbox
 from research_rl.training.memorisation import Complete, memory
 from research_rl.training.settings import Settings
@@ -23,6 +24,7 @@ from research_rl.training.trajectory_log import TrajectoryLog
 from research_rl.types import Message, Reward, Trajectory
 from research_rl.verl_plugin.config import chat_template_kwargs, settings_of
 from research_rl.verl_plugin.groups import DroppedError, FailedQueries, Group
+from research_rl.verl_plugin.judging import Unjudged, together
 from research_rl.verl_plugin.trainer import HEALTH
 
 try:
@@ -82,6 +84,7 @@ class _Rollout:
     record: dict[str, Any]
     complete: Complete
     codec: HFCodec
+    judgement: Judgement | None = None  # None: there is no judge
 
 
 class SearchAgentLoop(AgentLoopBase):
@@ -110,6 +113,7 @@ class SearchAgentLoop(AgentLoopBase):
 
         Raises:
             RetrievalError: the service gave no answer.
+            JudgeError: see `Judge.judge`.
             DataError: the prompt is longer than `data.max_prompt_length`.
         """
         question, golden_answers = question_of(row)
@@ -148,7 +152,8 @@ class SearchAgentLoop(AgentLoopBase):
         trajectory = await rollout(
             self._method, self._codec, question, prompt_ids, self._budget, generate, client.search, toolbox
         )
-        reward = self._method.reward(trajectory, golden_answers)
+        judgement = await self._judge(question, golden_answers, self._method.answer(trajectory) or "")
+        reward = judged_reward(self._method, trajectory, golden_answers, judgement and judgement.score)
         record = {
             "step": _number(row.get("global_steps")),
             "stage": self._settings.stage,
@@ -158,6 +163,7 @@ class SearchAgentLoop(AgentLoopBase):
             "data_source": str(row.get("data_source", "")),
             "golden_answers": golden_answers,
             "answer": self._method.answer(trajectory) or "",
+            **({"judge_said": judgement.said} if judgement else {}),
         }
         return AgentLoopOutput(
             prompt_ids=prompt_ids,
@@ -173,9 +179,15 @@ class SearchAgentLoop(AgentLoopBase):
                 **extra,
                 "turn_scores": [],
                 "tool_rewards": [],
-                _ROLLOUT: _Rollout(trajectory, golden_answers, reward, record, complete, self._codec),
+                _ROLLOUT: _Rollout(trajectory, golden_answers, reward, record, complete, self._codec, judgement),
             },
         )
+
+    async def _judge(self, question: str, golden_answers: Sequence[str], answer: str) -> Judgement | None:
+        if (settings := self._settings.judging()) is None:
+            return None
+        # made here, not in the constructor, so that what is wrong with it ends the run
+        return await _once_per(settings, Judge).judge(question, golden_answers, answer)
 
 
 def _sampling(parameters: Mapping[str, Any], most: int, stop: tuple[str, ...]) -> dict[str, Any]:
@@ -235,6 +247,7 @@ class _SearchAgentLoopWorker(_Worker):
         self._failed_queries = FailedQueries(self._settings.max_failed_query_share)
         # questions that were dropped since they were last asked for: of training, of a validation
         self._lost = {False: 0, True: 0}
+        self._unjudged = {False: Unjudged(), True: Unjudged()}
 
     async def fail_if_failed(self) -> None:
         """Raise the failure that ends the run, if there was one."""
@@ -249,6 +262,11 @@ class _SearchAgentLoopWorker(_Worker):
         """Return how many questions the validation that has ended (or training, since the last call) lost to failed searches."""
         lost, self._lost[validate] = self._lost[validate], 0
         return lost
+
+    async def unjudged(self, validate: bool) -> Unjudged:
+        """Return what the judge left open of the validation that has ended (or of training, since the last call)."""
+        found, self._unjudged[validate] = self._unjudged[validate], Unjudged()
+        return found
 
     async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
         rollout_config = self.config.actor_rollout_ref.rollout
@@ -295,6 +313,8 @@ class _SearchAgentLoopWorker(_Worker):
         rollout: _Rollout = output.extra_fields.pop(_ROLLOUT)
         reward, metrics = await self._groups[str(kwargs["uid"])].scored(kwargs["session_id"], rollout)
         settings = self._settings
+        if rollout.judgement:
+            self._unjudged[bool(validate)].add(rollout.judgement)
         if settings.memory().mu and not validate:
             output.extra_fields[MEMORY] = memorised = await self._memorise(rollout)
             metrics["memorised"] = float(memorised is not None)
@@ -334,7 +354,11 @@ def _score(method: Method, rollouts: Sequence[_Rollout]) -> list[_Scored]:
     """Return the rewards of all rollouts of a question, which may depend on one another, and their figures."""
     rewards = method.regroup([one.trajectory for one in rollouts], [one.reward for one in rollouts])
     return [
-        (reward, trajectory_metrics(method, one.trajectory, one.golden_answers, reward))
+        (
+            reward,
+            trajectory_metrics(method, one.trajectory, one.golden_answers, reward)
+            | (one.judgement.figures() if one.judgement else {}),
+        )
         for one, reward in zip(rollouts, rewards, strict=True)
     ]
 
@@ -361,3 +385,7 @@ class SearchAgentLoopManager(AgentLoopManagerTQ):
     def lost_questions(self, validate: bool = True) -> int:
         """Return how many questions the validation that has just ended (or training, since the last call) lost to failed searches."""
         return sum(ray.get([worker.lost_questions.remote(validate) for worker in self.agent_loop_workers]))
+
+    def unjudged(self, validate: bool) -> Unjudged:
+        """Return what the judge left open of the validation that has just ended (or of training, since the last call)."""
+        return together(ray.get([worker.unjudged.remote(validate) for worker in self.agent_loop_workers]))

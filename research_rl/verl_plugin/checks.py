@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import OmegaConf, open_dict
 
-from research_rl.methods.base import with_prompt_texts
+from research_rl.methods.base import prompt_pieces, with_prompt_texts
 from research_rl.training.rollback import LR_FROM_CONFIG
 from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.verl_plugin.config import settings_of
@@ -33,6 +33,7 @@ def check_config(config: Any) -> None:
         ConfigError: a setting cannot work, or errors of several kinds were found; the message has all of them.
         DataError: a question cannot be trained on.
         RetrievalError: a retrieval service that the run needs does not answer.
+        JudgeError: the judge does not.
     """
     if "research_rl" not in config:
         return
@@ -52,6 +53,8 @@ def check_config(config: Any) -> None:
     with open_dict(config):
         config.research_rl.attempt = time.time()
         config.research_rl.method_options = with_prompt_texts(settings.method, settings.method_options or {})
+        if (judge := config.research_rl.get("judge")) and judge.get("prompt_file"):
+            judge.prompt, judge.prompt_file = prompt_pieces(judge.prompt_file), None
         if "research_rl" in config.data:  # for the data set; with its references resolved it is a copy
             config.data.research_rl = config.research_rl
         carry_environment(config)

@@ -12,6 +12,7 @@ import httpx
 
 from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, prompt_hash
+from research_rl.judge import JudgeSettings, template_hash
 from research_rl.training.export import say_dtype
 from research_rl.training.rollback import rollbacks
 from research_rl.training.settings import Settings
@@ -65,8 +66,16 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
         "step": step,
         "adv_estimator": str(config.algorithm.adv_estimator),
         "model": str(config.actor_rollout_ref.model.path),
+        **({"judge": judge_of(judge)} if (judge := settings.judging()) else {}),
         **({"rollbacks": [{key: one[key] for key in ("step", "to_step", "rule", "lr")} for one in done]} if done else {}),
     }
+
+
+def judge_of(judge: JudgeSettings) -> dict[str, Any]:
+    """Return who judged the answers, and by which prompt; nothing of how it is reached."""
+    return {
+        "model": judge.model, "prompt_sha256": template_hash(judge.template()), "replaces": judge.replaces, "ask_when": judge.ask_when,
+    }  # fmt: skip
 
 
 def indexes(settings: Settings) -> Mapping[str, Any]:

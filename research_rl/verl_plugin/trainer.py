@@ -12,6 +12,7 @@ import wrapt
 from research_rl.errors import RetrievalError
 from research_rl.health import RolloutHealth, by_name, step_health
 from research_rl.verl_plugin.health import monitor_of
+from research_rl.verl_plugin.judging import tell_unjudged
 
 HEALTH = "health"  # the field of a rollout that holds its RolloutHealth, as a mapping
 POLL_S = 0.05
@@ -48,6 +49,7 @@ def _step(step: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
     metrics.update(step_health([RolloutHealth(**row[HEALTH]) for row in rows if HEALTH in row]))
     metrics["health/lost_groups"] = trainer.agent_loop_manager.lost_questions(validate=False)
     monitor_of(trainer).judge(metrics)
+    tell_unjudged(trainer, validate=False)
     return batch
 
 
@@ -79,4 +81,5 @@ def _validate(validate: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
         raise (RetrievalError(f"{told}, and none of a batch is left to measure") if lost else error) from error
     if lost:
         print(f"research_rl: {told}: ITS FIGURES ARE THOSE OF THE REST", file=sys.stderr)
+    tell_unjudged(trainer, validate=True)
     return {**metrics, "validation/search/lost_questions": lost}

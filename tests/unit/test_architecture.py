@@ -21,6 +21,9 @@ CORE = [
     "research_rl/questions.py",
     "research_rl/retrieval.py",
     "research_rl/recall.py",
+    "research_rl/judge.py",
+    "research_rl/judge_cache.py",
+    "research_rl/judge_client.py",
     "research_rl/trajectory_files.py",
     "research_rl/health.py",
 ]

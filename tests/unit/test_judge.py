@@ -7,7 +7,7 @@ import json
 import pytest
 
 from evaluation.__main__ import main
-from evaluation.judge import CRITERIA, prompt, verdict
+from research_rl.judge import CRITERIA, criterion, prompt, verdict
 from tests.servers import json_server
 
 ROWS = [
@@ -22,7 +22,7 @@ def judge():
     """A chat server; yields its URL, what it was asked, and how it answers."""
     asked: list[str] = []
     state = {
-        "say": lambda text: "True" if "Oslo" in text.split("Predicted")[1] else "The answer is not right.\nFalse",
+        "say": lambda text: "True" if "Oslo" in text.split("predicted answer: ")[1] else "The answer is not right.\nFalse",
         "status": 200,
     }
 
@@ -95,7 +95,7 @@ def test_a_server_that_refuses_is_told(tmp_path, judge, capsys):
     url, _, state = judge
     state["status"] = 404
     assert main(arguments(tmp_path, url)) == 1
-    assert f"the judge at {url} failed: NotFoundError" in capsys.readouterr().err
+    assert f"the judge m at {url} refuses with HTTP 404: " in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -113,8 +113,8 @@ def test_the_last_verdict_counts(text, found):
     assert verdict(text) is found
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_the_prompt_shows_question_answers_and_prediction(criterion):
-    text = prompt(criterion, "Who $is it?", ["a", "b"], "c")
-    assert all(part in text for part in ("Who $is it?", '["a", "b"]', "c"))
+@pytest.mark.parametrize("name", CRITERIA)
+def test_the_prompt_shows_question_answers_and_prediction(name):
+    text = prompt(criterion(name), "Who $is it?", ["a", "b"], "c")
+    assert all(part in text for part in ('"Who $is it?"', '["a", "b"]', '"c"'))
     assert "$" not in text.replace("$is", "")

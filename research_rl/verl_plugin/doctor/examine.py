@@ -6,7 +6,18 @@ import os
 from collections.abc import Iterable, Sequence
 
 from research_rl.errors import ConfigError
-from research_rl.verl_plugin.doctor import coverage, data, environment, lengths, machine, section, service, tokenizer, training
+from research_rl.verl_plugin.doctor import (
+    coverage,
+    data,
+    environment,
+    judge,
+    lengths,
+    machine,
+    section,
+    service,
+    tokenizer,
+    training,
+)
 from research_rl.verl_plugin.doctor.finding import Check, Finding, check
 from research_rl.verl_plugin.doctor.setup import Setup
 
@@ -15,7 +26,7 @@ RECIPE = (
     *(section.section, section.sampling, section.until, section.reward),
     *(training.trainer, training.estimator, training.policy_loss, training.health, training.batches),
     *(tokenizer.model_files, tokenizer.prompt, tokenizer.tags, lengths.lengths, lengths.bucket, lengths.budgets),
-    *(service.service, data.data, coverage.coverage, machine.disk, machine.memory),
+    *(service.service, judge.judge, data.data, coverage.coverage, machine.disk, machine.memory),
 )
 
 

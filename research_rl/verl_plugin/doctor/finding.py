@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from research_rl.errors import ConfigError, DataError, MissingExtraError, RetrievalError
+from research_rl.errors import ConfigError, DataError, JudgeError, MissingExtraError, RetrievalError
 
 if TYPE_CHECKING:
     from research_rl.verl_plugin.doctor.setup import Setup
 
 Level = Literal["error", "warning", "ok"]
-MISTAKES = (ConfigError, DataError, MissingExtraError, RetrievalError)  # a user's, told without a traceback
+MISTAKES = (ConfigError, DataError, JudgeError, MissingExtraError, RetrievalError)  # a user's, told without a traceback
 
 
 @dataclass(frozen=True)

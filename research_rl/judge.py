@@ -72,9 +72,8 @@ class JudgeSettings:
             raise ConfigError(
                 f"research_rl.judge.max_fallback_share must be a share, from 0 to 1, got {made.max_fallback_share!r}"
             )
-        if not (isinstance(made.cache, str) and made.cache) and not (
-            _number(made.cache) and int(made.cache) == made.cache >= 0
-        ):
+        whole = isinstance(made.cache, int) and not isinstance(made.cache, bool) and made.cache >= 0
+        if not whole and not (isinstance(made.cache, str) and made.cache):
             raise ConfigError(
                 f"research_rl.judge.cache must be a number of verdicts kept in memory, or a file's path, got {made.cache!r}"
             )

@@ -106,7 +106,7 @@ class JudgeClient:
             response = await self._http.post(
                 "/chat/completions", json={name: value for name, value in body.items() if value is not None}
             )
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise _Unavailable(f"{type(error).__name__}: {error}") from error
         status, told = response.status_code, self._clean(response.text)
         if status in _RETRIED_STATUS:

@@ -239,9 +239,11 @@ def test_a_prompt_file_named_from_where_the_run_starts_reaches_a_worker_that_run
 
     (tmp_path / "here").mkdir()
     (tmp_path / "here" / "p.txt").write_text("Costs $$5. ${question}: $question\n")
+    (tmp_path / "here" / "j.txt").write_text("${question}, $golden_answers, $prediction\n")
     with app_in_thread(finds_nothing()) as url:
         urls = [f"research_rl.retrieval.url={url}", f"research_rl.retrieval.url_by_data_source.world_control={url}"]
         rest = ["research_rl.method_options.prompt_file=p.txt", f"run_dir={tmp_path}", "research_rl.overlong_prompts=drop"]
+        rest.append("research_rl.judge.prompt_file=j.txt")
         configuration = composed(files, *urls, *rest, f"actor_rollout_ref.model.path={WEIGHTS}")
         monkeypatch.chdir(tmp_path / "here")
         check_config(configuration)
@@ -250,13 +252,16 @@ def test_a_prompt_file_named_from_where_the_run_starts_reaches_a_worker_that_run
     code = (
         "import pickle; from research_rl.verl_plugin.config import settings_of; "
         "config = pickle.load(open('config.pickle', 'rb')); "
-        "print([settings_of(section).load().prompt('Who?') for section in (config, config.data)])"
+        "print([settings_of(section).load().prompt('Who?') for section in (config, config.data)]); "
+        "from research_rl.judge import JudgeSettings; "
+        "print(JudgeSettings.from_mapping(settings_of(config).judge).template().template)"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout == f"{['Costs $5. Who?: Who?'] * 2}\n", done.stderr[-2000:]
+    told = f"{['Costs $5. Who?: Who?'] * 2}\n${{question}}, $golden_answers, $prediction\n"
+    assert done.stdout == told, done.stderr[-2000:]
 
 
 def test_more_steps_than_the_epochs_have_are_told(files):

@@ -132,14 +132,16 @@ class ToolCallsMethod(Method):
         written = {"boxed": f"\\boxed{{{answer}}}", "tag": f"<answer>{answer}</answer>", "plain": answer}[self._form]
         return written if self._form == "plain" else f"{thought.strip()}\n{written}".lstrip()
 
-    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
-        """Return the answer's EM or F1, or `format_reward` where that is 0 and the trajectory is well-formed, less the penalties."""
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
+        """Return the answer's EM or F1 (or the judge's verdict), or `format_reward` where that is 0 and the trajectory is well-formed, less
+        the penalties."""
         answer = self.answer(trajectory)
         overlap = self._outcome(answer, golden_answers) if answer else 0.0
         formed = self.well_formed(trajectory)
         malformed = any(call.error for call in calls_of(trajectory))
         unsearched = not trajectory.searches
-        score = overlap or (self._format_reward if formed else 0.0)
+        right = overlap if answer is None or judged is None else judged
+        score = right or (self._format_reward if formed else 0.0)
         score -= self._malformed * malformed + self._unsearched * unsearched
         calls = {f"calls/{name}": float(sum(call.name == name for call in calls_of(trajectory))) for name in self.tools}
         return Reward(score, {"answer": overlap, "format": float(formed), "malformed_call": float(malformed), **calls})

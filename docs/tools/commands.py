@@ -1,0 +1,141 @@
+"""The commands' own parsers, and a page of them: `python -m docs.tools.commands` writes docs/reference/cli.md."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from unittest import mock
+
+from research_rl.files import write_text
+
+PAGE = Path(__file__).parents[1] / "reference" / "cli.md"
+COMMANDS = {  # as it is typed: (module with a `main(arguments)`, a command that makes it add all of its options)
+    "research-rl train": ("research_rl.training.train", ""),
+    "research-rl doctor": ("research_rl.verl_plugin.doctor.command", ""),
+    "research-rl view": ("research_rl.web.viewer", ""),
+    "research-rl chat": ("research_rl.web.chat", ""),
+    "research-rl export": ("research_rl.release", ""),
+    "rag-serving": ("rag_serving.cli", "serve"),
+    "python -m data_preprocess": ("data_preprocess.__main__", ""),
+    "python -m evaluation": ("evaluation.__main__", ""),
+    "python -m quickstart": ("quickstart.__main__", ""),
+    "python -m experiment": ("experiment.__main__", ""),
+}
+ALSO = {  # other names of the same
+    "python -m research_rl.train": "research-rl train",
+    "research-rl evaluate": "python -m evaluation",
+    "research-rl data": "python -m data_preprocess",
+    "research-rl serve": "rag-serving",
+}
+SECRETS = ("RETRIEVAL_TOKEN", "RAG_SERVING_MILVUS_TOKEN")  # defaults of options that must not get onto a page
+HEAD = """# Commands
+
+Every option of every command, as the commands themselves know them. Written by `python -m docs.tools.commands`; a test compares.
+
+`research-rl COMMAND` has all commands under one name: `train`, `doctor`, `view`, `chat`, `export`, and `evaluate`
+(`python -m evaluation`), `data` (`python -m data_preprocess`) and `serve` (`rag-serving`). `python -m research_rl.train` is `research-rl train`.
+`make help` lists the targets of the Makefile.
+"""
+
+
+class _CaughtError(Exception):
+    pass
+
+
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Return the parser of one of `COMMANDS`, complete with its subcommands; nothing is run."""
+    module, first = COMMANDS[command]
+    caught: list[argparse.ArgumentParser] = []
+
+    def catch(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        caught.append(parser)
+        raise _CaughtError
+
+    main = importlib.import_module(module).main
+    with (
+        mock.patch.dict("os.environ", dict.fromkeys(SECRETS, "")),
+        mock.patch.object(argparse.ArgumentParser, "parse_known_args", catch),
+        mock.patch.object(argparse.ArgumentParser, "parse_intermixed_args", catch),
+    ):
+        try:
+            main([first] if first else [])
+        except _CaughtError:
+            return caught[0]
+    raise RuntimeError(f"{command} made no parser")
+
+
+def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """Return the parsers of the subcommands, by name."""
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    return dict(groups[0].choices) if groups else {}
+
+
+def page() -> str:
+    """Return the page."""
+    return "\n".join([HEAD, *(line for command in COMMANDS for line in _command(command))]).rstrip() + "\n"
+
+
+def _command(command: str) -> Iterator[str]:
+    parser = parser_of(command)
+    yield f"## {command}\n"
+    yield _plain(parser.description or "") + "\n"
+    children = subparsers(parser)
+    if not children:
+        yield from _options(parser)
+    groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    helps = {choice.dest: choice.help for choice in groups[0]._choices_actions} if groups else {}
+    for name, child in children.items():
+        yield f"### {command} {name}\n"
+        if told := helps.get(name):
+            yield f"{_plain(told)}\n"
+        yield from _options(child)
+
+
+def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
+    rows = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
+    if not rows:
+        return
+    yield "| option | default | what |"
+    yield "|---|---|---|"
+    for action in rows:
+        yield f"| {_name(action)} | {_default(action)} | {_help(action, parser)} |"
+    yield ""
+
+
+def _name(action: argparse.Action) -> str:
+    value = "" if action.nargs == 0 else action.metavar or ("" if action.choices else action.dest.upper())
+    name = ", ".join(action.option_strings) if action.option_strings else str(action.metavar or action.dest)
+    shown = f"{name} {value}".strip() if action.option_strings else name
+    return f"`{shown}`" + (" **required**" if action.required and action.option_strings else "")
+
+
+def _default(action: argparse.Action) -> str:
+    default = action.default
+    if default is None or default is False or default in ([], {}, "", argparse.SUPPRESS) or action.required:
+        return ""
+    shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
+    return f"`{_anywhere(shown)}`"
+
+
+def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
+    told = parser._get_formatter()._expand_help(action) if action.help else ""
+    choices = "one of " + ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else ""
+    return "; ".join(part for part in (_anywhere(_plain(told)).replace("|", "\\|"), choices) if part)
+
+
+def _anywhere(text: str) -> str:
+    """Return a text without the paths of this machine."""
+    return text.replace(f"{Path(__file__).parents[2]}/", "").replace(str(Path.home()), "~")
+
+
+def _plain(text: str) -> str:
+    """Return a docstring or help text as one paragraph of Markdown."""
+    text = re.sub(r"``(.+?)``", r"`\1`", " ".join(text.split()))
+    return re.sub(r"(?<!`)<(\w+)>", r"`<\1>`", text)
+
+
+if __name__ == "__main__":
+    write_text(PAGE, page())

@@ -12,9 +12,11 @@ PORT ?= 8765
 METHODS = research,r1_searcher,r1_searcher_pp,search_r1
 wikipedia wikipedia-fresh: RUN_DIR = runs/wikipedia
 WIKIPEDIA = $(BIN)/python -m experiment recipes/wikipedia/experiment.yaml --run-dir $(RUN_DIR) --data $(DATA) --seed $(SEED) --port $(PORT)
+DOCS ?= .venv-docs
+MKDOCS = NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs
 QUICKSTART = $(BIN)/python -m quickstart --run-dir $(RUN_DIR) --seed $(SEED) --port $(PORT)
 
-.PHONY: help install quickstart quickstart-fresh wikipedia wikipedia-fresh test lint format doctor start-model clean
+.PHONY: help install quickstart quickstart-fresh wikipedia wikipedia-fresh test lint format docs docs-serve docs-reference doctor start-model clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -55,6 +57,20 @@ lint: install ## ruff and pyright
 format: install ## apply ruff
 	$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
+$(DOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip --disable-pip-version-check install --quiet $$($(PYTHON) -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])')
+	@touch $@
+
+docs: $(DOCS)/.installed ## the documentation as a site, in site/
+	$(MKDOCS) build
+
+docs-serve: $(DOCS)/.installed ## the documentation on http://127.0.0.1:8000, made anew as it is written
+	$(MKDOCS) serve
+
+docs-reference: install ## the pages and drawings of docs/ that are made of the code, the configuration and the figures
+	for name in commands configuration drawings; do $(BIN)/python -m docs.tools.$$name || exit 1; done
+
 doctor: install ## what is wrong with the environment, or with a recipe (RECIPE=…), before it is run
 	$(BIN)/research-rl doctor $(if $(RECIPE),--recipe $(RECIPE))
 
@@ -65,4 +81,4 @@ start-model: install ## make both starting models again, from their seeds (half 
 include recipes/data.mk
 
 clean: ## remove runs and environments
-	rm -rf runs $(VENV)
+	rm -rf runs site $(VENV) $(DOCS)

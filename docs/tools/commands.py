@@ -88,7 +88,7 @@ def _command(command: str) -> Iterator[str]:
     groups = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     helps = {choice.dest: choice.help for choice in groups[0]._choices_actions} if groups else {}
     for name, child in children.items():
-        yield f"### {command} {name}\n"
+        yield f"### {command.removeprefix('python -m ')} {name}\n"
         if told := helps.get(name):
             yield f"{_plain(told)}\n"
         yield from _options(child)
@@ -98,11 +98,9 @@ def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
     rows = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
     if not rows:
         return
-    yield "| option | default | what |"
-    yield "|---|---|---|"
     for action in rows:
-        yield f"| {_name(action)} | {_default(action)} | {_help(action, parser)} |"
-    yield ""
+        yield _name(action)
+        yield f":   {_help(action, parser) or chr(0xA0)}\n"
 
 
 def _name(action: argparse.Action) -> str:
@@ -112,18 +110,18 @@ def _name(action: argparse.Action) -> str:
     return f"`{shown}`" + (" **required**" if action.required and action.option_strings else "")
 
 
-def _default(action: argparse.Action) -> str:
+def _default(action: argparse.Action, told: str) -> str:
     default = action.default
     if default is None or default is False or default in ([], {}, "", argparse.SUPPRESS) or action.required:
         return ""
     shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-    return f"`{_anywhere(shown)}`"
+    return "" if "default" in told else f"default `{_anywhere(shown)}`"
 
 
 def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
     told = parser._get_formatter()._expand_help(action) if action.help else ""
     choices = "one of " + ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else ""
-    return "; ".join(part for part in (_anywhere(_plain(told)).replace("|", "\\|"), choices) if part)
+    return "; ".join(part for part in (_anywhere(_plain(told)), choices, _default(action, told)) if part)
 
 
 def _anywhere(text: str) -> str:

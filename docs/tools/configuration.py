@@ -26,12 +26,13 @@ valid one. What a run would use: `python -m verl.trainer.main_ppo --config-dir r
 def page() -> str:
     """Return the page."""
     lines, section = [HEAD], ""
-    for path, default, told in _keys(SOURCE.read_text(encoding="utf-8")):
+    for path, value, told in _keys(SOURCE.read_text(encoding="utf-8")):
         if (top := path.split(".")[0]) != section:
             section = top
-            lines += ["" if lines[-1].startswith("|") else None, f"## {section}\n", "| key | default | what |", "|---|---|---|"]
-        lines.append(f"| `{path}` | {f'`{default}`' if default else ''} | {told.replace('|', chr(92) + '|')} |")
-    return "\n".join(line for line in lines if line is not None) + "\n"
+            lines.append(f"## {section}\n")
+        default = f"default `{value}`" if value else ""
+        lines += [f"`{path}`", f":   {'; '.join(part for part in (told, default) if part)}\n"]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def _keys(text: str) -> Iterator[tuple[str, str, str]]:

@@ -36,8 +36,8 @@ HEAD = """# Commands
 Every option of every command, as the commands themselves know them. Written by `python -m docs.tools.commands`; a test compares.
 
 `research-rl COMMAND` has all commands under one name: `train`, `doctor`, `view`, `chat`, `export`, and `evaluate`
-(`python -m evaluation`), `data` (`python -m data_preprocess`) and `serve` (`rag-serving`). `python -m research_rl.train` is `research-rl train`.
-`make help` lists the targets of the Makefile.
+(`python -m evaluation`), `data` (`python -m data_preprocess`) and `serve` (`rag-serving`).
+`python -m research_rl.train` is `research-rl train`. `make help` lists the targets of the Makefile.
 """
 
 
@@ -45,9 +45,10 @@ class _CaughtError(Exception):
     pass
 
 
-def parser_of(command: str) -> argparse.ArgumentParser:
-    """Return the parser of one of `COMMANDS`, complete with its subcommands; nothing is run."""
-    module, first = COMMANDS[command]
+def parser_of(command: str, first: str = "") -> argparse.ArgumentParser:
+    """Return the parser of one of `COMMANDS`, complete with its subcommands; nothing is run. `first`: what is typed after the command."""
+    module, usual = COMMANDS[command]
+    first = first or usual
     caught: list[argparse.ArgumentParser] = []
 
     def catch(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:

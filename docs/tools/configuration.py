@@ -17,9 +17,9 @@ HEAD = """# Configuration
 A recipe is YAML over verl's own configuration. These are the keys that research-rl adds, and verl's keys that it sets, from the comments of
 [research_rl.yaml](../../research_rl/config/research_rl.yaml). Written by `python -m docs.tools.configuration`; a test compares.
 
-Set them in a recipe, or on the command line: `research-rl train RECIPE.yaml research_rl.top_k=3`. An unknown key is an error that names the nearest
-valid one. What a run would use: `python -m verl.trainer.main_ppo --config-dir recipes/research --config-name gpu --cfg job --resolve`. The rules of
-`research_rl.health` are in [health](../health.md#rules), those of a stage in [stages](../concepts/stages.md).
+Set them in a recipe, or on the command line: `research-rl train RECIPE.yaml research_rl.top_k=3`. An unknown key is an error that
+names the nearest valid one. The rules of `research_rl.health` are in [health](../health.md#rules), those of a stage in
+[stages](../concepts/stages.md).
 """
 
 

@@ -19,6 +19,7 @@ DOCS = Path(__file__).parents[1]
 ASSETS = DOCS / "assets"
 WIDTH = 720
 MONO = "ui-monospace, SFMono-Regular, Menlo, Consolas, monospace"
+SERVICE = ("your corpus or the web", "BM25, dense, hybrid", "its own process,", "its own machine")
 SANS = "system-ui, -apple-system, 'Segoe UI', Helvetica, Arial, sans-serif"
 
 
@@ -67,15 +68,14 @@ def picture(theme: Theme) -> str:
         _text(42, 209, "the passages found: masked, never trained on", theme.seen, 13.5),
         _box(510, 40, 200, 200, theme.panel, theme.line),
         _text(526, 68, "Retrieval service", theme.text, 17, 600),
-        *(
-            _text(526, y, told, theme.muted, 13.5)
-            for y, told in ((108, "your corpus or the web"), (130, "BM25, dense, hybrid"), (152, "its own process,"), (174, "its own machine"))
-        ),
+        *(_text(526, 108 + 22 * i, told, theme.muted, 13.5) for i, told in enumerate(SERVICE)),
         _arrow(392, 117, 507, 117, theme.strong),
         _text(458, 106, "query", theme.strong, 14, anchor="middle"),
         _arrow(510, 193, 396, 193, theme.seen),
         _text(458, 182, "passages", theme.seen, 14, anchor="middle"),
-        _text(10, 22, "Many rollouts of each question; a reward for each answer; better ones become likelier.", theme.muted, 14),
+        _text(
+            10, 22, "Many rollouts of each question; a reward for each answer; better ones become likelier.", theme.muted, 14
+        ),
     ]
     return _svg(250, "The trainer's model sends queries to the retrieval service and reads the passages", parts)
 
@@ -95,8 +95,13 @@ def trajectory(theme: Theme, record: dict[str, object]) -> str:
     ]
     y += 28
     for turn in record["turns"]:  # type: ignore[attr-defined]
-        for text, ink, back in ((turn["text"], theme.policy, theme.policy_back), (turn["observation"], theme.seen, theme.seen_back)):
-            lines = [part for line in text.strip().splitlines() if line for part in textwrap.wrap(line, 81, break_on_hyphens=False)]
+        for text, ink, back in (
+            (turn["text"], theme.policy, theme.policy_back),
+            (turn["observation"], theme.seen, theme.seen_back),
+        ):
+            lines = [
+                part for line in text.strip().splitlines() if line for part in textwrap.wrap(line, 81, break_on_hyphens=False)
+            ]
             if not lines:
                 continue
             height = 18 * len(lines) + 14

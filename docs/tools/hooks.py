@@ -25,7 +25,9 @@ def on_files(files: Files, config: Any) -> Files:
         for path in sorted(ROOT.glob(pattern)):
             name = path.relative_to(ROOT).as_posix()
             files.append(File.generated(config, name, abs_src_path=str(path)))
-    wanted = {target for file in files.documentation_pages() for _, target in _links(file.content_string, _source(file.src_uri))}
+    wanted = {
+        target for file in files.documentation_pages() for _, target in _links(file.content_string, _source(file.src_uri))
+    }
     for target in sorted(wanted):
         if target.is_file() and _page(target, files) is None:
             files.append(File.generated(config, _copy(target), content=target.read_text(encoding="utf-8")))

@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError, WrongServiceError
 from research_rl.training.trajectory_log import read
-from research_rl.types import Passage
+from research_rl.types import OpenedPage, Passage
 from tests.models import model_like, tokenizer_like
 
 ROOT = Path(__file__).parents[2]
@@ -111,6 +111,47 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
     assert (rollout.record["step"], rollout.record["split"], rollout.record["answer"]) == (4, "train", "Orla Venn")
     fields = output.as_dict()
     assert fields["rm_scores"].sum() == 1.0
+
+
+def test_a_trajectory_of_tool_calls_reaches_verl_with_its_frames_masked(loop_module, tokenizer, tmp_path, monkeypatch):
+    asked = []
+
+    async def search(self, queries, top_k):
+        asked.append(queries)
+        return [[Passage("7", "Orla Venn") for _ in queries]]
+
+    async def open_(self, passage_id, page=None):
+        asked.append((passage_id, page))
+        return OpenedPage([Passage("8", "She was born.")], 2, 2)
+
+    monkeypatch.setattr(loop_module.RetrievalClient, "search", search)
+    monkeypatch.setattr(loop_module.RetrievalClient, "open", open_)
+    model_like(tmp_path / "model", "qwen3")
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "model")
+    tokenizer.chat_template = (ROOT / "research_rl" / "tools" / "chatml.jinja").read_text()
+    calls = [
+        '<tool_call>\n{"name": "search", "arguments": {"query": "who"}}\n</tool_call>',
+        '<tool_call>\n{"name": "open", "arguments": {"id": "7", "page": 2}}\n</tool_call>',
+    ]
+    texts = [f"{text}<|im_end|>" for text in (*calls, "\\boxed{Orla Venn}")]
+    server = Server(tokenizer, texts)
+    configuration = config(tmp_path, method="tool_calls", max_observation_tokens=60)
+    configuration.actor_rollout_ref.model.path = str(tmp_path / "model")
+    configuration.actor_rollout_ref.rollout.prompt_length, configuration.actor_rollout_ref.rollout.response_length = 900, 900
+    configuration.data.max_prompt_length = configuration.data.max_response_length = 900
+
+    async def go():
+        return await make(loop_module, tokenizer, configuration, server).run({"temperature": 1.0}, **ROW)
+
+    output = asyncio.run(go())
+    assert output.reward_score == 1.0
+    assert asked == [["who"], ("7", 2)]
+    assert '"name": "search"' in tokenizer.decode(output.prompt_ids)
+    assert server.parameters[0]["stop"] == []
+    sampled = [t for t, m in zip(output.response_ids, output.response_mask, strict=True) if m]
+    assert sampled == [token for text in texts for token in tokenizer.encode(text)]
+    seen = tokenizer.decode([t for t, m in zip(output.response_ids, output.response_mask, strict=True) if not m])
+    assert seen.count("<tool_response>") == seen.count("<|im_start|>assistant") == 2
 
 
 def prompt_of(loop_module, folder, family, answer, section=None, data=None, begins=False):

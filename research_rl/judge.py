@@ -134,6 +134,11 @@ def prompt(template: Template, question: str, golden_answers: Sequence[str], pre
     )
 
 
+def has_word(text: str) -> bool:
+    """Return whether a text has a letter or a digit. Judges call ":" and the like right (arXiv:2507.08794)."""
+    return any(one.isalnum() for one in text)
+
+
 def quoted(text: str) -> str:
     r"""Return a JSON string on one line, with `<`, `>`, `[`, `]` and what Unicode folds into them as escapes (`\u003c`).
 

@@ -18,7 +18,7 @@ import httpx
 import tenacity
 
 from research_rl.errors import ConfigError, JudgeError, NoVerdictError
-from research_rl.judge import JudgeSettings, key, prompt, verdict
+from research_rl.judge import JudgeSettings, has_word, key, prompt, verdict
 from research_rl.judge_cache import Replies, Reply
 from research_rl.metrics import exact_match, normalize_answer
 
@@ -184,13 +184,13 @@ class Judge:
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
 
     async def judge(self, question: str, golden_answers: Sequence[str], answer: str) -> Judgement:
-        """Return whether an answer is right. An empty one is wrong, and an exact match right, without being asked about.
+        """Return whether an answer is right. One without a word is wrong, and an exact match right, without being asked about.
 
         Raises:
             JudgeError: the server refuses everything; or, with `fallback: stop`, there is no verdict on this answer.
         """
         settings, answer = self.settings, answer.strip()
-        if not answer:
+        if not answer or (not has_word(answer) and all(map(has_word, golden_answers))):
             return Judgement(False)
         # an answer of which normalisation leaves nothing ("the") would match a golden answer of the kind
         if settings.ask_when == "not_exact" and normalize_answer(answer) and exact_match(answer, golden_answers):

@@ -99,6 +99,14 @@ async def test_an_exact_match_is_right_and_an_empty_answer_wrong_without_being_a
     assert len(stub.asked) == 1
 
 
+async def test_an_answer_without_a_word_is_wrong_whatever_a_judge_would_say(stub):
+    stub.say = lambda _: "True"
+    found = await judgements(Judge(settings(stub, ask_when="always")), ":", "…")
+    assert ([one.score for one in found], stub.asked) == ([0.0] * 2, [])
+    (asked,) = await judgements(Judge(settings(stub)), "+", golden=("+", "plus"))
+    assert asked.score == 1.0
+
+
 async def test_an_answer_of_which_normalisation_leaves_nothing_is_no_exact_match(stub):
     (found,) = await judgements(Judge(settings(stub)), "the", golden=("A",))
     assert (found.score, len(stub.asked)) == (0.0, 1)

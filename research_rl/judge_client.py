@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -164,7 +164,7 @@ class Judgement:
         """1.0, 0.0, or None without a verdict."""
         return None if self.right is None else float(self.right)
 
-    def figures(self) -> Mapping[str, float]:
+    def figures(self) -> dict[str, float]:
         """Return what is logged beside a rollout's other figures."""
         return {
             "judge/asked": float(self.asked), "judge/cached": float(self.cached), "judge/fallback": float(self.right is None),

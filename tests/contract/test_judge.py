@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from omegaconf import OmegaConf
@@ -42,7 +43,7 @@ def test_every_recipe_takes_a_judge(recipe, monkeypatch):
     given = ["url=https://host/v1", "model=m", "cache=/tmp/judge.jsonl", "fallback=stop", "prompt_file=judge_research"]
     more = "+research_rl.judge.body.chat_template_kwargs.enable_thinking=false"
     config = composed(recipe, [*(f"research_rl.judge.{one}" for one in given), more])
-    section = OmegaConf.to_container(config.research_rl, resolve=True)
+    section: Any = OmegaConf.to_container(config.research_rl, resolve=True)
     settings = Settings.from_mapping(section)
     judging = settings.judging()
     assert judging is not None

@@ -129,7 +129,7 @@ def test_the_limit_of_words_is_no_part_of_the_answer_that_a_judge_decides():
 # The section.
 
 
-def section(url="http://127.0.0.1:1/v1", method="research", options=None, **judge):
+def section(url: str | None = "http://127.0.0.1:1/v1", method="research", options=None, **judge):
     judge = {"url": url, "model": "m", **judge}
     return Settings.from_mapping(
         {"method": method, "retrieval": {"url": "http://x"}, "method_options": options or {}, "judge": judge}

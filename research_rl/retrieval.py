@@ -1,5 +1,7 @@
 """The client of the retrieval service: asynchronous, with one deadline per call and bounded retries.
 
+At most `max_connections` calls are under way; the others wait for their turn, and their deadline begins with it.
+
 An outage is waited out: connection errors, time-outs, 429 and 5xx are retried with jittered exponential back-off until the deadline.
 Then, and for any other refusal, `RetrievalError` is raised. It never returns an empty result in place of an error. An answer that is none
 (a proxy's page, a list that was cut off) is an outage where the service has answered before, and the wrong service where it has not.
@@ -68,11 +70,12 @@ class RetrievalClient:
         token = settings.token or os.environ.get("RETRIEVAL_TOKEN")
         self._http = httpx.AsyncClient(
             base_url=settings.url.rstrip("/"),
-            timeout=settings.timeout_s,
+            timeout=httpx.Timeout(settings.timeout_s, pool=None),  # the pool has a connection for whoever has a turn
             headers={"Authorization": f"Bearer {token}"} if token else None,
             limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
             transport=transport,
         )
+        self._turn = asyncio.Semaphore(settings.max_connections)
         self._index_id, self._knows_service = settings.index_id, False
         self._last_success = time.monotonic()
         self._failing_since: float | None = None
@@ -116,39 +119,51 @@ class RetrievalClient:
 
     async def _persist(self, ask: Callable[[], Awaitable[_Answer]], what: str, which: str) -> _Answer:
         """Ask until there is an answer, or the deadline has passed; see `search` for what is raised."""
+        async with self._turn:  # to wait for one's turn, with thousands of rollouts, is no outage
+            return await self._persist_now(ask, what, which)
+
+    async def _persist_now(self, ask: Callable[[], Awaitable[_Answer]], what: str, which: str) -> _Answer:
         settings = self.settings
         failure: BaseException | None = None
         attempts, started = 0, time.monotonic()
         begun, failed_first = started, None
+
+        async def once() -> _Answer:
+            nonlocal attempts, begun, failure, failed_first
+            attempts += 1
+            begun = time.monotonic()
+            try:
+                answer = await ask()
+            except _Unavailable as error:
+                failure = error
+                failed_first = failed_first or time.monotonic()
+                self._failed(begun)
+                raise
+            except QueryFailedError:  # a refusal is an answer, too
+                self._answered()
+                raise
+            self._answered()
+            self._knows_service = True
+            return answer
+
         try:
             async with asyncio.timeout(settings.deadline_s):
-                async for attempt in tenacity.AsyncRetrying(
+                return await tenacity.AsyncRetrying(
                     retry=tenacity.retry_if_exception_type(_Unavailable),
                     stop=tenacity.stop_after_attempt(settings.max_attempts),
                     wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
                     reraise=True,
-                ):
-                    with attempt:
-                        attempts += 1
-                        begun = time.monotonic()
-                        try:
-                            answer = await ask()
-                        except _Unavailable as error:
-                            failure = error
-                            failed_first = failed_first or time.monotonic()
-                            self._failed(begun)
-                            raise
-                        except QueryFailedError:  # a refusal is an answer, too
-                            self._answered()
-                            raise
-                        self._answered()
-                        self._knows_service = True
-                        return answer
+                )(once)
         except TimeoutError:
             failure = failure or TimeoutError("no answer at all")
             self._failed(begun)
-        except _Unavailable as error:
-            failure = error
+            # this machine may have stood still (a virtual machine that is moved, a process that got no processor): ask once more before
+            # it is called an outage
+            with contextlib.suppress(TimeoutError, _Unavailable):
+                async with asyncio.timeout(min(settings.timeout_s, settings.deadline_s)):
+                    return await once()
+        except _Unavailable:
+            pass
         now = time.monotonic()
         answers_others = self._last_success > (failed_first or now)
         raise (QueryFailedError if answers_others else RetrievalError)(

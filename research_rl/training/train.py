@@ -278,9 +278,13 @@ def stage_overrides(
         "trainer.default_local_dir": str(directory / "checkpoints"),
         "trainer.total_training_steps": stage.until.steps,
         "hydra.run.dir": str(directory / "hydra"),
-        # the model before a later stage is the one after the stage before, which verl measured if it went on to its last step; a stage that
-        # is run again at its end is to be measured again
-        **({"trainer.val_before_train": step == stage.until.steps or (ended_early and step is None)} if number else {}),
+        # the model before a later stage is the one after the stage before, which verl measured if it went on to its last step; otherwise, and
+        # where a stage is run again at its end, the recipe says whether it is measured
+        **(
+            {"trainer.val_before_train": False}
+            if number and step != stage.until.steps and not (ended_early and step is None)
+            else {}
+        ),
         **({MODEL: str(model)} if number else {}),
         **stage.overrides,
     }

@@ -57,6 +57,39 @@ async def test_a_service_that_never_returns_is_one_error_that_names_the_url():
         assert retrieval.outage_s > 0.1
 
 
+async def test_a_machine_that_stood_still_until_the_deadline_asks_once_more_before_it_calls_that_an_outage():
+    asked = []
+
+    async def handler(request):
+        asked.append(request)
+        if len(asked) == 1:
+            await asyncio.sleep(0)
+            time.sleep(0.6)
+            await asyncio.sleep(60)
+        return httpx.Response(200, json=GOOD)
+
+    async with client(handler, deadline_s=0.5) as retrieval:
+        assert await retrieval.search(["q"], 1)
+        assert len(asked) == 2
+        assert retrieval.outage_s == 0
+
+
+async def test_many_calls_wait_for_their_turn_and_their_deadline_begins_with_it():
+    running, most = 0, 0
+
+    async def handler(request):
+        nonlocal running, most
+        running += 1
+        most = max(most, running)
+        await asyncio.sleep(0.1)
+        running -= 1
+        return httpx.Response(200, json=GOOD)
+
+    async with client(handler, deadline_s=0.5, timeout_s=0.5, max_connections=2) as retrieval:
+        await asyncio.gather(*(retrieval.search(["q"], 1) for _ in range(20)))  # a second for all of them
+    assert most == 2
+
+
 async def test_silence_is_no_outage_and_the_clock_starts_at_the_first_failure_after_an_answer():
     up = True
 

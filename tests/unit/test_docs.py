@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from docs.tools import commands, configuration, drawings
+from experiment.declaration import read_declaration
 from research_rl.methods.research import ReSearch
 from research_rl.types import Search, StopReason, Trajectory, Turn
 
@@ -182,6 +183,14 @@ def test_every_page_of_docs_stands_in_the_navigation():
     listed = set(re.findall(r"[\w/+]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8")))
     missing = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")} - listed
     assert not missing
+
+
+def test_the_experiment_of_the_tutorial_is_one(tmp_path):
+    text = (ROOT / "docs" / "tutorials" / "own_corpus.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(next(body for _, _, language, body in FENCE.findall(text) if language == "yaml"))
+    declaration = read_declaration(tmp_path / "mine.yaml")
+    named = (declaration.train, declaration.cold_start and declaration.cold_start.recipe, declaration.few_shot_prompt)
+    assert all(name and (ROOT / name).is_file() for name in named)
 
 
 def block(page: str) -> dict[str, Any]:

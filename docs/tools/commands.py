@@ -30,7 +30,7 @@ ALSO = {  # other names of the same
     "research-rl data": "python -m data_preprocess",
     "research-rl serve": "rag-serving",
 }
-SECRETS = ("RETRIEVAL_TOKEN", "RAG_SERVING_MILVUS_TOKEN")  # defaults of options that must not get onto a page
+ENVIRONMENT = ("RETRIEVAL_TOKEN", "RAG_SERVING_MILVUS_TOKEN", "XDG_CACHE_HOME")  # defaults of options come from these
 HEAD = """# Commands
 
 Every option of every command, as the commands themselves know them. Written by `python -m docs.tools.commands`; a test compares.
@@ -57,7 +57,7 @@ def parser_of(command: str, first: str = "") -> argparse.ArgumentParser:
 
     main = importlib.import_module(module).main
     with (
-        mock.patch.dict("os.environ", dict.fromkeys(SECRETS, "")),
+        mock.patch.dict("os.environ", dict.fromkeys(ENVIRONMENT, "")),
         mock.patch.object(argparse.ArgumentParser, "parse_known_args", catch),
         mock.patch.object(argparse.ArgumentParser, "parse_intermixed_args", catch),
     ):
@@ -127,7 +127,7 @@ def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
 
 def _anywhere(text: str) -> str:
     """Return a text without the paths of this machine."""
-    return text.replace(f"{Path(__file__).parents[2]}/", "").replace(str(Path.home()), "~")
+    return text.replace(f"{Path(__file__).parents[2]}/", "").replace(f"{Path.home()}/", "~/")
 
 
 def _plain(text: str) -> str:

@@ -278,8 +278,8 @@ def stage_overrides(
         "trainer.default_local_dir": str(directory / "checkpoints"),
         "trainer.total_training_steps": stage.until.steps,
         "hydra.run.dir": str(directory / "hydra"),
-        # the model before a later stage is the one after the stage before, which verl measured if it went on to its last step; otherwise, and
-        # where a stage is run again at its end, the recipe says whether it is measured
+        # the model before a later stage is the one after the stage before, which verl measured if it went on to its last step; otherwise,
+        # and where a stage is run again at its end, the recipe says whether it is measured
         **(
             {"trainer.val_before_train": False}
             if number and step != stage.until.steps and not (ended_early and step is None)

@@ -99,6 +99,15 @@ def test_if_their_means_differ_it_is_not():
     assert not equal(ours, bessel(mask) * verls("reinforce_plus_plus", rewards, mask, groups))
 
 
+def test_a_score_that_stands_on_an_observation_counts_and_is_lost_in_verls_reinforce_plus_plus():
+    mask, groups = torch.tensor([[1, 1, 0], [1, 1, 0]]), [0, 0]  # both were cut in an observation
+    scores = torch.tensor([[0.0, 0.0, 1.0], [0.0, 0.0, 0.0]])
+    ours, _ = reinforce_group_baseline(scores, scores, mask, groups)
+    assert (ours[0, :2] > 0).all()
+    assert (ours[1, :2] < 0).all()
+    assert (verls("reinforce_plus_plus", scores, mask, groups) == 0).all()
+
+
 def test_verls_trainer_knows_the_name_and_computes_ours(tmp_path):
     code = f"""
 import verl, torch, numpy as np

@@ -144,6 +144,13 @@ BROKEN = {  # sentence: (what breaks it, level, check, what is told, the remedy)
     "the estimator is unknown": (
         given("algorithm.adv_estimator=gpro"), "error", "estimator", "'gpro' is unknown; valid: ", "Choose one",
     ),
+    "the clip range is set where verl does not look": (
+        given(f"{ACTOR}.clip_ratio=0.1"), "error", "policy loss", "has no effect", "clip_ratio_high",
+    ),
+    "dynamic sampling compares what no rollout has": (
+        given("+algorithm_option=dapo", "algorithm.filter_groups.metric=acc"),
+        "error", "dynamic sampling", "valid: reward, ", "metric=reward",
+    ),
     "a group has one rollout": (given(f"{ROLLOUT}.n=1"), "error", "estimator", "leaves nothing to compare", "Raise n"),
     "batch and mini-batch do not divide": (
         given(f"{ACTOR}.ppo_mini_batch_size=12"), "error", "batches", "must be a multiple of", "ppo_mini_batch_size=16",

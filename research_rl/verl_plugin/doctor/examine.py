@@ -24,7 +24,8 @@ from research_rl.verl_plugin.doctor.setup import Setup
 ENVIRONMENT = (environment.versions, environment.verl_plugin, environment.vllm_plugin)
 RECIPE = (
     *(section.section, section.sampling, section.until, section.reward),
-    *(training.trainer, training.estimator, training.policy_loss, training.health, training.batches),
+    *(training.trainer, training.estimator, training.policy_loss, training.dynamic_sampling),
+    *(training.health, training.batches),
     *(tokenizer.model_files, tokenizer.prompt, tokenizer.tags, lengths.lengths, lengths.bucket, lengths.budgets),
     *(service.service, judge.judge, data.data, coverage.coverage, machine.disk, machine.memory),
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from research_rl.scoring import trajectory_metrics
 from research_rl.training.health import Health
 from research_rl.verl_plugin.advantages import NAME
 from research_rl.verl_plugin.doctor.finding import Finding, check, error
@@ -19,6 +20,7 @@ _GROUP = {
     *("optimal_token_baseline", "tir_optimal_token_baseline", NAME),
 }
 _BY_STD = {"grpo", "grpo_vectorized", "grpo_passk", "gdpo"}
+_CLIP = 0.2  # verl's default of all three
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
@@ -65,10 +67,29 @@ def estimator(setup: Setup) -> Iterator[Finding]:
 
 
 @check("policy loss", "the policy loss is known, and its settings are right")
-def policy_loss(setup: Setup) -> Iterable[Finding]:
-    """Check the policy loss (see policy_loss_config)."""
-    check_policy_loss(setup.config.actor_rollout_ref.actor.policy_loss)
-    return ()
+def policy_loss(setup: Setup) -> Iterator[Finding]:
+    """Check the policy loss (see policy_loss_config) and its bounds."""
+    actor = setup.config.actor_rollout_ref.actor
+    check_policy_loss(actor.policy_loss)
+    if actor.clip_ratio != _CLIP and actor.clip_ratio_low == actor.clip_ratio_high == _CLIP:
+        yield error(
+            f"{_ACTOR}.clip_ratio={actor.clip_ratio} has no effect: verl clips by clip_ratio_low and clip_ratio_high, both {_CLIP}",
+            "", f"Set {_ACTOR}.clip_ratio_low and {_ACTOR}.clip_ratio_high",
+        )  # fmt: skip
+
+
+@check("dynamic sampling", "questions are chosen by a figure that rollouts have, or not at all", "settings")
+def dynamic_sampling(setup: Setup) -> Iterator[Finding]:
+    """Check what dynamic sampling compares: verl finds out at the first batch."""
+    chosen, settings = setup.config.algorithm.filter_groups, setup.settings
+    assert settings is not None
+    if not chosen.enable:
+        return
+    method = settings.load()
+    names = ["reward", *sorted(trajectory_metrics(method, method.read(""), [""]))]
+    if chosen.metric not in names:
+        key = "algorithm.filter_groups.metric"
+        yield error(f"{key}={chosen.metric!r} is unknown; valid: {', '.join(names)}", "", f"Set {key}=reward")
 
 
 @check("health", "the health rules can be followed", "settings")

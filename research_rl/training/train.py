@@ -57,7 +57,7 @@ Launch = Callable[[Job], int]  # runs a job to its end; returns the exit code
 
 
 def load_recipe(recipe: Path) -> Mapping[str, Any]:
-    """Return the recipe's file as it stands, unresolved.
+    """Return the recipe, unresolved: its file as it stands, over the recipes beside it that its `defaults` name.
 
     Raises:
         ConfigError: there is no such file, or it is no mapping.
@@ -71,7 +71,25 @@ def load_recipe(recipe: Path) -> Mapping[str, Any]:
         raise ConfigError(f"{recipe} is no YAML: {error}") from None
     if not isinstance(content, dict):
         raise ConfigError(f"{recipe} is no recipe: expected a mapping with `defaults`")
-    return content
+    under: Mapping[str, Any] = {}
+    defaults: list[Any] = []
+    for part in content.get("defaults") or []:
+        beside = recipe.with_name(f"{part}.yaml")
+        if isinstance(part, str) and beside.is_file():
+            under = _over(under, load_recipe(beside))
+            defaults += under["defaults"]
+        else:
+            defaults.append(part)
+    return {**_over(under, content), "defaults": defaults}
+
+
+def _over(under: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return two sections as one, as Hydra puts them together: keys of the second win, down to the leaves."""
+    both = {
+        key: _over(under[key], value) if isinstance(value, Mapping) and isinstance(under.get(key), Mapping) else value
+        for key, value in content.items()
+    }
+    return {**under, **both}
 
 
 SUPERVISED = "sft_trainer_engine"  # verl's configuration of its SFT trainer, in a recipe's defaults

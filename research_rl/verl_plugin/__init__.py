@@ -52,6 +52,7 @@ def _when_imported(module: str, helper: str, function: str) -> None:
 
 
 wrapt.register_post_import_hook(_check_recipes_first, "verl.utils.config")
+_when_imported("hydra", "search_path", "install")
 _when_imported("verl.trainer.ppo.core_algos", "advantages", "register")
 _when_imported("verl.trainer.ppo.core_algos", "policy_loss", "register")
 _when_imported("verl.workers.utils.losses", "policy_loss", "log_likelihoods")

@@ -23,7 +23,7 @@ def disk(setup: Setup) -> Iterator[Finding]:
     """Compare the checkpoints that will be kept, and the one that is written before one is deleted, with the free space."""
     config, actor = setup.config, setup.config.actor_rollout_ref.actor
     if config.trainer.save_freq > 0:
-        size = checkpoint(setup.parameters, actor.checkpoint.save_contents)
+        size = checkpoint(setup.parameters, actor.checkpoint.save_contents, setup.adapter)
         key = "max_actor_ckpt_to_keep"
         yield from room_for(Path(config.trainer.default_local_dir), size, config.trainer.get(key), key)
 
@@ -55,21 +55,32 @@ def memory(setup: Setup) -> Iterator[Finding]:
     """Estimate the peak of a run, and compare it with what there is."""
     config = setup.config
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    count, text = setup.parameters, setup.model.get_text_config()
-    tokens = _micro_batch(config)
-    checkpointed = bool(config.actor_rollout_ref.model.enable_gradient_checkpointing)
+    count = setup.parameters
     if config.trainer.device == "cpu":
+        text, tokens = setup.model.get_text_config(), _micro_batch(config)
+        checkpointed = bool(config.actor_rollout_ref.model.enable_gradient_checkpointing)
         space = os.environ.get("VLLM_CPU_KVCACHE_SPACE") or CPU_ENVIRONMENT["VLLM_CPU_KVCACHE_SPACE"]
         parts = machine(count, text, tokens, checkpointed, (width(rollout.dtype), float(space) * GIB))
         yield from on_this_machine(parts, f"{_ACTOR_TOKENS} (now {tokens:,})", setup)
         return
     ranks = max(1, config.trainer.n_gpus_per_node * config.trainer.nnodes)
-    parts = training(count, text, tokens, ranks, checkpointed)
     weights = count * width(rollout.dtype, 2) / rollout.tensor_model_parallel_size
+    trained = setup.adapter or count
     resident = 0.0 if actor.fsdp_config.param_offload else count * 4 / ranks
-    resident += 0.0 if actor.fsdp_config.optimizer_offload else count * 8 / ranks
+    resident += 0.0 if actor.fsdp_config.optimizer_offload else trained * 8 / ranks
     engine = Part("engine's weights", f"{count / 1e6:,.0f} M parameters / tensor_model_parallel_size", weights)
-    yield from _on_gpus(config, parts, engine, resident)
+    yield from _on_gpus(setup, on_a_gpu(setup), engine, resident)
+
+
+def on_a_gpu(setup: Setup) -> list[Part]:
+    """Return what a GPU holds in an update; the model's configuration must be here. The engine has given up its memory by then."""
+    config = setup.config
+    model, trainer = config.actor_rollout_ref.model, config.trainer
+    ranks = max(1, trainer.n_gpus_per_node * trainer.nnodes)
+    return training(
+        setup.parameters, setup.model.get_text_config(), _micro_batch(config), ranks,
+        bool(model.enable_gradient_checkpointing), setup.adapter, bool(model.use_fused_kernels),
+    )  # fmt: skip
 
 
 _ACTOR_TOKENS = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
@@ -96,8 +107,11 @@ def on_this_machine(parts: list[Part], key: str, setup: Setup) -> Iterator[Findi
         yield ok(f"{told}; the machine has {here}")
 
 
-def _on_gpus(config: Any, parts: list[Part], engine: Part, resident: float) -> Iterator[Finding]:
-    found, wanted = gpus(), config.trainer.n_gpus_per_node
+def _on_gpus(setup: Setup, parts: list[Part], engine: Part, resident: float) -> Iterator[Finding]:
+    if "gpus" not in setup.measured:
+        setup.measured["gpus"] = gpus()
+    config, found = setup.config, setup.measured["gpus"]
+    wanted = config.trainer.n_gpus_per_node
     utilisation = config.actor_rollout_ref.rollout.gpu_memory_utilization
     peak = sum(part.size for part in parts)
     told = f"about {peak / GIB:.1f} GiB a GPU in an update: {', '.join(map(str, parts))}; {engine}"

@@ -14,7 +14,7 @@ from research_rl.errors import ConfigError, DataError
 from research_rl.questions import question_of
 from research_rl.training.settings import Settings
 from research_rl.verl_plugin.config import chat_template_kwargs
-from research_rl.verl_plugin.doctor.size import parameters
+from research_rl.verl_plugin.doctor.size import adapter_parameters, parameters
 from research_rl.verl_plugin.rows import files_of, sampled_rows
 
 _QUESTIONS = 500  # of the first file, for what asks a service
@@ -25,7 +25,7 @@ class Setup:
     """One stage of a run.
 
     `quick`: the command's ten seconds are all there is, so that of a large file a sample is looked at. `measured` holds what is the same
-    for all stages of a run: how fast each service answers.
+    for all stages of a run, or assumed: how fast each service answers, the memory, the GPUs.
     """
 
     config: Any
@@ -81,6 +81,11 @@ class Setup:
     def parameters(self) -> int:
         """The number of the model's parameters; its configuration must be here."""
         return parameters(self.model)
+
+    @cached_property
+    def adapter(self) -> int:
+        """The number of the LoRA adapter's parameters, 0 without one; the model's configuration must be here."""
+        return adapter_parameters(self.model, self.model_section)
 
     @cached_property
     def tokenizer(self) -> Any:

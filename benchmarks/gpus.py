@@ -37,6 +37,10 @@ MODELS = {  # shapes, as the models' config.json has them
         "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16, "vocab_size": 151936,
         "num_key_value_heads": 2, "tie_word_embeddings": True,
     },
+    "Qwen3-1.7B": QWEN | {
+        "model_type": "qwen3", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
+        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
+    },
     "Llama-3.1-8B": {
         "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
         "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
@@ -56,6 +60,7 @@ RECIPES = {  # recipe: model, GiB of a GPU
     "r1_searcher/gpu_lora_24gb": ("Qwen2.5-3B", 24),
     "r1_searcher_pp/gpu": ("Qwen2.5-7B", 80),
     "search_r1/gpu": ("Qwen2.5-7B", 80),
+    "tool_calls/gpu": ("Qwen3-1.7B", 80),
     "wikipedia/gpu": ("SmolLM2-135M", 80),
 }
 

@@ -1,7 +1,8 @@
 """Requests of all clients, merged into batches for the retriever's one thread.
 
 Admission is all or nothing: a request's queries enter the queue together, or `Overloaded` is raised. A query that is already
-queued or being searched is joined, not repeated. A batch holds queries of one k only, so that no answer hangs on its company.
+queued or being searched is joined, not repeated; where answers are nested (`Retriever.nested_to`), also by one for fewer hits.
+A batch holds queries of one k only, so that no answer hangs on its company.
 Requests take turns, one query each, and so do the values of k: a request of a thousand queries does not make others wait for all of them.
 While a batch is searched the next one gathers; that is batching enough under load, so `max_wait_s` is 0 unless set.
 """
@@ -20,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rag_serving import ServingError
+from rag_serving.cache import Key, answer_key
 from rag_serving.retrievers.base import Hit
 
 log = logging.getLogger("rag_serving")
@@ -50,11 +52,12 @@ class EngineHangs(Exception):
 
 @dataclass(slots=True)
 class Job:
-    """One query on its way; times are `time.perf_counter()`."""
+    """One query on its way; times are `time.perf_counter()`. `key`: what it is joined by, None where it is not."""
 
     query: str
     k: int
     done: asyncio.Future[list[Hit]]
+    key: Key | None = None
     entered: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     finished: float = 0.0
@@ -84,14 +87,17 @@ class Batcher:
         self._timeout_s, self._on_hang, self.hangs = timeout_s, on_hang, False
         self._max_batch, self._max_wait_s, self._max_queue, self._deduplicate = max_batch, max_wait_s, max_queue, deduplicate
         self._waiting: dict[int, deque[deque[Job]]] = {}  # by k, requests; of both the first has its turn next
-        self._in_flight: dict[tuple[str, int], Job] = {}
+        self._in_flight: dict[Key, Job] = {}  # of a nested query the job with the largest k
+        self._running: list[Job] = []
         self._arrived = asyncio.Event()
         self._rate = 100.0  # queries per second, moving average
         self.queued = 0
         self._task = asyncio.get_running_loop().create_task(self._run())
 
-    def submit(self, queries: Sequence[str], k: int) -> list[tuple[Job, bool]]:
+    def submit(self, queries: Sequence[str], k: int, nested_to: int = 0) -> list[tuple[Job, bool]]:
         """Admit queries; return per query its job and whether it joined one already in flight. Await the jobs by `result`.
+
+        `nested_to` is the retriever's. A job that is joined may be for more than k; its first k hits are the answer.
 
         Raises:
             Overloaded: they do not fit into the queue; none was admitted.
@@ -99,7 +105,7 @@ class Batcher:
         """
         if self.hangs and self._timeout_s is not None:
             raise EngineHangs(self._timeout_s)
-        joined = {query: self._in_flight.get((query, k)) for query in queries} if self._deduplicate else {}
+        joined = {query: self._joinable(query, k, nested_to) for query in queries} if self._deduplicate else {}
         new = sum(job is None for job in joined.values()) if self._deduplicate else len(queries)
         if new and self.queued + new > self._max_queue:
             raise Overloaded(self.queued, max(1, math.ceil(self.queued / 2 / self._rate)))
@@ -112,7 +118,8 @@ class Batcher:
                 continue
             job = Job(query, k, loop.create_future())
             if self._deduplicate:
-                joined[query] = self._in_flight[(query, k)] = job
+                job.key = answer_key(query, k, nested_to)
+                joined[query] = self._in_flight[job.key] = job
             admitted.append(job)
             jobs.append((job, known))
         if admitted:
@@ -120,6 +127,10 @@ class Batcher:
             self.queued += len(admitted)
             self._arrived.set()
         return jobs
+
+    def _joinable(self, query: str, k: int, nested_to: int) -> Job | None:
+        job = self._in_flight.get(answer_key(query, k, nested_to))
+        return job if job is not None and job.k >= k else None
 
     @staticmethod
     async def result(job: Job) -> list[Hit]:
@@ -133,7 +144,7 @@ class Batcher:
 
     async def drain(self) -> None:
         """Finish what was admitted, then end."""
-        while self.queued or self._in_flight:
+        while self.queued or self._running:
             await asyncio.sleep(0.01)
         self._task.cancel()
 
@@ -145,7 +156,7 @@ class Batcher:
                 await self._arrived.wait()
             if self._max_wait_s:
                 await self._company()
-            batch = self._take()
+            self._running = batch = self._take()
             queries, k = [job.query for job in batch], batch[0].k
             started = time.perf_counter()
             results: Sequence[list[Hit] | Exception]
@@ -166,11 +177,16 @@ class Batcher:
                 if isinstance(result, Exception):
                     self._fail(job, result)
                 else:
-                    self._in_flight.pop((job.query, job.k), None)
+                    self._forget(job)
                     job.done.set_result(result)
+            self._running = []
+
+    def _forget(self, job: Job) -> None:
+        if job.key is not None and self._in_flight.get(job.key) is job:
+            del self._in_flight[job.key]
 
     def _fail(self, job: Job, error: Exception) -> None:
-        self._in_flight.pop((job.query, job.k), None)
+        self._forget(job)
         job.done.set_exception(error)
         job.done.exception()  # seen: nobody may be waiting any more
 
@@ -184,6 +200,7 @@ class Batcher:
         self.queued = 0
         for job in [*batch, *waiting]:
             self._fail(job, EngineHangs(self._timeout_s))
+        self._running = []
         await asyncio.wait([search])
         self.hangs = False
         self._on_hang(False)

@@ -14,14 +14,23 @@ from rag_serving import MissingExtraError
 from rag_serving.retrievers.base import Hit, Retriever
 
 _ENTRY, _HIT = 500, 250  # bytes of an entry's and of a Hit's objects besides their strings, measured on CPython 3.11
+_FORM = 2  # of what is kept on disk: [k, hits]; a form of other versions is not found
 
 
 def _bytes(query: str, hits: list[Hit]) -> int:
     return _ENTRY + sys.getsizeof(query) + sum(_HIT + hit.bytes for hit in hits)
 
 
+Key = tuple[str, int | None]
+
+
+def answer_key(query: str, k: int, nested_to: int) -> Key:
+    """Return what an answer is kept by. Where answers are nested (`Retriever.nested_to`), one for the largest k serves all of them."""
+    return (query, None if k <= nested_to else k)
+
+
 class AnswerCache(LRUCache):
-    """Least recently used answers by (query, k), up to `megabytes`. One server serves one index with one set of settings.
+    """Least recently used answers by `answer_key`, up to `megabytes`. One server serves one index with one set of settings.
 
     The query counts with its answer: long queries that find nothing would otherwise be kept for nothing.
     """
@@ -29,20 +38,20 @@ class AnswerCache(LRUCache):
     def __init__(self, megabytes: float) -> None:
         super().__init__(maxsize=megabytes * 1e6, getsizeof=itemgetter(0))
 
-    def find(self, query: str, k: int) -> list[Hit] | None:
-        """Return the answer, or None if it is not kept."""
-        kept = self.get((query, k))
-        return None if kept is None else kept[1]
+    def find(self, query: str, k: int, nested_to: int = 0) -> list[Hit] | None:
+        """Return the answer, or None if none for k or more is kept."""
+        kept = self.get(answer_key(query, k, nested_to))
+        return None if kept is None or kept[1] < k else kept[2][:k]
 
-    def put(self, query: str, k: int, hits: list[Hit]) -> None:
-        """Keep an answer, unless it alone is larger than the cache."""
-        size = _bytes(query, hits)
-        if size <= self.maxsize:
-            self[query, k] = (size, hits)
+    def put(self, query: str, k: int, hits: list[Hit], nested_to: int = 0) -> None:
+        """Keep an answer, unless it alone is larger than the cache, or one for more is kept."""
+        key, size = answer_key(query, k, nested_to), _bytes(query, hits)
+        if size <= self.maxsize and self.find(query, k, nested_to) is None:
+            self[key] = (size, k, hits)
 
 
 class DiskCached(Retriever):
-    """Keeps a retriever's answers in `directory`, by (fingerprint of index and settings, query, k). Runs in the engine's thread."""
+    """Keeps a retriever's answers in `directory`, by fingerprint of index and settings, and `answer_key`. Runs in the engine's thread."""
 
     def __init__(self, retriever: Retriever, directory: Path, fingerprint: str) -> None:
         """Open or make the cache.
@@ -54,7 +63,7 @@ class DiskCached(Retriever):
             import diskcache
         except ImportError as error:
             raise MissingExtraError(error.name or "diskcache") from error
-        self._retriever, self._fingerprint = retriever, fingerprint
+        self._retriever, self._fingerprint, self.nested_to = retriever, fingerprint, retriever.nested_to
         self._kept = diskcache.Cache(str(directory))
 
     @property
@@ -65,15 +74,21 @@ class DiskCached(Retriever):
         self._retriever.warm_up()
 
     def search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        keys = [json.dumps([self._fingerprint, query, k]) for query in queries]
-        kept = [self._kept.get(key) for key in keys]
-        answers = [[Hit(*row) for row in json.loads(value)] if isinstance(value, str) else None for value in kept]
+        keys = [json.dumps([self._fingerprint, *answer_key(query, k, self.nested_to), _FORM]) for query in queries]
+        answers = [self._find(key, k) for key in keys]
         missing = [i for i, answer in enumerate(answers) if answer is None]
         if missing:
             for i, hits in zip(missing, self._retriever.search([queries[i] for i in missing], k), strict=True):
                 answers[i] = hits
-                self._kept.set(keys[i], json.dumps([(hit.id, hit.contents, hit.score) for hit in hits]))
+                self._kept.set(keys[i], json.dumps([k, [(hit.id, hit.contents, hit.score) for hit in hits]]))
         return [answer or [] for answer in answers]
+
+    def _find(self, key: str, k: int) -> list[Hit] | None:
+        kept = self._kept.get(key)
+        if not isinstance(kept, str):
+            return None
+        kept_k, rows = json.loads(kept)
+        return None if kept_k < k else [Hit(*row) for row in rows[:k]]
 
     def close(self) -> None:
         self._retriever.close()

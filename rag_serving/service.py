@@ -267,14 +267,15 @@ class Service:
             )
             raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
         searched_index.set(opened.index_id)
-        found: list[list[Hit] | None] = [cache.find(query, k) for query in queries]
+        nested_to = opened.retriever.nested_to
+        found: list[list[Hit] | None] = [cache.find(query, k, nested_to) for query in queries]
         cached = [hits is not None for hits in found]
         missing = [i for i, hits in enumerate(found) if hits is None]
         metrics.QUERIES.labels("cache").inc(len(queries) - len(missing))
         if not missing:
             return Answer(opened.index_id, [hits or [] for hits in found], cached, 0.0, 0.0)
         try:
-            jobs = batcher.submit([queries[i] for i in missing], k)
+            jobs = batcher.submit([queries[i] for i in missing], k, nested_to)
         except Overloaded as full:
             raise Refused(429, "queue_full", f"the queue is full: {full}", full.retry_after_s) from None
         except EngineHangs as hangs:
@@ -285,7 +286,7 @@ class Service:
         metrics.QUERIES.labels("engine").inc(len(jobs) - joined)
         for i, (job, known) in zip(missing, jobs, strict=True):
             try:
-                found[i] = hits = await batcher.result(job)
+                found[i] = hits = (await batcher.result(job))[:k]
             except EngineHangs as hangs:
                 raise Refused(504, "engine_timeout_s", str(hangs)) from None
             except ServingError as error:
@@ -296,7 +297,7 @@ class Service:
                 log.exception("a search failed")
                 raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
             if not known:
-                cache.put(queries[i], k, hits)
+                cache.put(queries[i], k, hits, nested_to)
         return _answer(opened.index_id, [hits or [] for hits in found], cached, [job for job, _ in jobs])
 
 

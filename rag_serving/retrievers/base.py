@@ -8,6 +8,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from urllib.parse import urlsplit
 
+ANY_K = sys.maxsize  # for `Retriever.nested_to`
+
 
 class Hit:
     """One retrieved passage; `score` is a plain float, larger is better, comparable within one query and one retriever only.
@@ -65,7 +67,13 @@ class Hit:
 
 
 class Retriever(ABC):
-    """Answers batches of queries. To add one, subclass this and name it in `rag_serving.retrievers.open_retriever`."""
+    """Answers batches of queries. To add one, subclass this and name it in `rag_serving.retrievers.open_retriever`.
+
+    `nested_to` is the largest k up to which answers are nested: the first j of k hits are the j hits of the same query, so that one answer
+    serves them all. 0, a promise of nothing, is right wherever k changes what is looked at.
+    """
+
+    nested_to: int = 0
 
     @property
     @abstractmethod
@@ -92,6 +100,8 @@ def shown(address: str) -> str:
 
 class DummyRetriever(Retriever):
     """Returns the first `k` passages whose text contains the query (any case)."""
+
+    nested_to = ANY_K  # the order is the list's
 
     def __init__(self, passages: Sequence[tuple[str, str]]) -> None:
         """`passages`: (id, contents) pairs."""

@@ -15,12 +15,14 @@ import numpy as np
 
 from rag_serving import IndexingError, MissingExtraError
 from rag_serving.corpus import Corpus
-from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.base import ANY_K, Hit, Retriever
 from rag_serving.vocabulary import Vocabulary
 
 
 class BM25(Retriever):
     """A FlashRAG BM25 index (backend bm25s) in `index_dir`, over `corpus`."""
+
+    nested_to = ANY_K  # exact, and ordered by score, then row
 
     def __init__(self, index_dir: Path, corpus: Corpus, threads: int = 1, language: str = "en") -> None:
         """Map the index; `threads` share the queries of one batch.

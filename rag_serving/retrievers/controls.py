@@ -7,11 +7,13 @@ import random
 from collections.abc import Sequence
 
 from rag_serving.corpus import Corpus
-from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.base import ANY_K, Hit, Retriever
 
 
 class RandomPassages(Retriever):
     """Returns passages of the corpus drawn by the query's hash: the same for the same query, whatever it asks."""
+
+    nested_to = 0  # random.sample draws five of a corpus otherwise than ten
 
     def __init__(self, corpus: Corpus) -> None:
         self._corpus = corpus
@@ -31,6 +33,8 @@ class RandomPassages(Retriever):
 
 class Nothing(Retriever):
     """Finds nothing."""
+
+    nested_to = ANY_K
 
     @property
     def size(self) -> int:

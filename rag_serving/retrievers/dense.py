@@ -16,17 +16,18 @@ import numpy as np
 
 from rag_serving import IndexingError, MissingExtraError
 from rag_serving.corpus import Corpus
-from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.base import ANY_K, Hit, Retriever
 from rag_serving.retrievers.encoder import Encoder
 
 _SPARE = 8  # passages asked for beyond k, among which equal scores are put in order
 
 
 class VectorEngine(ABC):
-    """Nearest neighbours by inner product."""
+    """Nearest neighbours by inner product. `nested`: whether all of the same vectors are compared, with the same scores, whatever k is."""
 
     size: int
     dimension: int
+    nested: bool = False
 
     @abstractmethod
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -49,6 +50,18 @@ def read_faiss(path: Path) -> Any:
         raise IndexingError(f"{path} is no FAISS index ({str(error).splitlines()[-1]}); build it again") from None
 
 
+def _nested(index: Any) -> bool:
+    """Whether a FAISS index looks at the same vectors for every k. HNSW's candidates and Refine's grow with it; PQ is untried."""
+    import faiss
+
+    index = faiss.downcast_index(index)
+    while isinstance(index, faiss.IndexPreTransform | faiss.IndexIDMap):
+        index = faiss.downcast_index(index.index)
+    return type(index) in (
+        faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexScalarQuantizer, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer,
+    )  # fmt: skip
+
+
 class FaissEngine(VectorEngine):
     """A FAISS index; `nprobe` (IVF), `ef_search` (HNSW) and `refine` (Refine: candidates over k) trade recall for time."""
 
@@ -58,7 +71,7 @@ class FaissEngine(VectorEngine):
 
         # FAISS 1.15 multiplies matrices only from 128,000 queries on; a batch of 32 over a Flat index is three times faster so
         faiss.cvar.distance_compute_blas_threshold = 4
-        self.size, self.dimension = self._index.ntotal, self._index.d
+        self.size, self.dimension, self.nested = self._index.ntotal, self._index.d, _nested(self._index)
         # reaches through the wrappers OPQ, PCA, Refine and IDMap, and refuses what an index does not have
         for name, value in (
             ("nprobe", nprobe),
@@ -75,6 +88,8 @@ class FaissEngine(VectorEngine):
 
 class TorchEngine(VectorEngine):
     """Exact search over a Flat index's vectors on `device`, `chunk` passages at a time; half precision on a GPU."""
+
+    nested = True
 
     def __init__(self, path: Path, device: str = "cpu", chunk: int = 1_000_000) -> None:
         """Copy the vectors to the device.
@@ -135,6 +150,7 @@ class Dense(Retriever):
                 f"the index holds vectors of {engine.dimension} numbers, the encoder makes {encoder.dimension}: another model built it"
             )
         self._engine, self._encoder, self._corpus = engine, encoder, corpus
+        self.nested_to = ANY_K if engine.nested else 0
 
     @property
     def size(self) -> int:

@@ -13,6 +13,9 @@ class Hybrid(Retriever):
 
     def __init__(self, retrievers: Sequence[Retriever], depth: int = 100, k0: int = 60) -> None:
         self._retrievers, self._depth, self._k0 = list(retrievers), depth, k0
+        self.nested_to = (
+            depth  # up to it the same hits are fused, whatever k is; the retrievers' own answers need not be nested
+        )
 
     @property
     def size(self) -> int | None:

@@ -59,6 +59,8 @@ def _manifest(described: dict[str, Any]) -> dict[str, Any]:
 class Milvus(Retriever):
     """The passages of a collection that are nearest to the query by inner product."""
 
+    nested_to = 0  # its index is approximate, and how far it looks is Milvus' affair
+
     def __init__(
         self, uri: str, collection: str, encoder: Callable[[dict[str, Any]], Encoder], token: str = "", timeout_s: float = 30.0
     ) -> None:

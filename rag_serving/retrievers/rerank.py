@@ -29,6 +29,7 @@ class Reranked(Retriever):
                 f"no cross-encoder could be loaded from {model!r} ({error}); give a folder that holds one, or a hub id"
             ) from error
         self._retriever, self._depth, self._batch_size = retriever, depth, batch_size
+        self.nested_to = depth  # up to it the same hits are reranked, whatever k is
 
     @property
     def size(self) -> int | None:

@@ -20,6 +20,8 @@ RETRY_S = 300.0  # an empty answer, or a page that could not be read, is asked f
 class WebSearch(Retriever):
     """Asks the web. A failing API fails the search; a page that cannot be read falls back to its snippet."""
 
+    nested_to = 0  # the API is told how many are wanted, and answers as it likes
+
     @property
     def size(self) -> None:
         """Nobody knows."""

@@ -13,9 +13,12 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 import gpus  # noqa: E402
 
-ONE = [recipe for recipe in gpus.RECIPES if "lora" in recipe or recipe == "tool_calls/gpu", "wikipedia/gpu"]  # meant for one GPU, and more
+ONE = [
+    recipe for recipe in gpus.RECIPES if "lora" in recipe or recipe in ("tool_calls/gpu", "wikipedia/gpu")
+]  # meant for one GPU, and more
 PARAMETERS = {  # as published
-    "Qwen2.5-7B": 7_615_616_512, "Qwen2.5-3B": 3_085_938_688, "Qwen3-1.7B": 1_720_574_976, "Llama-3.1-8B": 8_030_261_248, "SmolLM2-135M": 134_515_008,
+    "Qwen2.5-7B": 7_615_616_512, "Qwen2.5-3B": 3_085_938_688, "Qwen3-1.7B": 1_720_574_976,
+    "Llama-3.1-8B": 8_030_261_248, "SmolLM2-135M": 134_515_008,
 }  # fmt: skip
 pytestmark = pytest.mark.slow
 

@@ -212,9 +212,10 @@ async def test_an_engine_that_answers_too_few_is_an_error_not_another_querys_ans
             await batcher.result(job)
 
 
-async def test_draining_answers_what_was_admitted(thread):
+@pytest.mark.parametrize("deduplicate", [True, False])
+async def test_draining_answers_what_was_admitted(thread, deduplicate):
     engine = Engine(0.02)
-    batcher = Batcher(engine.search, thread, max_batch=1)
+    batcher = Batcher(engine.search, thread, max_batch=1, deduplicate=deduplicate)
     jobs = batcher.submit([str(i) for i in range(5)], 1)
     await batcher.drain()
     assert all(job.done.done() for job, _ in jobs)

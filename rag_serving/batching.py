@@ -2,7 +2,7 @@
 
 Admission is all or nothing: a request's queries enter the queue together, or `Overloaded` is raised. A query that is already
 queued or being searched is joined, not repeated; where answers are nested (`Retriever.nested_to`), also by one for fewer hits.
-A batch holds queries of one k only, so that no answer hangs on its company.
+One that nobody waits for any more is taken out again (`leave`). A batch holds queries of one k only: no answer hangs on its company.
 Requests take turns, one query each, and so do the values of k: a request of a thousand queries does not make others wait for all of them.
 While a batch is searched the next one gathers; that is batching enough under load, so `max_wait_s` is 0 unless set.
 """
@@ -50,14 +50,19 @@ class EngineHangs(Exception):
         return (type(self), (self.timeout_s,))
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """One query on its way; times are `time.perf_counter()`. `key`: what it is joined by, None where it is not."""
+    """One query on its way; times are `time.perf_counter()`. `key`: what it is joined by, None where it is not.
+
+    `request` holds it while it waits for its turn; `waiters` is how many wait for its answer.
+    """
 
     query: str
     k: int
     done: asyncio.Future[list[Hit]]
+    request: deque[Job]
     key: Key | None = None
+    waiters: int = 1
     entered: float = field(default_factory=time.perf_counter)
     started: float = 0.0
     finished: float = 0.0
@@ -114,9 +119,10 @@ class Batcher:
         for query in queries:
             job = joined.get(query)
             if known := job is not None:
+                job.waiters += 1
                 jobs.append((job, known))
                 continue
-            job = Job(query, k, loop.create_future())
+            job = Job(query, k, loop.create_future(), admitted)
             if self._deduplicate:
                 job.key = answer_key(query, k, nested_to)
                 joined[query] = self._in_flight[job.key] = job
@@ -142,6 +148,28 @@ class Batcher:
         """
         return await asyncio.shield(job.done)
 
+    def leave(self, jobs: Sequence[Job]) -> int:
+        """Wait no longer for these. Those that nobody else waits for and that are still queued are not searched; return how many.
+
+        Their futures are cancelled.
+        """
+        taken = 0
+        for job in jobs:
+            job.waiters -= 1
+            if job.waiters or job not in job.request:
+                continue
+            job.request.remove(job)
+            if not job.request:
+                requests = self._waiting[job.k]
+                requests.remove(job.request)
+                if not requests:
+                    del self._waiting[job.k]
+            self._forget(job)
+            job.done.cancel()
+            self.queued -= 1
+            taken += 1
+        return taken
+
     async def drain(self) -> None:
         """Finish what was admitted, then end."""
         while self.queued or self._running:
@@ -156,6 +184,8 @@ class Batcher:
                 await self._arrived.wait()
             if self._max_wait_s:
                 await self._company()
+            if not self.queued:  # all have left
+                continue
             self._running = batch = self._take()
             queries, k = [job.query for job in batch], batch[0].k
             started = time.perf_counter()
@@ -198,6 +228,8 @@ class Batcher:
         waiting = [job for requests in self._waiting.values() for request in requests for job in request]
         self._waiting.clear()
         self.queued = 0
+        for job in waiting:
+            job.request.clear()
         for job in [*batch, *waiting]:
             self._fail(job, EngineHangs(self._timeout_s))
         self._running = []

@@ -20,6 +20,7 @@ STAGE_SECONDS = Histogram(
 BATCH_SIZE = Histogram("rag_batch_size", "Queries searched together", buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024))
 QUEUED = Gauge("rag_queued", "Queries waiting", multiprocess_mode="livesum")
 REFUSED = Counter("rag_refused", "Requests refused", ["reason"])
+ABANDONED = Counter("rag_abandoned", "Queries taken out of the queue: their clients had left")
 ENGINE_FAILURES = Counter("rag_engine_failures", "Searches that raised")
 RELOADS = Counter("rag_reloads", "Reloads of the index: done or failed", ["outcome"])
 SERVED = Gauge("rag_index", "Workers that serve the index of this name", ["index_id"], multiprocess_mode="livesum")

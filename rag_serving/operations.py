@@ -20,6 +20,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from rag_serving import metrics
+from rag_serving.leaving import ClientLeft, WhileWaiting
 from rag_serving.service import Refused, searched_index
 from rag_serving.settings import Settings
 
@@ -69,13 +70,16 @@ class Guard:
                 self._admit(scope, headers)
                 body = await self._body(receive)
                 if body is not None and scope["method"] == "POST" and scope["path"] in self._direct:
-                    answer = await self._direct[scope["path"]](body)
+                    with WhileWaiting(receive):
+                        answer = await self._direct[scope["path"]](body)
                     await _send(tagged, 200, answer)
                 elif body is not None:
                     await self._app(scope, _replayed(body, receive), tagged)
             except Refused as refused:
                 if not status:
                     await respond(refused, tagged)
+            except ClientLeft:
+                status = 499  # as nginx counts it; nobody reads it
         finally:
             seconds = time.perf_counter() - started
             metrics.REQUESTS.labels(path, str(status)).inc()

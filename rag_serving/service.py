@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rag_serving import ServingError, metrics
 from rag_serving.batching import Batcher, EngineHangs, Job, Overloaded, Search
@@ -284,27 +285,45 @@ class Service:
         joined = sum(known for _, known in jobs)
         metrics.QUERIES.labels("in_flight").inc(joined)
         metrics.QUERIES.labels("engine").inc(len(jobs) - joined)
-        for i, (job, known) in zip(missing, jobs, strict=True):
-            try:
-                found[i] = hits = (await batcher.result(job))[:k]
-            except EngineHangs as hangs:
-                raise Refused(504, "engine_timeout_s", str(hangs)) from None
-            except ServingError as error:
-                metrics.ENGINE_FAILURES.inc()
-                raise Refused(502, "engine", str(error)) from error
-            except Exception as error:
-                metrics.ENGINE_FAILURES.inc()
-                log.exception("a search failed")
-                raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
-            if not known:
-                cache.put(queries[i], k, hits, nested_to)
+        try:
+            for i, (job, known) in zip(missing, jobs, strict=True):
+                hits = await self._result(batcher, job)
+                found[i] = hits[:k]
+                if not known:
+                    cache.put(queries[i], k, hits, nested_to)
+        except BaseException:  # the client left, or another query of the request failed
+            metrics.ABANDONED.inc(batcher.leave([job for job, _ in jobs]))
+            metrics.QUEUED.set(batcher.queued)
+            for job, known in jobs:
+                if not known:  # what is searched all the same is kept: the client may ask again
+                    job.done.add_done_callback(partial(_keep, cache, job, nested_to))
+            raise
         return _answer(opened.index_id, [hits or [] for hits in found], cached, [job for job, _ in jobs])
+
+    @staticmethod
+    async def _result(batcher: Batcher, job: Job) -> list[Hit]:
+        try:
+            return await batcher.result(job)
+        except EngineHangs as hangs:
+            raise Refused(504, "engine_timeout_s", str(hangs)) from None
+        except ServingError as error:
+            metrics.ENGINE_FAILURES.inc()
+            raise Refused(502, "engine", str(error)) from error
+        except Exception as error:
+            metrics.ENGINE_FAILURES.inc()
+            log.exception("a search failed")
+            raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
 
 
 def _settle() -> None:
     """Take what is loaded out of the collector's sight: each of its full passes over it would be a pause of 100 ms for every client."""
     gc.collect()
     gc.freeze()
+
+
+def _keep(cache: AnswerCache, job: Job, nested_to: int, done: asyncio.Future[list[Hit]]) -> None:
+    if not done.cancelled() and done.exception() is None:
+        cache.put(job.query, job.k, done.result(), nested_to)
 
 
 def _answer(index_id: str, hits: list[list[Hit]], cached: list[bool], jobs: list[Job]) -> Answer:

@@ -20,6 +20,7 @@ from pydantic_core import to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from rag_serving import metrics, wire, wire_v1
+from rag_serving.building import COPIED_US, DECODED_US, built
 from rag_serving.operations import Direct, Guard, respond
 from rag_serving.page import search_page
 from rag_serving.retrievers import open_retriever
@@ -140,13 +141,13 @@ def create_app(
     @post("/batch_search", wire.BatchSearchRequest, list[wire.Documents] | wire.ScoredBatch, "ReSearch")
     async def research_batch_search(request: wire.BatchSearchRequest) -> Any:
         results = (await search(request.query, request.top_n)).hits
-        found = [wire.documents(hits) for hits in results]
+        found = await built(wire.documents, COPIED_US, results)
         return [found, [wire.scores(hits) for hits in results]] if request.return_score else found
 
     @post("/queries", wire.QueriesRequest, wire.QueriesResponse, "R1-Searcher")
     async def r1_searcher_queries(request: wire.QueriesRequest) -> Any:
         results = (await search(request.queries, request.k)).hits
-        return {"queries": request.queries, "answers": [[hit.contents for hit in hits] for hits in results]}
+        return {"queries": request.queries, "answers": await built(wire.texts, DECODED_US, results)}
 
     @post("/retrieve", wire.RetrieveRequest, wire.RetrieveResponse | wire.RllmResponse, "Search-R1")
     async def search_r1_retrieve(request: wire.RetrieveRequest) -> Any:
@@ -156,7 +157,7 @@ def create_app(
         if request.query is not None and request.topk is None and request.top_k is not None:
             return {"query": request.query, "results": wire.rllm_hits(results[0])}
         form = wire.scored_documents if request.return_scores else wire.documents
-        return {"result": [form(hits) for hits in results]}
+        return {"result": await built(form, COPIED_US, results)}
 
     ours = V1(service)
 

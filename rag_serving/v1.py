@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Iterable
 from dataclasses import replace
+from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 import orjson
 
 from rag_serving import wire_v1
+from rag_serving.building import COPIED_US, DECODED_US, EXCLUDED_US, SNIPPET_US, aside, built
 from rag_serving.corpus import Corpus
 from rag_serving.lookup import Lookup, title_of
 from rag_serving.operations import request_id
@@ -38,11 +40,10 @@ class V1:
         started = time.perf_counter()
         excluded = Exclusion(request.exclude_titles, request.exclude_ids)
         answer, left_out = await self._search(request.queries, request.top_k, excluded)
+        each_us = SNIPPET_US if request.snippet else COPIED_US if request.max_characters is None else DECODED_US
         told: dict[str, Any] = {
             "request_id": request_id.get(), "index_id": answer.index_id,
-            "results": [
-                [_hit(query, hit, request) for hit in hits] for query, hits in zip(request.queries, answer.hits, strict=True)
-            ],
+            "results": await built(partial(_hits, request), each_us, answer.hits, request.queries),
             "cached": answer.cached,
         }  # fmt: skip
         if excluded:
@@ -69,7 +70,8 @@ class V1:
 
     async def _without(self, queries: list[str], k: int, excluded: Exclusion) -> tuple[Answer, list[list[Hit]]]:
         answer = await self._service.search(queries, k)
-        return answer, [[hit for hit in hits if excluded.keeps(hit)] for hits in answer.hits]
+        passages = sum(map(len, answer.hits))
+        return answer, await aside(lambda: [list(filter(excluded.keeps, hits)) for hits in answer.hits], passages, EXCLUDED_US)
 
     async def passage(self, name: str) -> dict[str, Any]:
         """Answer `/v1/passages/{id}`.
@@ -180,6 +182,10 @@ class V1:
             if self._lookup is None or self._lookup.corpus is not corpus:
                 self._lookup = Lookup(corpus)
             return self._lookup
+
+
+def _hits(request: wire_v1.SearchRequest, hits: list[Hit], query: str) -> list[Any]:
+    return [_hit(query, hit, request) for hit in hits]
 
 
 def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest) -> Any:

@@ -132,6 +132,11 @@ def documents(hits: list[Hit]) -> list[Any]:
     return [passage(hit) for hit in hits]
 
 
+def texts(hits: list[Hit]) -> list[str]:
+    """Return the contents of hits."""
+    return [hit.contents for hit in hits]
+
+
 def scores(hits: list[Hit]) -> list[float]:
     """Return the scores of hits."""
     return [hit.score for hit in hits]

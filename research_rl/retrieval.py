@@ -9,6 +9,9 @@ Then, and for any other refusal, `RetrievalError` is raised. It never returns an
 The service tells in `X-Index-Id` which index it has searched. Another one than before ends the run: half of it would have learnt from
 one corpus, and half from another.
 
+Searches of many rollouts share requests (`gathering`): the first attempt only, and only once the service is known. What is tried again goes
+by itself.
+
 How long an outage lasts is told by `outage_s`: from the first failure after a success to now. Silence alone, while nobody asks, is none.
 """
 
@@ -26,6 +29,7 @@ import httpx
 import tenacity
 
 from research_rl.errors import ConfigError, QueryFailedError, RetrievalError, WrongServiceError
+from research_rl.gathering import Gatherer
 from research_rl.types import OpenedPage, Passage
 
 _Answer = TypeVar("_Answer")
@@ -75,7 +79,7 @@ class RetrievalClient:
             limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
             transport=transport,
         )
-        self._turn = asyncio.Semaphore(settings.max_connections)
+        self._turn, self._gatherer = asyncio.Semaphore(settings.max_connections), Gatherer(self._post)
         self._index_id, self._knows_service = settings.index_id, False
         self._last_success = time.monotonic()
         self._failing_since: float | None = None
@@ -115,14 +119,16 @@ class RetrievalClient:
         if len(passage_id) > self.settings.max_query_characters or not 0 < (page or 1) < _MOST_PAGES:
             return None
         body = {"id": passage_id, "page": page}
-        return await self._persist(lambda: self._post_open(body), "a document to open", f"the passage: {passage_id[:200]!r}")
+        return await self._persist(
+            lambda first: self._post_open(body), "a document to open", f"the passage: {passage_id[:200]!r}"
+        )
 
-    async def _persist(self, ask: Callable[[], Awaitable[_Answer]], what: str, which: str) -> _Answer:
-        """Ask until there is an answer, or the deadline has passed; see `search` for what is raised."""
+    async def _persist(self, ask: Callable[[bool], Awaitable[_Answer]], what: str, which: str) -> _Answer:
+        """Ask (`ask(first)`: is it the first attempt?) until there is an answer, or the deadline has passed; see `search` for what is raised."""
         async with self._turn:  # to wait for one's turn, with thousands of rollouts, is no outage
             return await self._persist_now(ask, what, which)
 
-    async def _persist_now(self, ask: Callable[[], Awaitable[_Answer]], what: str, which: str) -> _Answer:
+    async def _persist_now(self, ask: Callable[[bool], Awaitable[_Answer]], what: str, which: str) -> _Answer:
         settings = self.settings
         failure: BaseException | None = None
         attempts, started = 0, time.monotonic()
@@ -133,7 +139,7 @@ class RetrievalClient:
             attempts += 1
             begun = time.monotonic()
             try:
-                answer = await ask()
+                answer = await ask(attempts == 1)
             except _Unavailable as error:
                 failure = error
                 failed_first = failed_first or time.monotonic()
@@ -179,6 +185,8 @@ class RetrievalClient:
     async def _post(self, queries: list[str], top_k: int) -> list[list[Passage]]:
         body = {"query": queries, "top_n": top_k, "return_score": True}
         response = await self._send("/batch_search", body)
+        if response.status_code == 413 and len(queries) > 1:  # a service that takes fewer queries at once
+            self._gatherer.most = max(1, min(self._gatherer.most, len(queries) // 2))
         if response.status_code != 200:
             raise self._refused(response, f"{len(queries)} queries")
         self._check_index(response.headers.get("x-index-id"))

@@ -1,7 +1,5 @@
 """The client of the retrieval service: asynchronous, with one deadline per call and bounded retries.
 
-At most `max_connections` calls are under way; the others wait for their turn, and their deadline begins with it.
-
 An outage is waited out: connection errors, time-outs, 429 and 5xx are retried with jittered exponential back-off until the deadline.
 Then, and for any other refusal, `RetrievalError` is raised. It never returns an empty result in place of an error. An answer that is none
 (a proxy's page, a list that was cut off) is an outage where the service has answered before, and the wrong service where it has not.
@@ -74,12 +72,14 @@ class RetrievalClient:
         token = settings.token or os.environ.get("RETRIEVAL_TOKEN")
         self._http = httpx.AsyncClient(
             base_url=settings.url.rstrip("/"),
-            timeout=httpx.Timeout(settings.timeout_s, pool=None),  # the pool has a connection for whoever has a turn
+            timeout=httpx.Timeout(
+                settings.timeout_s, pool=None
+            ),  # to wait for one's own other requests is no failure of the service
             headers={"Authorization": f"Bearer {token}"} if token else None,
             limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
             transport=transport,
         )
-        self._turn, self._gatherer = asyncio.Semaphore(settings.max_connections), Gatherer(self._post)
+        self._gatherer = Gatherer(self._post)
         self._index_id, self._knows_service = settings.index_id, False
         self._last_success = time.monotonic()
         self._failing_since: float | None = None
@@ -105,9 +105,12 @@ class RetrievalClient:
             RetrievalError: no answer before the deadline: an outage. Each message names the URL.
         """
         cut = [query[: self.settings.max_query_characters] for query in queries]
-        return await self._persist(
-            lambda: self._post(cut, top_k), f"{len(queries)} queries", f"the first query: {cut[0][:200]!r}"
-        )
+
+        async def ask(first: bool) -> list[list[Passage]]:
+            send = self._gatherer.search if first and self._knows_service else self._gatherer.alone
+            return await send(cut, top_k)
+
+        return await self._persist(ask, f"{len(queries)} queries", f"the first query: {cut[0][:200]!r}")
 
     async def open(self, passage_id: str, page: int | None = None) -> OpenedPage | None:
         """Return a page of the document that holds a passage (default: the page that does); None if there is none such.
@@ -124,11 +127,7 @@ class RetrievalClient:
         )
 
     async def _persist(self, ask: Callable[[bool], Awaitable[_Answer]], what: str, which: str) -> _Answer:
-        """Ask (`ask(first)`: is it the first attempt?) until there is an answer, or the deadline has passed; see `search` for what is raised."""
-        async with self._turn:  # to wait for one's turn, with thousands of rollouts, is no outage
-            return await self._persist_now(ask, what, which)
-
-    async def _persist_now(self, ask: Callable[[bool], Awaitable[_Answer]], what: str, which: str) -> _Answer:
+        """Ask until there is an answer, or the deadline has passed; see `search` for what is raised. `ask` is told the first attempt."""
         settings = self.settings
         failure: BaseException | None = None
         attempts, started = 0, time.monotonic()

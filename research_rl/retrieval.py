@@ -72,7 +72,7 @@ class RetrievalClient:
         token = settings.token or os.environ.get("RETRIEVAL_TOKEN")
         self._http = httpx.AsyncClient(
             base_url=settings.url.rstrip("/"),
-            timeout=httpx.Timeout(settings.timeout_s, pool=None),  # to wait for one's own requests is no failure of the service
+            timeout=settings.timeout_s,
             headers={"Authorization": f"Bearer {token}"} if token else None,
             limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
             transport=transport,

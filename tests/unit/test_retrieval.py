@@ -9,12 +9,10 @@ import time
 
 import httpx
 import pytest
-from fastapi import FastAPI
 
 from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError, WrongServiceError
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import OpenedPage, Passage
-from tests.servers import app_in_thread
 
 GOOD = [[[{"id": "1", "contents": "a"}]], [[2.5]]]
 
@@ -74,20 +72,6 @@ async def test_a_machine_that_stood_still_until_the_deadline_asks_once_more_befo
         assert await retrieval.search(["q"], 1)
         assert len(asked) == 2
         assert retrieval.outage_s == 0
-
-
-async def test_to_wait_for_a_connection_of_ones_own_is_no_failure():
-    app = FastAPI()
-
-    @app.post("/batch_search")
-    async def batch_search():
-        await asyncio.sleep(0.1)
-        return GOOD
-
-    with app_in_thread(app) as url:
-        settings = RetrievalSettings(url, timeout_s=0.4, deadline_s=20, max_attempts=1, max_connections=2)
-        async with RetrievalClient(settings) as retrieval:  # it does not know the service yet, so that nothing is gathered
-            await asyncio.gather(*(retrieval.search(["q"], 1) for _ in range(20)))  # a second for all of them
 
 
 async def test_silence_is_no_outage_and_the_clock_starts_at_the_first_failure_after_an_answer():

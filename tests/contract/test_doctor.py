@@ -204,10 +204,11 @@ def test_a_broken_set_up_is_told_with_its_remedy(broken, run_dir):
 
 @pytest.fixture(scope="module")
 def chat_model(tmp_path_factory) -> Path:
-    """A small model with a chat template, and a context for long responses."""
+    """A small model with a chat template that knows tools, and a context for long responses."""
     folder = tmp_path_factory.mktemp("model")
     shutil.copytree(WEIGHTS, folder, dirs_exist_ok=True)
     model_like(folder, "qwen3")
+    shutil.copy(ROOT / "research_rl" / "tools" / "chatml.jinja", folder / "chat_template.jinja")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 2**15}))
     return folder

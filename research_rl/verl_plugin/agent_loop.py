@@ -106,7 +106,9 @@ class SearchAgentLoop(AgentLoopBase):
         # where verl's engine has the model from: verl has copied a remote path (hdfs://…) to this machine, and the same call says whereto
         model = self.config.actor_rollout_ref.model
         directory = copy_to_local(model.path, use_shm=model.get("use_shm", False))
-        return load_codec(tokenizer, directory, self._settings.bos, chat_template_kwargs(self.data_config))
+        codec = load_codec(tokenizer, directory, self._settings.bos, chat_template_kwargs(self.data_config))
+        self._method.check_template(codec)
+        return codec
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
         """Return the trajectory of one dataset row as verl wants it, scored.

@@ -104,7 +104,7 @@ def prompt_codec(tokenizer: Any, settings: Settings, data: Any) -> HFCodec:
     """Return what makes the prompts of a run.
 
     Raises:
-        ConfigError: the method writes messages and the tokenizer has no chat template; or see `HFCodec` and `Method.check_template`.
+        ConfigError: the method writes messages and the tokenizer has no chat template; or see `HFCodec`.
     """
     method = settings.load()
     if not isinstance(method.prompt("?"), str) and not tokenizer.chat_template:
@@ -112,6 +112,4 @@ def prompt_codec(tokenizer: Any, settings: Settings, data: Any) -> HFCodec:
             f"the prompt of {method.name} is a conversation, and {tokenizer.name_or_path} has no chat template: "
             "choose research_rl.method_options.template=base, or set actor_rollout_ref.model.custom_chat_template"
         )
-    codec = HFCodec(tokenizer, bos=settings.bos, chat_template_kwargs=chat_template_kwargs(data))
-    method.check_template(codec)
-    return codec
+    return HFCodec(tokenizer, bos=settings.bos, chat_template_kwargs=chat_template_kwargs(data))

@@ -31,6 +31,7 @@ def prompt(setup: Setup) -> Iterator[Finding]:
     prompt_codec(setup.tokenizer, settings, setup.config.data)  # raises what is wrong
     if setup.codec is None or isinstance(settings.load().prompt("?"), str):
         return
+    settings.load().check_template(setup.codec)  # likewise
     if (end := setup.codec.unheeded_end()) is not None:
         yield warning(
             "the engine should end a response at the token that the chat template writes after an assistant's words",

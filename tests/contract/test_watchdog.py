@@ -121,9 +121,13 @@ def test_a_step_that_gets_on_is_left_alone():
 
 
 def test_an_interrupt_by_the_user_stays_one():
-    threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
-    with pytest.raises(KeyboardInterrupt), watch({}).watching():
-        time.sleep(5)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell has it ignored
+    try:
+        threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+        with pytest.raises(KeyboardInterrupt), watch({}).watching():
+            time.sleep(5)
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def test_the_functions_it_knows_a_part_of_a_step_by_are_the_trainers():

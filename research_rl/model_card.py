@@ -10,6 +10,7 @@ from typing import Any
 
 from research_rl.files import sha256
 from research_rl.inference.protocol import MANIFEST
+from research_rl.types import PolicyPrompt
 
 FIGURES = ("em", "f1", "cover_em_substring", "searches", "well_formed")  # of an evaluation's summary, as far as it has them
 _CARD = Template(f"""---
@@ -74,7 +75,7 @@ def card(
     name: str, manifest: Mapping[str, Any], model: Path, figures: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
 ) -> str:  # fmt: skip
     """Return the card of the model in a directory, from its manifest, summaries of evaluations, and cards of data sets."""
-    start, prompt = Path(manifest["model"]), manifest["prompt"]
+    start = Path(manifest["model"])
     limits = {
         "passages of a search (top-k)": manifest["top_k"],
         "searches": manifest["max_searches"],
@@ -90,13 +91,21 @@ def card(
         stage=f"stage {manifest['stage']}, " if manifest["stage"] else "",
         indexes="; ".join(str(index or "unknown (a foreign service)") for index in (manifest.get("indexes") or {}).values()) or "unknown",
         limits="\n".join(f"| at most: {what} | {'no limit' if most is None else most} |" for what, most in limits.items()),
-        prompt=prompt if isinstance(prompt, str) else "\n\n".join(f"{message['role']}: {message['content']}" for message in prompt),
+        prompt=_prompt(manifest["prompt"]),
         opened=f"The response is opened by {_code(manifest['prefill'])}. " if manifest["prefill"] else "",
         figures=_figures(figures), data=_data(data),
         weights="\n".join(
             f"| `{file.name}` | {file.stat().st_size:,} | `{sha256(file)}` |" for file in sorted(model.glob("*.safetensors"))
         ),
     )  # fmt: skip
+
+
+def _prompt(prompt: PolicyPrompt) -> str:
+    if isinstance(prompt, str):
+        return prompt
+    messages, tools = (prompt["messages"], prompt["tools"]) if isinstance(prompt, dict) else (prompt, [])
+    parts = [f"{message['role']}: {message['content']}" for message in messages]
+    return "\n\n".join([*parts, *(f"tool: {json.dumps(tool, ensure_ascii=False)}" for tool in tools)])
 
 
 def _code(value: Any) -> str:

@@ -63,6 +63,25 @@ def test_the_card_says_how_it_is_asked_and_what_was_measured_and_no_path_or_addr
     assert "10.0.0.7" not in card
 
 
+def test_the_card_of_a_model_that_calls_tools_has_its_messages_and_its_tools(run, tmp_path):
+    method = load_method("tool_calls")
+    of_tools = {
+        "method": "tool_calls",
+        "method_options": {},
+        "prompt": method.prompt("$question"),
+        "prompt_sha256": prompt_hash(method),
+    }
+    (run / "checkpoints" / "global_step_40" / MANIFEST).write_text(json.dumps(PROTOCOL | of_tools))
+    assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 0
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "system: Answer the question with the help of the tools." in card
+    assert "user: $question" in card
+    assert 'tool: {"type": "function", "function": {"name": "search"' in card
+    protocol = read_protocol(tmp_path / "out")
+    assert protocol is not None
+    assert protocol.method.name == "tool_calls"
+
+
 def test_what_cannot_be_exported_is_told_and_leaves_nothing(run, tmp_path, capsys):
     def told(*arguments: str) -> str:
         assert main(["export", *arguments]) == 1

@@ -41,7 +41,7 @@ class RetrievalSettings:
     """Where the service is and how long to wait for it (seconds)."""
 
     url: str
-    deadline_s: float = 180.0  # for one search, retries included
+    deadline_s: float = 180.0  # for one search, retries included; then it is asked once more (`last_attempt_s`)
     timeout_s: float = 30.0  # for one HTTP request
     max_attempts: int = 1_000
     max_connections: int = 128
@@ -57,6 +57,11 @@ class RetrievalSettings:
         for name in ("deadline_s", "timeout_s", "max_attempts", "max_connections", "max_query_characters"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"retrieval.{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def last_attempt_s(self) -> float:
+        """How long the one attempt after the deadline may take."""
+        return min(self.timeout_s, self.deadline_s)
 
 
 class _Unavailable(Exception):
@@ -163,7 +168,7 @@ class RetrievalClient:
             # this machine may have stood still (a virtual machine that is moved, a process that got no processor): ask once more before
             # it is called an outage
             with contextlib.suppress(TimeoutError, _Unavailable):
-                async with asyncio.timeout(min(settings.timeout_s, settings.deadline_s)):
+                async with asyncio.timeout(settings.last_attempt_s):
                     return await once()
         except _Unavailable:
             pass

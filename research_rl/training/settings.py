@@ -150,7 +150,8 @@ class Settings:
 
     def longest_outage_s(self) -> float:
         """Return how long the run may wait for a retrieval service before it ends by itself."""
-        return self.retrieval_for("").deadline_s + self.max_tolerated_outage_s
+        retrieval = self.retrieval_for("")
+        return retrieval.deadline_s + retrieval.last_attempt_s + self.max_tolerated_outage_s
 
     def retrieval_urls(self) -> list[str]:
         """Return the URLs of all services that the run searches in."""

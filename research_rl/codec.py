@@ -204,12 +204,12 @@ def encode_row(codec: HFCodec, row: Mapping[str, Any]) -> tuple[list[int], list[
     prompt = json.loads(row["prompt"])
     ids = codec.encode_prompt(prompt, row["prefill"])
     mask = [0] * len(ids)
-    end, messages = codec.end_of_turn(prompt), isinstance(prompt, dict)
+    end, calls_tools = codec.end_of_turn(prompt), isinstance(prompt, dict)
     for segment in row["segments"]:
-        new = codec.encode(segment["text"]) + ([end] if messages and segment["learn"] else [])
+        new = codec.encode(segment["text"]) + ([end] if calls_tools and segment["learn"] else [])
         ids += new
         mask += [int(segment["learn"])] * len(new)
-    return (ids, mask) if messages and ids[-1] == end else ([*ids, end], [*mask, 1])
+    return (ids, mask) if calls_tools else ([*ids, end], [*mask, 1])
 
 
 def turn_tokens(codec: HFCodec, trajectory: Trajectory) -> list[list[dict[str, Any]]]:

@@ -58,7 +58,7 @@ class ReSearch(Method):
                 return Invalid("</search> without <search>")
             query = text[text.rindex("<search>") + len("<search>") : -len("</search>")].strip()
             return Search(query) if query else Invalid("empty query")
-        answer = last_boxed(_answer_block(text))
+        answer = last_boxed(answer_block(text))
         return Invalid("no \\boxed{} in an <answer> block") if answer is None else Answer(answer)
 
     def render(self, passages: list[list[Passage]]) -> str:
@@ -79,7 +79,7 @@ class ReSearch(Method):
             and answers == ["<answer>", "</answer>"]
             and len(cycle) % 4 == 0
             and all(tag == _CYCLE[i % 4] for i, tag in enumerate(cycle))
-            and "\\boxed{" in _answer_block(text)
+            and "\\boxed{" in answer_block(text)
         )
 
     def write_search(self, thought: str, query: str) -> str:
@@ -106,7 +106,7 @@ class ReSearch(Method):
         return Reward(score, {"f1": overlap, "format": float(format_right)})
 
 
-def _answer_block(text: str) -> str:
+def answer_block(text: str) -> str:
     """Return the text inside the last complete `<answer>` block, or an empty string."""
     end = text.rfind("</answer>")
     start = text.rfind("<answer>", 0, end) if end >= 0 else -1

@@ -12,7 +12,7 @@ from typing import ClassVar, Literal, get_args
 
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, Prompt, TemplateCodec, known, load_template
-from research_rl.methods.research import last_boxed
+from research_rl.methods.research import answer_block, last_boxed
 from research_rl.metrics import exact_match, f1
 from research_rl.tools.base import load_tools
 from research_rl.tools.formats import broken, format_of, load_format
@@ -102,9 +102,7 @@ class ToolCallsMethod(Method):
         if self._form == "boxed":
             return last_boxed(said)
         if self._form == "tag":
-            end = said.rfind("</answer>")
-            start = said.rfind("<answer>", 0, max(end, 0))
-            return said[start + len("<answer>") : end].strip() if start >= 0 else None
+            return answer_block(said).strip()
         return said.strip()
 
     def render(self, passages: list[list[Passage]]) -> str:
@@ -114,14 +112,14 @@ class ToolCallsMethod(Method):
 
     def well_formed(self, trajectory: Trajectory) -> bool:
         """Return whether every call could be answered, every thought is closed, and the last message holds an answer."""
-        *before, last = trajectory.turns or (None,)
+        turns = trajectory.turns
         return (
-            last is not None
-            and isinstance(last.action, Answer)
+            bool(turns)
+            and isinstance(turns[-1].action, Answer)
             and trajectory.ended_with_eos
-            and all(turn is not None and isinstance(turn.action, ToolCalls) for turn in before)
+            and all(isinstance(turn.action, ToolCalls) for turn in turns[:-1])
             and not any(call.error for call in calls_of(trajectory))
-            and all(turn.text.count("<think>") <= turn.text.count("</think>") <= 1 for turn in trajectory.turns)
+            and all(turn.text.count("<think>") <= turn.text.count("</think>") <= 1 for turn in turns)
         )
 
     def write_search(self, thought: str, query: str) -> str:
@@ -137,13 +135,13 @@ class ToolCallsMethod(Method):
         the penalties."""
         answer = self.answer(trajectory)
         overlap = self._outcome(answer, golden_answers) if answer else 0.0
-        formed = self.well_formed(trajectory)
-        malformed = any(call.error for call in calls_of(trajectory))
+        formed, called = self.well_formed(trajectory), calls_of(trajectory)
+        malformed = any(call.error for call in called)
         unsearched = not trajectory.searches
         right = overlap if answer is None or judged is None else judged
         score = right or (self._format_reward if formed else 0.0)
         score -= self._malformed * malformed + self._unsearched * unsearched
-        calls = {f"calls/{name}": float(sum(call.name == name for call in calls_of(trajectory))) for name in self.tools}
+        calls = {f"calls/{name}": float(sum(call.name == name for call in called)) for name in self.tools}
         return Reward(score, {"answer": overlap, "format": float(formed), "malformed_call": float(malformed), **calls})
 
 

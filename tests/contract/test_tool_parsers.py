@@ -44,6 +44,14 @@ def test_well_formed_calls_are_read_as_vllms_parser_reads_them(name):
         assert found == calls == [(call.name, call.arguments) for call in FORMATS[name].read(text, SCHEMAS)]
 
 
+def test_a_tag_inside_an_argument_is_where_vllms_hermes_parser_differs_and_finds_no_call():
+    parser = ToolParserManager.get_tool_parser("hermes")(tokenizer_of("qwen2.5"))
+    request = ChatCompletionRequest(messages=[{"role": "user", "content": "?"}], model="m")
+    text = FORMATS["hermes"].write("search", {"query": "what is </tool_call>?"})
+    assert not parser.extract_tool_calls(text, request).tools_called
+    assert [call.arguments for call in FORMATS["hermes"].read(text, SCHEMAS)] == [{"query": "what is </tool_call>?"}]
+
+
 @pytest.mark.parametrize("name", OF)
 def test_where_neither_finds_a_call_the_message_is_an_answer(name):
     parser_name, family, _ = OF[name]

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from rag_serving.retrievers import DummyRetriever
+from tests.browser import expect, needs_chromium
 from tests.servers import in_thread
 from tests.unit.test_lookup import write
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="the page is tried out by Playwright: pip install playwright")
-expect = sync_api.expect
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+pytestmark = needs_chromium
 
 HOSTILE = "<img src=http://elsewhere.example/x onerror=alert(1)><script>alert(2)</script>"
 PASSAGES = [
@@ -37,14 +34,6 @@ def address(tmp_path_factory) -> Iterator[str]:
 def guarded() -> Iterator[str]:
     with in_thread(DummyRetriever(PASSAGES), tokens=["sesame"]) as url:
         yield url + "/"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import threading
 import time
@@ -15,14 +14,10 @@ import uvicorn
 
 from research_rl.web.viewer_app import create_viewer
 from research_rl.web.viewer_cache import Cache
+from tests.browser import expect, needs_chromium
 from tests.unit.test_viewer import HOSTILE, trajectory, write
 
-sync_api = pytest.importorskip(
-    "playwright.sync_api", reason="the page is clicked through by Playwright: pip install playwright"
-)
-expect = sync_api.expect  # the page forbids eval, which wait_for_function needs
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on PATH")
+pytestmark = needs_chromium
 
 
 @pytest.fixture(scope="module")
@@ -62,14 +57,6 @@ def address(run) -> Iterator[str]:
         yield f"http://127.0.0.1:{listening.getsockname()[1]}/"
         server.should_exit = True
         thread.join(10)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with sync_api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture

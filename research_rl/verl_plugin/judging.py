@@ -49,7 +49,7 @@ def tell_unjudged(trainer: Any, validate: bool) -> None:
     found = trainer.agent_loop_manager.unjudged(validate)
     if not found.fallbacks:
         return
-    most = JudgeSettings.from_mapping(section).max_fallback_share
+    most = section.get("max_fallback_share", JudgeSettings.max_fallback_share)
     what = (
         f"{'the validation at step' if validate else 'step'} {trainer.global_steps}: {found.fallbacks} of {found.rollouts} rollouts got no "
         f"verdict and were scored by the method's own metric"

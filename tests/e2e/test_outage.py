@@ -75,13 +75,8 @@ def wait_for_step(run_dir: Path, step: int, process: subprocess.Popen, timeout_s
     raise AssertionError(f"no step {step} in {timeout_s} s: {(run_dir / 'train.log').read_text()[-2000:]}")
 
 
-def test_an_outage_of_20_seconds_is_waited_out_and_one_for_good_ends_the_run_with_one_error(run_dir):
-    service = Service(run_dir)
-    overrides = [
-        *SMALL, "trainer.save_freq=-1", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.total_training_steps=1000",
-        f"research_rl.retrieval.deadline_s={DEADLINE_S}", "research_rl.retrieval.timeout_s=5",
-        "research_rl.max_tolerated_outage_s=30",
-    ]  # fmt: skip
+def start_verl(run_dir: Path, url: str, overrides: list[str], **environment: str) -> subprocess.Popen:
+    """Start the quickstart's recipe by verl's own command; it writes train.log."""
     command = [
         sys.executable,
         "-m",
@@ -92,14 +87,20 @@ def test_an_outage_of_20_seconds_is_waited_out_and_one_for_good_ends_the_run_wit
         "train",
         *overrides,
     ]
-    environment = CPU_ENVIRONMENT | {
-        "RUN_DIR": str(run_dir),
-        "RETRIEVAL_URL": service.url,
-        "CONTROL_RETRIEVAL_URL": service.url,
-    }
-    log = run_dir / "train.log"
     os.chdir(ROOT)
-    training = start(command, log, environment)
+    services = {"RETRIEVAL_URL": url, "CONTROL_RETRIEVAL_URL": url}
+    return start(command, run_dir / "train.log", CPU_ENVIRONMENT | {"RUN_DIR": str(run_dir), **services, **environment})
+
+
+def test_an_outage_of_20_seconds_is_waited_out_and_one_for_good_ends_the_run_with_one_error(run_dir):
+    service = Service(run_dir)
+    overrides = [
+        *SMALL, "trainer.save_freq=-1", "trainer.val_before_train=false", "trainer.test_freq=-1", "trainer.total_training_steps=1000",
+        f"research_rl.retrieval.deadline_s={DEADLINE_S}", "research_rl.retrieval.timeout_s=5",
+        "research_rl.max_tolerated_outage_s=30",
+    ]  # fmt: skip
+    log = run_dir / "train.log"
+    training = start_verl(run_dir, service.url, overrides)
     wait_for_step(run_dir, 2, training, 400)
 
     service.kill()

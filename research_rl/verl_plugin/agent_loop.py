@@ -23,6 +23,7 @@ from research_rl.training.settings import Settings
 from research_rl.training.trajectory_log import TrajectoryLog
 from research_rl.types import Message, Reward, Trajectory
 from research_rl.verl_plugin.config import chat_template_kwargs, settings_of
+from research_rl.verl_plugin.generation import merge_steps, sampling, up_to_stop
 from research_rl.verl_plugin.groups import DroppedError, FailedQueries, Group
 from research_rl.verl_plugin.judging import Unjudged, together
 from research_rl.verl_plugin.trainer import HEALTH
@@ -96,6 +97,7 @@ class SearchAgentLoop(AgentLoopBase):
         self._settings: Settings = _once_per(self.config, settings_of)
         self._method = self._settings.load()
         self._budget = self._settings.budget(self.rollout_config.response_length)
+        self._interrupted = self.config.trainer.v1.trainer_mode != "sync"
 
     @property
     def _codec(self) -> HFCodec:
@@ -130,11 +132,13 @@ class SearchAgentLoop(AgentLoopBase):
 
         async def generate(ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
             output = await self.server_manager.generate(
-                request_id=request, prompt_ids=ids, sampling_params=_sampling(sampling_params, most, stop)
+                request_id=request, prompt_ids=ids, sampling_params=sampling(sampling_params, most, stop, self._interrupted)
             )
-            _merge_steps(extra, output.extra_fields)
+            merge_steps(extra, output.extra_fields)
             _Progress.turns += 1
-            return Generation(list(output.token_ids), list(output.log_probs or ()))
+            sampled = list(output.token_ids)
+            end = up_to_stop(sampled, self._codec.decode, stop) if self._interrupted else len(sampled)
+            return Generation(sampled[:end], list(output.log_probs or ())[:end])
 
         async def complete(messages: list[Message]) -> str:
             memory = self._settings.memory()
@@ -145,7 +149,7 @@ class SearchAgentLoop(AgentLoopBase):
             limit = min(memory.max_tokens, self.rollout_config.response_length, context - len(ids))
             if limit < 1:
                 return ""  # too long to be rewritten: this one path is not accepted
-            parameters = _sampling({**sampling_params, "temperature": memory.temperature}, limit, ())
+            parameters = sampling({**sampling_params, "temperature": memory.temperature}, limit, (), self._interrupted)
             output = await self.server_manager.generate(request_id=uuid4().hex, prompt_ids=ids, sampling_params=parameters)
             ids = [number for number in output.token_ids if number not in self._codec.eos_ids]
             return self._codec.decode(ids)
@@ -190,27 +194,6 @@ class SearchAgentLoop(AgentLoopBase):
             return None
         # made here, not in the constructor, so that what is wrong with it ends the run
         return await _once_per(settings, Judge).judge(question, golden_answers, answer)
-
-
-def _sampling(parameters: Mapping[str, Any], most: int, stop: tuple[str, ...]) -> dict[str, Any]:
-    from vllm.sampling_params import RequestOutputKind
-
-    # FINAL_ONLY: verl waits for the end anyway, and one message per request instead of one per token frees the engine's process.
-    return {
-        **parameters,
-        "max_tokens": most,
-        "stop": list(stop),
-        "include_stop_str_in_output": True,
-        "skip_special_tokens": False,  # vLLM looks for stop strings in the text: a special token must be in it to be found
-        "output_kind": RequestOutputKind.FINAL_ONLY,
-    }
-
-
-def _merge_steps(extra: dict[str, Any], new: Mapping[str, Any]) -> None:
-    """Keep the oldest and the newest weights' version that a trajectory was sampled with; verl's off-policy metrics need both."""
-    for key, choose in (("min_global_steps", min), ("max_global_steps", max)):
-        if new.get(key) is not None:
-            extra[key] = choose(extra.get(key, new[key]), new[key])
 
 
 def _info(row: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -50,6 +50,7 @@ def config(tmp_path, **section):
                 },
             },
             "data": {"max_response_length": 200},
+            "trainer": {"v1": {"trainer_mode": "sync"}},
         }
     )  # fmt: skip
 
@@ -111,6 +112,35 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
     assert (rollout.record["step"], rollout.record["split"], rollout.record["answer"]) == (4, "train", "Orla Venn")
     fields = output.as_dict()
     assert fields["rm_scores"].sum() == 1.0
+
+
+def test_where_updates_interrupt_requests_what_is_sampled_behind_an_unseen_stop_string_is_dropped(
+    loop_module, tokenizer, tmp_path, monkeypatch
+):
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    async def search(self, queries, top_k):
+        return [[Passage("1", "Orla Venn")] for _ in queries]
+
+    monkeypatch.setattr(loop_module.RetrievalClient, "search", search)
+    # the stop string stands on both sides of an interruption, so vLLM has not seen it
+    texts = [
+        "<think>t</think><search> who</search><result>made up",
+        "<think>t</think><answer>\\boxed{Orla Venn}</answer><|endoftext|>",
+    ]
+    server = Server(tokenizer, texts)
+    asynchronous = OmegaConf.merge(config(tmp_path), {"trainer": {"v1": {"trainer_mode": "colocate_async"}}})
+
+    async def go():
+        return await make(loop_module, tokenizer, asynchronous, server).run({"temperature": 1.0}, **ROW)
+
+    output = asyncio.run(go())
+    sampled = [t for t, m in zip(output.response_ids, output.response_mask, strict=True) if m]
+    assert tokenizer.decode(sampled) == "<think>t</think><search> who</search>" + texts[1]
+    assert output.extra_fields["rollout"].trajectory.searches == ["who"]
+    # verl waits for each request's first message before it interrupts: they must speak before they end
+    made = SamplingParams(**server.parameters[0])
+    assert made.output_kind is not RequestOutputKind.FINAL_ONLY
 
 
 def test_a_trajectory_of_tool_calls_reaches_verl_with_its_frames_masked(loop_module, tokenizer, tmp_path, monkeypatch):

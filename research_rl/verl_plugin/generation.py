@@ -1,0 +1,52 @@
+"""What verl's engine is asked for in one turn, and what is kept of its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def sampling(parameters: Mapping[str, Any], most: int, stop: tuple[str, ...], interrupted: bool) -> dict[str, Any]:
+    """Return verl's sampling parameters for at most `most` tokens up to a stop string.
+
+    `interrupted`: an update of the weights may interrupt the request (verl's asynchronous trainers).
+    """
+    from vllm.sampling_params import RequestOutputKind
+
+    return {
+        **parameters,
+        "max_tokens": most,
+        "stop": list(stop),
+        "include_stop_str_in_output": True,
+        "skip_special_tokens": False,  # vLLM looks for stop strings in the text: a special token must be in it to be found
+        # verl waits for the end anyway, and one message per request instead of one per token frees the engine's process. But before it
+        # interrupts requests, verl waits until each has said something.
+        **({} if interrupted else {"output_kind": RequestOutputKind.FINAL_ONLY}),
+    }
+
+
+def merge_steps(extra: dict[str, Any], new: Mapping[str, Any]) -> None:
+    """Keep the oldest and the newest weights' version that a trajectory was sampled with; verl's off-policy metrics need both."""
+    for key, choose in (("min_global_steps", min), ("max_global_steps", max)):
+        if new.get(key) is not None:
+            extra[key] = choose(extra.get(key, new[key]), new[key])
+
+
+def up_to_stop(ids: Sequence[int], decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> int:
+    """Return how many ids there are up to the first stop string, it included; all of them if there is none.
+
+    An interrupted request is asked again with what was sampled as a part of its prompt, where vLLM does not look for stop strings: one that
+    began before the interruption is not seen, and the policy writes on.
+    """
+
+    def has_stopped(length: int) -> bool:
+        text = decode(ids[:length])
+        return any(one in text for one in stop)
+
+    if not has_stopped(len(ids)):
+        return len(ids)
+    low, high = 0, len(ids)  # the first `high` ids hold a stop string, the first `low` do not
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if has_stopped(middle) else (middle, high)
+    return high

@@ -1,4 +1,4 @@
-"""Machines made of this one: each with a name, an address, shared memory and a Ray directory of its own, in Linux namespaces.
+"""Machines made of this one: each with a name, an address, processes, shared memory and a Ray directory of its own, in Linux namespaces.
 
 Directories can be hidden from a machine; all others are as if on a shared file system.
 """
@@ -83,9 +83,10 @@ class Network:
                 f"exec {shlex.join(command)}",
             ]
         )
+        own_view = ["unshare", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "sh", "-c", script]
         with log.open("ab") as output:
             return subprocess.Popen(
-                ["ip", "netns", "exec", self._space(name), "unshare", "--mount", "--uts", "sh", "-c", script],
+                ["ip", "netns", "exec", self._space(name), *own_view],
                 stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, env={**os.environ, **environment},
                 start_new_session=True,
             )  # fmt: skip

@@ -1,7 +1,7 @@
 """The client of the retrieval service: asynchronous, with one deadline per call and bounded retries.
 
-An outage is waited out: connection errors, time-outs, 429 and 5xx are retried with jittered exponential back-off until the deadline.
-Then, and for any other refusal, `RetrievalError` is raised. It never returns an empty result in place of an error. An answer that is none
+An outage (connection errors, time-outs, 429 and 5xx) is waited out, see `outages`. Then, and for any other refusal, `RetrievalError` is
+raised. It never returns an empty result in place of an error. An answer that is none
 (a proxy's page, a list that was cut off) is an outage where the service has answered before, and the wrong service where it has not.
 
 The service tells in `X-Index-Id` which index it has searched. Another one than before ends the run: half of it would have learnt from
@@ -9,28 +9,23 @@ one corpus, and half from another.
 
 Searches of many rollouts share requests (`gathering`): the first attempt only, and only once the service is known. What is tried again goes
 by itself.
-
-How long an outage lasts is told by `outage_s`: from the first failure after a success to now. Silence alone, while nobody asks, is none.
 """
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
-import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 import httpx
-import tenacity
 
-from research_rl.errors import ConfigError, QueryFailedError, RetrievalError, WrongServiceError
+from research_rl.errors import ConfigError, QueryFailedError, WrongServiceError
 from research_rl.gathering import Gatherer
+from research_rl.outages import Persistence, UnavailableError
 from research_rl.types import OpenedPage, Passage
 
-_Answer = TypeVar("_Answer")
 _MOST_PAGES = 1_000_000
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _WRONG_SERVICE = frozenset({401, 403, 404, 405})  # every query would be refused: a wrong token, or another service
@@ -41,7 +36,7 @@ class RetrievalSettings:
     """Where the service is and how long to wait for it (seconds)."""
 
     url: str
-    deadline_s: float = 180.0  # for one search, retries included; then it is asked once more (`last_attempt_s`)
+    deadline_s: float = 180.0  # for one search, retries included; then it is asked once more for at most timeout_s
     timeout_s: float = 30.0  # for one HTTP request
     max_attempts: int = 1_000
     max_connections: int = 128
@@ -57,15 +52,6 @@ class RetrievalSettings:
         for name in ("deadline_s", "timeout_s", "max_attempts", "max_connections", "max_query_characters"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"retrieval.{name} must be positive, got {getattr(self, name)}")
-
-    @property
-    def last_attempt_s(self) -> float:
-        """How long the one attempt after the deadline may take."""
-        return min(self.timeout_s, self.deadline_s)
-
-
-class _Unavailable(Exception):
-    """A failure that time may heal."""
 
 
 class RetrievalClient:
@@ -83,21 +69,16 @@ class RetrievalClient:
             transport=transport,
         )
         self._gatherer = Gatherer(self._post)
-        self._index_id, self._knows_service = settings.index_id, False
-        self._last_success = time.monotonic()
-        self._failing_since: float | None = None
+        self._index_id = settings.index_id
+        self._persistence = Persistence(
+            f"the retrieval service at {settings.url}", f"Is it running? Try: curl {settings.url}/health",
+            settings.deadline_s, settings.timeout_s, settings.max_attempts,
+        )  # fmt: skip
 
     @property
     def outage_s(self) -> float:
-        """Seconds since the first of the failures that no answer has followed; 0 if the last request was answered."""
-        return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
-
-    def _answered(self) -> None:
-        self._last_success, self._failing_since = time.monotonic(), None
-
-    def _failed(self, begun: float) -> None:
-        if self._failing_since is None:  # a request that hung while others were answered tells of the time since
-            self._failing_since = max(begun, self._last_success)
+        """See `Persistence.outage_s`."""
+        return self._persistence.outage_s
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         """Return, per query, at most `top_k` passages, best first.
@@ -110,10 +91,10 @@ class RetrievalClient:
         cut = [query[: self.settings.max_query_characters] for query in queries]
 
         async def ask(first: bool) -> list[list[Passage]]:
-            send = self._gatherer.search if first and self._knows_service else self._gatherer.alone
+            send = self._gatherer.search if first and self._persistence.answered_before else self._gatherer.alone
             return await send(cut, top_k)
 
-        return await self._persist(ask, f"{len(queries)} queries", f"the first query: {cut[0][:200]!r}")
+        return await self._persistence.persist(ask, f"{len(queries)} queries", f"the first query: {cut[0][:200]!r}")
 
     async def open(self, passage_id: str, page: int | None = None) -> OpenedPage | None:
         """Return a page of the document that holds a passage (default: the page that does); None if there is none such.
@@ -125,63 +106,8 @@ class RetrievalClient:
         if len(passage_id) > self.settings.max_query_characters or not 0 < (page or 1) < _MOST_PAGES:
             return None
         body = {"id": passage_id, "page": page}
-        return await self._persist(
+        return await self._persistence.persist(
             lambda first: self._post_open(body), "a document to open", f"the passage: {passage_id[:200]!r}"
-        )
-
-    async def _persist(self, ask: Callable[[bool], Awaitable[_Answer]], what: str, which: str) -> _Answer:
-        """Ask until there is an answer, or the deadline has passed; see `search` for what is raised. `ask` is told the first attempt."""
-        settings = self.settings
-        failure: BaseException | None = None
-        attempts, started = 0, time.monotonic()
-        begun, failed_first = started, None
-
-        async def once() -> _Answer:
-            nonlocal attempts, begun, failure, failed_first
-            attempts += 1
-            begun = time.monotonic()
-            try:
-                answer = await ask(attempts == 1)
-            except _Unavailable as error:
-                failure = error
-                failed_first = failed_first or time.monotonic()
-                self._failed(begun)
-                raise
-            except QueryFailedError:  # a refusal is an answer, too
-                self._answered()
-                raise
-            self._answered()
-            self._knows_service = True
-            return answer
-
-        try:
-            async with asyncio.timeout(settings.deadline_s):
-                return await tenacity.AsyncRetrying(
-                    retry=tenacity.retry_if_exception_type(_Unavailable),
-                    stop=tenacity.stop_after_attempt(settings.max_attempts),
-                    wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
-                    reraise=True,
-                )(once)
-        except TimeoutError:
-            failure = failure or TimeoutError("no answer at all")
-            self._failed(begun)
-            # this machine may have stood still (a virtual machine that is moved, a process that got no processor): ask once more before
-            # it is called an outage
-            with contextlib.suppress(TimeoutError, _Unavailable):
-                async with asyncio.timeout(settings.last_attempt_s):
-                    return await once()
-        except _Unavailable:
-            pass
-        now = time.monotonic()
-        answers_others = self._last_success > (failed_first or now)
-        raise (QueryFailedError if answers_others else RetrievalError)(
-            f"the retrieval service at {settings.url} gave no answer to {what}: "
-            f"{attempts} attempts in {now - started:.1f} s (deadline {settings.deadline_s:g} s), the last failure was: {failure}. "
-            + (
-                f"Others were answered meanwhile; {which}"
-                if answers_others
-                else f"Is it running? Try: curl {settings.url}/health"
-            )
         )
 
     async def _post(self, queries: list[str], top_k: int) -> list[list[Passage]]:
@@ -214,9 +140,9 @@ class RetrievalClient:
         try:
             response = await self._http.post(path, json=body)
         except httpx.TransportError as error:
-            raise _Unavailable(f"{type(error).__name__}: {error}") from error
+            raise UnavailableError(f"{type(error).__name__}: {error}") from error
         if response.status_code in _RETRIED_STATUS:
-            raise _Unavailable(f"HTTP {response.status_code}")
+            raise UnavailableError(f"HTTP {response.status_code}")
         return response
 
     def _refused(self, response: httpx.Response, what: str) -> Exception:
@@ -253,7 +179,7 @@ class RetrievalClient:
 
     def _foreign(self, path: str, told: str) -> Exception:
         """Return the error of an answer that is none."""
-        kind = _Unavailable if self._knows_service else WrongServiceError
+        kind = UnavailableError if self._persistence.answered_before else WrongServiceError
         return kind(f"{self.settings.url}{path} answered {told}")
 
     async def close(self) -> None:

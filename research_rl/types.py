@@ -71,8 +71,9 @@ class ToolCalls:
 
     @property
     def queries(self) -> list[str]:
-        """The queries of the calls of `search`."""
-        return [call.arguments["query"] for call in self.calls if call.name == "search" and not call.error]
+        """The queries of the calls of `search`; a tool of that name that is not ours may have none."""
+        asked = (call.arguments.get("query") for call in self.calls if call.name == "search" and not call.error)
+        return [query for query in asked if isinstance(query, str)]
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,9 @@ def in_thread(retriever: Retriever, corpus=None, **settings: Any) -> Iterator[st
 
 
 @contextlib.contextmanager
-def app_in_thread(app: FastAPI, **options: Any) -> Iterator[str]:
-    """Run any application under uvicorn in a thread; yield its URL."""
-    port = free_port()
+def app_in_thread(app: Any, port: int = 0, **options: Any) -> Iterator[str]:
+    """Run any application under uvicorn in a thread, on a free port if none is named; yield its URL."""
+    port = port or free_port()
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error", timeout_graceful_shutdown=5, **options))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

@@ -21,7 +21,7 @@ from research_rl.methods.base import Method
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.rollout import Generation, rollout
 from research_rl.tools.base import Toolbox
-from research_rl.types import Budget, Passage, ToolCall, Trajectory
+from research_rl.types import Budget, Passage, ToolCall, ToolCalls, Trajectory
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ class SearchAgent:
         toolbox = Toolbox(self.method.tools, client)
 
         async def call(asked: ToolCall, top_k: int) -> list[Passage]:
-            tell(Event("search", asked.arguments["query"] if asked.name == "search" and not asked.error else _shown(asked)))
+            tell(Event("search", next(iter(ToolCalls((asked,)).queries), _shown(asked))))
             found = await toolbox(asked, top_k)
             tell(Event("found", passages=tuple(found)))
             return found

@@ -36,7 +36,9 @@ _UNWRITTEN = "the method {} does not say how a demonstration reads: give its cla
 
 
 class TemplateCodec(Protocol):
-    """What a method may ask of a tokenizer: its chat template, and what that writes around results of tools."""
+    """What a method may ask of a tokenizer: its chat template, what that writes around results of tools, and its control tokens."""
+
+    special_tokens: tuple[str, ...]
 
     @property
     def template(self) -> str:

@@ -6,16 +6,18 @@ without a call is the last one, and holds the answer. See docs/tool_calls.md.
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from typing import ClassVar, Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal, get_args
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, Prompt, TemplateCodec, known, load_template
+from research_rl.methods.base import Method, Prompt, TemplateCodec, known, load_template, neutralize
 from research_rl.methods.research import answer_block, last_boxed
 from research_rl.metrics import exact_match, f1
-from research_rl.tools.base import load_tools
+from research_rl.tools.base import Tool, load_tools
 from research_rl.tools.formats import broken, format_of, load_format
+from research_rl.tools.mcp import load_mcp
 from research_rl.types import Action, Answer, Conversation, Invalid, Passage, Reward, ToolCall, ToolCalls, Trajectory
 
 AnswerForm = Literal["boxed", "tag", "plain"]
@@ -37,20 +39,21 @@ class ToolCallsMethod(Method):
     def __init__(
         self, tools: Sequence[str] = ("search", "open"), format: str = "hermes", answer: AnswerForm = "boxed", outcome: Outcome = "f1",
         format_reward: float = 0.1, malformed_penalty: float = 0.0, unsearched_penalty: float = 0.0,
-        prompt: Prompt = None, prompt_file: str | None = None,
+        prompt: Prompt = None, prompt_file: str | None = None, mcp: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
         r"""`tools`: names of `research_rl.tools`, or dotted paths; `format`: how the model writes a call (`research_rl.tools.formats`).
 
         `answer`: where the final message holds it: in `\boxed{}`, between `<answer>` tags, or it is the whole message. `format_reward`:
         of a well-formed trajectory whose answer is wrong. Two penalties are taken off: of a trajectory with a call that cannot be
-        answered, and of one that answers without a search.
+        answered, and of one that answers without a search. `mcp`: a server whose tools are taken besides (`research_rl.tools.mcp`).
 
         Raises:
-            ConfigError: an unknown tool, format or answer form, or a prompt that cannot be (see `load_template`).
+            ConfigError: an unknown tool, format or answer form, a prompt that cannot be (see `load_template`), or an MCP server that does
+                not answer, or has a tool that cannot be taken.
         """
         known("tool_calls", "answer", answer, get_args(AnswerForm))
         known("tool_calls", "outcome", outcome, get_args(Outcome))
-        self.tools = load_tools(tools)
+        self.tools = _tools(tools, mcp)
         self.format_name, self._format = format, load_format(format)
         self._schemas = {name: tool.parameters for name, tool in self.tools.items()}
         self._form, self._outcome = answer, {"em": exact_match, "f1": f1}[outcome]
@@ -80,6 +83,13 @@ class ToolCallsMethod(Method):
             )
         if "Uppsala" not in codec.tool_results(["Uppsala"]):
             raise ConfigError("the model's chat template leaves out what a tool returns: give the model another template")
+        for name, tool in self.tools.items():  # they stand in the prompt as they are
+            described = json.dumps(tool.schema(), ensure_ascii=False)
+            if neutralize(described, (*self.tags, *codec.special_tokens)) != described:
+                raise ConfigError(
+                    f"the description or schema of the tool {name} holds a tag or a control token of the template, and would speak as the "
+                    "template does: leave the tool out, or describe it otherwise"
+                )
 
     def parse(self, text: str) -> Action:
         said = text.rpartition("</think>")[2]  # a call that is only thought of calls nothing
@@ -143,6 +153,17 @@ class ToolCallsMethod(Method):
         score -= self._malformed * malformed + self._unsearched * unsearched
         calls = {f"calls/{name}": float(sum(call.name == name for call in called)) for name in self.tools}
         return Reward(score, {"answer": overlap, "format": float(formed), "malformed_call": float(malformed), **calls})
+
+
+def _tools(names: Sequence[str], mcp: Mapping[str, Any] | None) -> dict[str, Tool]:
+    if mcp is None:
+        return load_tools(names)
+    own, others = load_tools(names) if names else {}, load_mcp(mcp)
+    if both := sorted(set(own) & set(others)):
+        raise ConfigError(
+            f"the MCP server has tools of a name that is taken: {', '.join(both)}; leave them out of tools, or of mcp.tools"
+        )
+    return {**own, **others}
 
 
 def calls_of(trajectory: Trajectory) -> list[ToolCall]:

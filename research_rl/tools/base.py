@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol
 from research_rl.errors import ConfigError
 from research_rl.types import OpenedPage, Passage, ToolCall
 
+_NO_TOOLS = ("__init__", "base", "formats", "mcp", "mcp_session")  # files of this package without a tool by their name
 _TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 
@@ -34,6 +35,16 @@ class Tool(ABC):
     description: ClassVar[str]  # for the policy
     parameters: ClassVar[dict[str, Any]]  # JSON schema of an object whose properties are strings, integers, numbers or booleans
     max_calls: int | None = None  # in one rollout
+
+    @property
+    def outage_s(self) -> float:
+        """How long a server of the tool's own has been gone, in seconds; 0 for a tool that asks `Service`."""
+        return 0.0
+
+    @property
+    def longest_wait_s(self) -> float:
+        """How long one call of a server of the tool's own may take, in seconds; 0 likewise."""
+        return 0.0
 
     @abstractmethod
     async def call(self, service: Service, arguments: Mapping[str, Any], top_k: int) -> list[Passage]:
@@ -62,9 +73,7 @@ class Tool(ABC):
                 return f"{name} must be of type {kind}"
             if isinstance(value, str) and not value.strip():
                 return f"{name} is empty"
-            if isinstance(value, str) and any(
-                "\ud800" <= character <= "\udfff" for character in value
-            ):  # JSON can say it, UTF-8 cannot
+            if isinstance(value, str) and half_a_pair(value):
                 return f"{name} holds half a surrogate pair"
         return ""
 
@@ -91,6 +100,11 @@ class Toolbox:
         return await tool.call(self._service, call.arguments, top_k)
 
 
+def half_a_pair(text: str) -> bool:
+    """Return whether a text holds half a surrogate pair: JSON can say it, UTF-8 cannot."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
+
+
 def told(error: str) -> Passage:
     """Return what the policy is told of a call that cannot be answered."""
     return Passage("", f"Error: {error}")
@@ -115,7 +129,7 @@ def load_tools(names: Sequence[str]) -> dict[str, Tool]:
 
 def tool_names() -> list[str]:
     """Return the names of the tools of this package: its files."""
-    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in ("__init__", "base", "formats"))
+    return sorted(file.stem for file in Path(__file__).parent.glob("*.py") if file.stem not in _NO_TOOLS)
 
 
 def _load(path: str) -> type[Tool]:

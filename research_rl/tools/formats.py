@@ -108,7 +108,7 @@ class QwenCoder(Format):
         properties = schemas.get(name, {}).get("properties", {})
         found = self._parameter.findall(body)
         values = {key.strip(): value.removeprefix("\n").removesuffix("\n") for key, value in found}
-        return ToolCall(name, {key: _typed(value, properties.get(key, {}).get("type")) for key, value in values.items()})
+        return ToolCall(name, {key: _typed(value, _kinds(properties.get(key))) for key, value in values.items()})
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
         texts = {key: value if isinstance(value, str) else json.dumps(value) for key, value in arguments.items()}
@@ -116,9 +116,18 @@ class QwenCoder(Format):
         return f"<tool_call>\n<function={name}>\n{parameters}</function>\n</tool_call>"
 
 
-def _typed(text: str, kind: str | None) -> Any:
+def _kinds(schema: Any) -> set[str]:
+    """Return the types that a schema names, those of its alternatives included; empty: any."""
+    if not isinstance(schema, Mapping):
+        return set()
+    named = schema.get("type", ())
+    either = [*schema.get("anyOf", ()), *schema.get("oneOf", ())]
+    return {named} if isinstance(named, str) else {*named, *(kind for one in either for kind in _kinds(one))}
+
+
+def _typed(text: str, kinds: set[str]) -> Any:
     """Return a text as JSON where the schema wants something else than a text and it is that; else the text, which `wrong` refuses."""
-    if kind in (None, "string"):
+    if not kinds or "string" in kinds:
         return text
     try:
         return json.loads(text)

@@ -10,6 +10,7 @@ from typing import Any
 from research_rl.errors import ConfigError, nearest
 from research_rl.judge import JudgeSettings
 from research_rl.methods.base import Method, load_method
+from research_rl.outages import longest_wait_s
 from research_rl.retrieval import RetrievalSettings
 from research_rl.scoring import rewards_answer
 from research_rl.training.health import Health
@@ -81,7 +82,7 @@ class Settings:
         if limit is not None and limit <= (waits := settings.longest_outage_s()):
             raise ConfigError(
                 f"research_rl.stalled_after_s={limit:g} would end the run while it waits for the retrieval service, which may take "
-                f"{waits:g} s (retrieval.deadline_s + max_tolerated_outage_s): raise it"
+                f"{waits:g} s (retrieval.deadline_s, or mcp.deadline_s, + max_tolerated_outage_s): raise it"
             )
         if (most := settings.trajectory_max_gb) is not None and (
             isinstance(most, bool) or not isinstance(most, (int, float)) or most <= 0
@@ -149,9 +150,10 @@ class Settings:
         return Budget(response_tokens, self.max_turn_tokens, self.max_searches, self.max_observation_tokens, self.top_k)
 
     def longest_outage_s(self) -> float:
-        """Return how long the run may wait for a retrieval service before it ends by itself."""
+        """Return how long the run may wait for a retrieval service, or a tool's own server, before it ends by itself."""
         retrieval = self.retrieval_for("")
-        return retrieval.deadline_s + retrieval.last_attempt_s + self.max_tolerated_outage_s
+        waits = [tool.longest_wait_s for tool in self.load().tools.values()]
+        return max(longest_wait_s(retrieval.deadline_s, retrieval.timeout_s), *waits, 0.0) + self.max_tolerated_outage_s
 
     def retrieval_urls(self) -> list[str]:
         """Return the URLs of all services that the run searches in."""

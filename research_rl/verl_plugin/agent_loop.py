@@ -290,8 +290,9 @@ class _SearchAgentLoopWorker(_Worker):
                 return too_many
             return None
         if isinstance(error, RetrievalError) and not isinstance(error, WrongServiceError):
-            client = retrieval_client(self._settings, row)
-            return error if client.outage_s > self._settings.max_tolerated_outage_s else None
+            client, tools = retrieval_client(self._settings, row), self._settings.load().tools.values()
+            gone = max(client.outage_s, *(tool.outage_s for tool in tools), 0.0)
+            return error if gone > self._settings.max_tolerated_outage_s else None
         return error
 
     async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> None:

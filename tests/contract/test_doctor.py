@@ -12,16 +12,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fastapi import FastAPI
+from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from research_rl import cli
 from research_rl.questions import write_verl_parquet
 from research_rl.training.train import stages_of
-from research_rl.verl_plugin.doctor import machine, service
+from research_rl.verl_plugin.doctor import machine, section, service, tools
 from research_rl.verl_plugin.doctor.command import diagnose, together
 from research_rl.verl_plugin.doctor.compose import compositions, environment
 from research_rl.verl_plugin.doctor.finding import Finding
 from research_rl.verl_plugin.doctor.report import as_text
+from research_rl.verl_plugin.doctor.setup import Setup
 from tests.models import model_like, tokenizer_like
 from tests.servers import app_in_thread, free_port
 
@@ -326,3 +328,21 @@ def test_memory_that_is_not_there_is_a_warning_on_a_cpu(run_dir, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"total": 24 * 2**30, "available": 2**30}))
     found = [finding for finding in diagnose(QUICKSTART, run_dir) if finding.name == "memory"]
     assert [finding.level for finding in found] == ["warning"]
+
+
+def test_an_mcp_server_is_asked_and_its_tools_are_listed(url):
+    pytest.importorskip("mcp")
+    from tests.unit.test_tool_mcp import mcp_app
+
+    def found(check, address):
+        options = {"mcp": {"url": f"{address}/mcp", "tools": ["add", "divide"]}}
+        chosen = {"method": "tool_calls", "retrieval": {"url": url}, "method_options": options}
+        return list(check.findings(Setup(OmegaConf.create({"research_rl": chosen}))))
+
+    with app_in_thread(mcp_app()) as address:
+        [finding] = found(tools.mcp_server, address)
+    assert (finding.level, finding.name) == ("ok", "MCP server")
+    assert f"{address}/mcp answers, and its tools are add, divide" in finding.what
+    [finding] = found(section.section, f"http://127.0.0.1:{free_port()}")
+    assert finding.level == "error"
+    assert "does not tell its tools" in finding.what

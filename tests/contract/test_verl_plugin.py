@@ -473,6 +473,19 @@ def test_an_outage_ends_the_run_once_it_is_longer_than_what_is_tolerated(run_gro
         ends_the_run(run_group.worker)
 
 
+@pytest.mark.parametrize(("outage_s", "ends"), [(100.0, False), (400.0, True)])
+def test_an_outage_of_a_tools_own_server_is_treated_likewise(run_group, monkeypatch, outage_s, ends):
+    from research_rl.tools.search import SearchTool
+
+    monkeypatch.setattr(SearchTool, "outage_s", outage_s)
+    run_group([GOOD] * 2, section={"method": "tool_calls", "method_options": {}}, failing=0)
+    if ends:
+        with pytest.raises(RetrievalError, match="down"):
+            ends_the_run(run_group.worker)
+    else:
+        ends_the_run(run_group.worker)
+
+
 def test_a_measurement_that_lost_questions_tells_how_many(run_group):
     run_group([GOOD] * 2, failing=0, validate=True)
     assert asyncio.run(run_group.worker.lost_questions(validate=False)) == 0

@@ -20,6 +20,7 @@ CORE = [
     "research_rl/scoring.py",
     "research_rl/questions.py",
     "research_rl/gathering.py",
+    "research_rl/outages.py",
     "research_rl/retrieval.py",
     "research_rl/recall.py",
     "research_rl/judge.py",

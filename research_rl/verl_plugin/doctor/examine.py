@@ -16,6 +16,7 @@ from research_rl.verl_plugin.doctor import (
     section,
     service,
     tokenizer,
+    tools,
     training,
 )
 from research_rl.verl_plugin.doctor.finding import Check, Finding, check
@@ -27,7 +28,7 @@ RECIPE = (
     *(training.trainer, training.estimator, training.policy_loss, training.dynamic_sampling),
     *(training.health, training.batches),
     *(tokenizer.model_files, tokenizer.prompt, tokenizer.tags, lengths.lengths, lengths.bucket, lengths.budgets),
-    *(service.service, judge.judge, data.data, coverage.coverage, machine.disk, machine.memory),
+    *(service.service, tools.mcp_server, judge.judge, data.data, coverage.coverage, machine.disk, machine.memory),
 )
 
 

@@ -92,7 +92,11 @@ def add_rescore(commands: Any) -> None:
     parser.add_argument("--method", required=True, help="name or dotted path of the Method")
     parser.add_argument("--preset", default=None, help="the method's option `preset`")
     parser.add_argument("--method-options", type=json.loads, default={}, help="further options, as JSON")
-    parser.add_argument("--response-field", required=True, help="the response, observations included, without the prompt")
+    parser.add_argument(
+        "--response-field",
+        required=True,
+        help="the response, observations included, without the prompt; of tool_calls also a list of messages",
+    )
     parser.add_argument("--gold-field", required=True, help="the golden answer, or a list of them")
     parser.add_argument("--group-field", default=None, help="rows with the same value here are rollouts of one question")
     parser.add_argument("--out", type=Path, required=True, help="every row again, with `score` and `components`")

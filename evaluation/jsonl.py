@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.errors import DataError
+from research_rl.methods.base import Method
+from research_rl.types import Trajectory
 
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
@@ -73,6 +75,21 @@ def golden_field(row: dict[str, Any], name: str, source: Path, number: int) -> l
     if not texts or (isinstance(golden, list) and len(texts) < len(golden)):
         raise DataError(f"{source}, row {number}: {name} must be a text or a list of texts, got {golden!r:.80}")
     return texts
+
+
+def trajectory_field(row: dict[str, Any], name: str, source: Path, number: int, method: Method) -> Trajectory:
+    """Return what a method reads in a recorded response: one text, or a conversation as a list of OpenAI's messages.
+
+    Raises:
+        DataError: it is missing, neither, or the conversation is malformed; the message names the row.
+    """
+    found = field(row, name, source, number)
+    if not (isinstance(found, list) and found):
+        return method.read(text_field(row, name, source, number))
+    try:
+        return method.read_messages(found)
+    except DataError as error:
+        raise DataError(f"{source}, row {number}: {name}: {error}") from None
 
 
 def _text(value: Any) -> str | None:

@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
-from evaluation.jsonl import field, golden_field, read_rows, text_field
+from evaluation.jsonl import field, golden_field, read_rows, trajectory_field
 from research_rl.files import write_jsonl
 from research_rl.methods.base import Method
 from research_rl.types import Reward, Trajectory
@@ -27,7 +27,7 @@ def rescore_file(
     scored: list[tuple[Trajectory, Reward]] = []
     groups: dict[Any, list[int]] = defaultdict(list)
     for number, row in enumerate(rows, 1):
-        trajectory = method.read(text_field(row, response_field, source, number))
+        trajectory = trajectory_field(row, response_field, source, number, method)
         scored.append((trajectory, method.reward(trajectory, golden_field(row, gold_field, source, number))))
         key = json.dumps(field(row, group_field, source, number)) if group_field else number
         groups[key].append(len(scored) - 1)

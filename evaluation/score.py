@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evaluation.jsonl import field, golden_field, read_rows, text_field
+from evaluation.jsonl import field, golden_field, read_rows, text_field, trajectory_field
 from evaluation.statistics import estimate
 from research_rl.errors import ConfigError, DataError
 from research_rl.methods.base import Method
@@ -53,7 +53,7 @@ def score_file(
                 _verdict(field(row, judge_field, source, number), judge_field, source, number)
             )
         if method and response_field:
-            searches = method.read(text_field(row, response_field, source, number)).searches
+            searches = trajectory_field(row, response_field, source, number, method).searches
             values.setdefault("searches", []).append(float(len(searches)))
     return {
         "n": count,

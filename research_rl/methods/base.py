@@ -14,7 +14,7 @@ from string import Template
 from types import MappingProxyType
 from typing import Any, ClassVar, Protocol
 
-from research_rl.errors import ConfigError, nearest
+from research_rl.errors import ConfigError, DataError, nearest
 from research_rl.tools.base import Tool
 from research_rl.types import (
     Action,
@@ -119,6 +119,14 @@ class Method(ABC):
         """Return the rewards of all rollouts of one question, when they depend on one another; in order."""
         return list(rewards)
 
+    def read_messages(self, messages: Sequence[Any]) -> Trajectory:
+        """Return the trajectory that a recorded conversation in OpenAI's form tells, without token ids; see `research_rl.recordings`.
+
+        Raises:
+            DataError: it is malformed, or the method calls no tools.
+        """
+        raise DataError(f"the method {self.name} reads a response as one text; lists of messages are read by tool_calls")
+
     def read(self, text: str, question: str = "") -> Trajectory:
         """Return the trajectory that a recorded response tells, without token ids.
 
@@ -132,15 +140,20 @@ class Method(ABC):
             start = match.end()
         if rest := text[start:]:
             turns.append(Turn(rest, self.parse(rest)))
-        last = turns[-1].action if turns else Invalid("empty")
-        stop = (
-            StopReason.ANSWERED
-            if isinstance(last, Answer)
-            else StopReason.MAX_SEARCHES
-            if isinstance(last, Search | ToolCalls)
-            else StopReason.NO_ACTION
-        )
-        return Trajectory(question, [], [], [], [], tuple(turns), stop, ended_with_eos=True)
+        return recorded(question, turns)
+
+
+def recorded(question: str, turns: Sequence[Turn]) -> Trajectory:
+    """Return the trajectory of turns that somebody else recorded: without token ids, and ended by EOS."""
+    last = turns[-1].action if turns else Invalid("empty")
+    stop = (
+        StopReason.ANSWERED
+        if isinstance(last, Answer)
+        else StopReason.MAX_SEARCHES
+        if isinstance(last, Search | ToolCalls)
+        else StopReason.NO_ACTION
+    )
+    return Trajectory(question, [], [], [], [], tuple(turns), stop, ended_with_eos=True)
 
 
 def known(method: str, option: str, value: object, valid: Iterable[object]) -> None:

@@ -12,13 +12,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, Prompt, TemplateCodec, known, load_template, neutralize
+from research_rl.methods.base import Method, Prompt, TemplateCodec, known, load_template, neutralize, recorded
 from research_rl.methods.research import answer_block, last_boxed
 from research_rl.metrics import exact_match, f1
+from research_rl.recordings import read_messages
 from research_rl.tools.base import Tool, load_tools
 from research_rl.tools.formats import broken, format_of, load_format
 from research_rl.tools.mcp import load_mcp
-from research_rl.types import Action, Answer, Conversation, Invalid, Passage, Reward, ToolCall, ToolCalls, Trajectory
+from research_rl.types import Action, Answer, Conversation, Invalid, Passage, Reward, ToolCall, ToolCalls, Trajectory, Turn
 
 AnswerForm = Literal["boxed", "tag", "plain"]
 Outcome = Literal["em", "f1"]
@@ -107,6 +108,18 @@ class ToolCallsMethod(Method):
         # arguments that are wrong may be anything, at any depth: the turn's text has them
         wrong = self.tools[call.name].wrong(call.arguments)
         return ToolCall(call.name, {}, wrong) if wrong else call
+
+    def read_messages(self, messages: Sequence[Any]) -> Trajectory:
+        """Return the trajectory of a recorded conversation; each of its messages reads as the policy would have written it."""
+        question, said = read_messages(messages)
+        turns = []
+        for one in said:
+            calls = list(one.calls.values())
+            written = [self._format.write(call.name, call.arguments) for call in calls]
+            text = "\n".join([*filter(None, [one.text]), *written])
+            action = ToolCalls(tuple(map(self._checked, calls))) if calls else self.parse(text)
+            turns.append(Turn(text, action, "\n".join(text or "(nothing)" for text in one.results.values())))
+        return recorded(question, turns)
 
     def _answer_in(self, said: str) -> str | None:
         if self._form == "boxed":

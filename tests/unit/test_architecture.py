@@ -23,6 +23,7 @@ CORE = [
     "research_rl/outages.py",
     "research_rl/retrieval.py",
     "research_rl/recall.py",
+    "research_rl/recordings.py",
     "research_rl/judge.py",
     "research_rl/judge_cache.py",
     "research_rl/judge_client.py",

@@ -201,6 +201,14 @@ def block(page: str) -> dict[str, Any]:
     return names
 
 
+def block_after(page: str, mark: str) -> dict[str, Any]:
+    """Run the Python block that a mark on a page announces, and return its names."""
+    names: dict[str, Any] = {}
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(mark)[2]
+    exec(text.partition("```python\n")[2].partition("```")[0], names)
+    return names
+
+
 def test_the_reward_of_the_how_to_takes_off_for_every_search_after_the_first():
     method = block("howto/reward.md")["Thrifty"]()
     searched = Turn("<think>a</think><search> q</search>", Search("q"), " <result>\nx\n</result>")

@@ -79,3 +79,112 @@ def test_unknown_methods_and_presets_are_told_with_the_valid_ones(tmp_path, caps
         main(["rescore", str(source), "--method", "x", "--response-field", "text", "--gold-field", "gold", "--out", "o"]) == 1
     )
     assert "r1_searcher, r1_searcher_pp, research, search_o1, search_r1" in capsys.readouterr().err
+
+
+def chat(*said):
+    """Return a conversation in OpenAI's form: of a text, an answer; of (call, …), calls by name and JSON, all with a result."""
+    messages = [{"role": "system", "content": "Search."}, {"role": "user", "content": [{"type": "text", "text": "Who?"}]}]
+    for number, one in enumerate(said):
+        if isinstance(one, str):
+            messages.append({"role": "assistant", "content": one})
+            continue
+        ids = [f"{number}-{at}" for at in range(len(one))]
+        calls = [
+            {"id": id_, "type": "function", "function": {"name": n, "arguments": a}}
+            for id_, (n, a) in zip(ids, one, strict=True)
+        ]
+        messages.append({"role": "assistant", "content": None, "tool_calls": calls})
+        messages += [{"role": "tool", "tool_call_id": id_, "content": f"[p] of {id_}"} for id_ in ids]
+    return messages
+
+
+QUERY = ("search", '{"query": "Curie"}')
+CONVERSATIONS = {
+    "right": [[QUERY], "So \\boxed{Marie Curie}"],
+    "several calls": [[QUERY, ("open", '{"id": "w1", "page": 2}')], [QUERY], "\\boxed{Curie}"],
+    "an unknown tool": [[("find", '{"x": 1}')], "\\boxed{Marie Curie}"],
+    "a wrong argument": [[("search", '{"query": 7}')], [QUERY], "\\boxed{Oslo}"],
+    "no answer": [[QUERY], "I do not know."],
+    "no search": ["\\boxed{Marie Curie}"],
+    "thoughts": [[QUERY], "<think>her</think>\n\\boxed{Marie Curie}"],
+}
+
+
+@pytest.mark.parametrize("said", CONVERSATIONS.values(), ids=CONVERSATIONS)
+def test_a_conversation_in_openais_form_is_scored_as_the_trajectory_of_tokens(said, tmp_path):
+    pytest.importorskip("tokenizers")
+    from research_rl.methods.base import load_method
+    from tests.unit.test_tool_calls import call, roll
+
+    options = {"malformed_penalty": 0.2, "unsearched_penalty": 0.3, "format_reward": 0.1}
+    written = [one if isinstance(one, str) else "\n".join(call(n, **json.loads(a)) for n, a in one) for one in said]
+    method = load_method("tool_calls", **options)
+    sampled, _, _ = roll(written, method=method)
+    expected = method.reward(sampled, ["Marie Curie"])
+    source = write(tmp_path / "in.jsonl", [{"text": chat(*said), "gold": "Marie Curie"}])
+    command = ["rescore", str(source), "--method", "tool_calls", "--method-options", json.dumps(options)]
+    assert main([*command, "--response-field", "text", "--gold-field", "gold", "--out", str(tmp_path / "out.jsonl")]) == 0
+    [row] = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert (row["score"], row["components"]) == (expected.score, expected.components)
+    read = method.read_messages(chat(*said))
+    assert (read.question, read.searches, read.stop_reason) == ("Who?", sampled.searches, sampled.stop_reason)
+    assert [turn.action for turn in read.turns] == [turn.action for turn in sampled.turns]
+
+
+def test_a_thought_that_stands_apart_and_arguments_that_are_no_json_count_as_such():
+    from research_rl.methods.base import load_method
+
+    method = load_method("tool_calls")
+    read = method.read_messages([{"role": "assistant", "content": "\\boxed{Oslo}", "reasoning": "\\boxed{Bergen}"}])
+    assert (method.answer(read), read.turns[0].text.count("<think>")) == ("Oslo", 1)
+    broken = method.read_messages(chat([("search", '{"query": ')], "\\boxed{Oslo}"))
+    assert method.reward(broken, ["Oslo"]).components["malformed_call"] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda messages: [{"role": "robot"}], "message 1 needs a role"),
+        (lambda messages: [*messages, {"role": "user", "content": "And?"}], "message 6 is of the user"),
+        (lambda messages: [*messages[:3], *messages[4:]], "before message 4, the calls ['0-0'] have no result"),
+        (lambda messages: [*messages[:4], messages[3]], "message 5 answers the call '0-0'"),
+        (lambda messages: [{"role": "assistant", "content": 7}], "message 1 needs a text"),
+        (lambda messages: [{"role": "assistant", "tool_calls": [{}]}], "message 1: tool_calls must be a list of"),
+    ],
+)
+def test_a_conversation_that_cannot_be_is_told_with_its_row(tmp_path, capsys, change, told):
+    source = write(tmp_path / "in.jsonl", [{"text": change(chat([QUERY], "\\boxed{x}")), "gold": "x"}])
+    fields = ["--response-field", "text", "--gold-field", "gold", "--out", str(tmp_path / "out.jsonl")]
+    assert main(["rescore", str(source), "--method", "tool_calls", *fields]) == 1
+    error = capsys.readouterr().err
+    assert f"row 1: text: {told}" in error
+    assert main(["rescore", str(source), "--method", "r1_searcher", *fields]) == 1
+    assert "reads a response as one text" in capsys.readouterr().err
+
+
+def test_the_loop_of_the_documentation_makes_a_conversation_that_can_be_scored():
+    from types import SimpleNamespace
+
+    from research_rl.methods.base import load_method
+    from tests.unit.test_docs import block_after
+
+    converse = block_after("tool_calls.md", "<!-- loop -->")["converse"]
+    said = iter([one for one in chat([QUERY, QUERY], "\\boxed{x}") if one["role"] == "assistant"])
+
+    class Message(SimpleNamespace):
+        def model_dump(self, exclude_none):
+            return {name: value for name, value in self.told.items() if value is not None or not exclude_none}
+
+    def create(**asked):
+        told = next(said)
+        calls = [SimpleNamespace(id=c["id"], function=SimpleNamespace(**c["function"])) for c in told.get("tool_calls", ())]
+        return SimpleNamespace(choices=[SimpleNamespace(message=Message(told=told, tool_calls=calls))])
+
+    method, asked = load_method("tool_calls"), []
+    client = SimpleNamespace(chat=SimpleNamespace(completions=SimpleNamespace(create=create)))
+    prompt = method.prompt("Who?")
+    found = converse(
+        client, "m", prompt["messages"], prompt["tools"], lambda name, arguments: asked.append((name, arguments)) or "[p] y"
+    )
+    assert asked == [("search", {"query": "Curie"})] * 2
+    assert method.reward(method.read_messages(found), ["x"]).score == 1.0

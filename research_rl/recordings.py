@@ -1,0 +1,91 @@
+"""Conversations that somebody else recorded, as messages in OpenAI's form: `role`, `content`, an assistant's `tool_calls`, a tool's
+`tool_call_id` (https://platform.openai.com/docs/api-reference/chat)."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from research_rl.errors import DataError
+from research_rl.types import ToolCall
+
+_THOUGHT = ("reasoning", "reasoning_content")  # where servers put it that take it out of the content
+
+
+@dataclass
+class Said:
+    """What an assistant said in one message, its calls, and their results by the call's id, in order."""
+
+    text: str
+    calls: dict[str, ToolCall]
+    results: dict[str, str] = field(default_factory=dict)
+
+
+def read_messages(messages: Sequence[Any]) -> tuple[str, list[Said]]:
+    """Return the question (the user's last message before the assistant's first) and what the assistant said.
+
+    Arguments that are no JSON object make a `ToolCall` with an error. A thought that stands apart comes back between `<think>` tags.
+
+    Raises:
+        DataError: a message has another role or form, belongs to no call, or the user speaks again; or a call has no result although the
+            conversation goes on.
+    """
+    question, said = "", []
+    for number, message in enumerate(messages, 1):
+        role = message.get("role") if isinstance(message, Mapping) else None
+        if role in ("system", "developer", "user"):
+            if said:
+                raise DataError(f"message {number} is of the {role}, after the assistant's: a recording holds one question")
+            question = _text(message, number) if role == "user" else question
+        elif role == "assistant":
+            _check_answered(said, number)
+            said.append(Said(_thought(message) + _text(message, number), _calls(message, number)))
+        elif role == "tool":
+            call = message.get("tool_call_id")
+            if not said or call not in said[-1].calls or call in said[-1].results:
+                raise DataError(
+                    f"message {number} answers the call {call!r}, which the message of the assistant before it does not make"
+                )
+            said[-1].results[call] = _text(message, number)
+        else:
+            raise DataError(f"message {number} needs a role: system, user, assistant or tool; got {message!r:.80}")
+    return question, said
+
+
+def _check_answered(said: list[Said], number: int) -> None:
+    if said and (open_calls := set(said[-1].calls) - set(said[-1].results)):
+        raise DataError(f"before message {number}, the calls {sorted(open_calls)} have no result")
+
+
+def _thought(message: Mapping[str, Any]) -> str:
+    thought = next((message[name] for name in _THOUGHT if message.get(name)), "")
+    return f"<think>\n{thought}\n</think>\n\n" if thought else ""
+
+
+def _text(message: Mapping[str, Any], number: int) -> str:
+    content = message.get("content")
+    parts = content if isinstance(content, list) else [{"text": content or ""}]
+    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    if not all(isinstance(text, str) for text in texts):
+        raise DataError(f"message {number} needs a text as content, or a list of texts, got {content!r:.80}")
+    return "".join(texts)
+
+
+def _calls(message: Mapping[str, Any], number: int) -> dict[str, ToolCall]:
+    try:
+        return {str(call["id"]): _call(call["function"]) for call in message.get("tool_calls") or ()}
+    except (TypeError, KeyError) as error:
+        raise DataError(
+            f"message {number}: tool_calls must be a list of {{id, function: {{name, arguments}}}} ({error!r})"
+        ) from None
+
+
+def _call(function: Mapping[str, Any]) -> ToolCall:
+    name, arguments = str(function["name"]), function["arguments"]
+    try:
+        found = json.loads(arguments) if isinstance(arguments, str) else arguments
+    except (ValueError, RecursionError):
+        found = None
+    return ToolCall(name, found) if isinstance(found, dict) else ToolCall("", {}, f"the arguments of {name} are no JSON object")

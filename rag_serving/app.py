@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import logging
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -21,10 +20,11 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from rag_serving import metrics, wire, wire_v1
 from rag_serving.building import COPIED_US, DECODED_US, built
+from rag_serving.indexes import Indexes
 from rag_serving.operations import Direct, Guard, respond
 from rag_serving.page import search_page
 from rag_serving.retrievers import open_retriever
-from rag_serving.service import Answer, Load, Refused, Service
+from rag_serving.service import Answer, Load, Refused
 from rag_serving.settings import Settings
 from rag_serving.v1 import V1
 
@@ -36,7 +36,7 @@ Handler = Callable[[Body], Awaitable[Any]]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.Problem, "description": description}
     for status, description in {
-        400: "A blank query, or k or a page beyond its limits", 401: "No valid token", 404: "No such passage or document",
+        400: "A blank query, or k or a page beyond its limits", 401: "No valid token", 404: "No such passage, document or index",
         408: "The request took too long to arrive",
         413: "Larger than a limit", 422: "Not in this format", 429: "The queue is full; see Retry-After",
         501: "The retriever holds no passages of its own", 502: "The engine failed",
@@ -51,28 +51,28 @@ def create_app(
     on_failure: Callable[[], None] | None = None,
     on_hang_at_end: Callable[[], None] | None = None,
 ) -> FastAPI:
-    """Return the application; `load` makes the retriever and is called once, in the background, when the server starts.
+    """Return the application; `load` makes a retriever and is called once an index, in the background, when the server starts.
 
     `on_failure` is called if loading fails (the command line ends the server then); `on_hang_at_end` if the engine still hangs when
     everything else has ended (its thread would keep the process for ever).
     """
     settings = settings or Settings()
-    service = Service(settings, load)
+    indexes = Indexes(settings, load)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        service.start()
+        indexes.start()
         loop = asyncio.get_running_loop()
-        app.state.reload = lambda: asyncio.run_coroutine_threadsafe(service.reload(), loop)
-        threading.Thread(target=_watch, args=(service, on_failure), daemon=True).start()
+        app.state.reload = lambda: asyncio.run_coroutine_threadsafe(indexes.reload(), loop)
+        threading.Thread(target=_watch, args=(indexes, on_failure), daemon=True).start()
         if settings.workers > 1:  # workers share the port: one that is not ready must not accept
-            while not service.settled.is_set():
+            while not indexes.settled:
                 await asyncio.sleep(0.05)
-            if service.failure is not None:
+            if indexes.failed:
                 raise RuntimeError("the index could not be loaded")
         yield
-        await service.stop()
-        if service.hangs and on_hang_at_end is not None:
+        await indexes.stop()
+        if indexes.hangs and on_hang_at_end is not None:
             on_hang_at_end()
 
     app = FastAPI(
@@ -99,7 +99,7 @@ def create_app(
 
     async def search(queries: list[str], k: int) -> Answer:
         debug(queries, k)
-        return await service.search(queries, k)
+        return await indexes.service().search(queries, k)
 
     direct: dict[str, Direct] = {}
     # documents the scheme; `Guard` asks for the token
@@ -159,36 +159,25 @@ def create_app(
         form = wire.scored_documents if request.return_scores else wire.documents
         return {"result": await built(form, COPIED_US, results)}
 
-    ours = V1(service)
+    ours = {name: V1(service) for name, service in indexes.services.items()}
 
     @post("/v1/search", wire_v1.SearchRequest, wire_v1.SearchResponse, "v1")
     async def v1_search(request: wire_v1.SearchRequest) -> Any:
         debug(request.queries, request.top_k)
-        return await ours.search(request)
+        return await ours[indexes.service(request.index).name].search(request)
 
     @post("/v1/documents", wire_v1.DocumentsRequest, wire_v1.DocumentsResponse, "v1")
     async def v1_documents(request: wire_v1.DocumentsRequest) -> Any:
-        return await ours.documents(request)
+        return await ours[indexes.service(request.index).name].documents(request)
 
     @post("/v1/open", wire_v1.OpenRequest, wire_v1.OpenResponse, "v1")
     async def v1_open(request: wire_v1.OpenRequest) -> Any:
-        return await ours.open(request)
+        return await ours[indexes.service(request.index).name].open(request)
 
     @app.get("/v1/passages/{id:path}", tags=["v1"], response_model=wire_v1.PassageResponse, dependencies=guarded)
-    async def v1_passage(id: str) -> Response:
+    async def v1_passage(id: str, index: str | None = None) -> Response:
         """One passage by its id, percent-encoded."""
-        return _json(await ours.passage(id))
-
-    def state() -> dict[str, Any]:
-        opened = service.opened
-        return {
-            "status": service.status,
-            "stage": str(service.damage or service.stage),
-            "seconds": round(time.monotonic() - service.started, 1),
-            "index_id": opened.index_id if opened else None,
-            "engine": opened.engine if opened else None,
-            "passages": opened.retriever.size if opened else None,
-        }
+        return _json(await ours[indexes.service(index).name].passage(id))
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:
@@ -201,17 +190,16 @@ def create_app(
 
     @app.get("/readyz", tags=["operations"])
     async def readyz() -> Response:
-        """200 once the index is loaded and warm; until then 503 with the stage of loading, and 503 while the engine hangs or is damaged."""
-        return _json(state(), 200 if service.healthy else 503)
+        """200 once the index is loaded and warm; until then 503 with the stage of loading, and 503 while the engine hangs or is damaged.
+
+        Without a prefix: once all are; what is told beside `indexes` is the default one's.
+        """
+        return _json(indexes.readiness(), 200 if indexes.healthy else 503)
 
     @app.get("/health", tags=["ReSearch"])
     async def health() -> Response:
         """As ReSearch's clients expect it."""
-        told = {
-            "status": "healthy" if service.healthy else service.status,
-            "retrievers": {"total": 1, "available": int(service.healthy)},
-        }
-        return _json(told, 200 if service.healthy else 503)
+        return _json(indexes.health(), 200 if indexes.healthy else 503)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse, dependencies=guarded)
     async def prometheus() -> Response:
@@ -219,7 +207,7 @@ def create_app(
         return Response(metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     paths = frozenset(str(getattr(route, "path", "")) for route in app.routes)
-    app.add_middleware(Guard, settings=settings, paths=paths, direct=direct)
+    app.add_middleware(Guard, settings=settings, paths=paths, direct=direct, indexes=indexes)
     if settings.cors_origins:
         app.add_middleware(CORSMiddleware, allow_origins=settings.cors_origins, allow_methods=["*"], allow_headers=["*"])
     return app
@@ -244,7 +232,8 @@ class _Refusal(Response):
         await respond(self._refused, send)
 
 
-def _watch(service: Service, on_failure: Callable[[], None] | None) -> None:
-    service.settled.wait()
-    if service.failure is not None and on_failure is not None:
-        on_failure()
+def _watch(indexes: Indexes, on_failure: Callable[[], None] | None) -> None:
+    for service in indexes.services.values():
+        service.settled.wait()
+        if service.failure is not None and on_failure is not None:
+            return on_failure()

@@ -127,9 +127,10 @@ def _add_settings(command: argparse.ArgumentParser) -> None:
 
     for name, field in Settings.model_fields.items():
         default = field.get_default(call_default_factory=True)
-        shown = "" if default in (None, [], "") or "key" in name or "token" in name else f" (default {default})"
+        shown = "" if default in (None, [], {}, "") or "key" in name or "token" in name else f" (default {default})"
         told = f"{field.description}{shown}".replace("%", "%%")
-        command.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, metavar="VALUE", help=told)
+        flag: dict[str, Any] = {"action": "append", "metavar": "[NAME=]DIR"} if name == "index" else {"metavar": "VALUE"}
+        command.add_argument(f"--{name.replace('_', '-')}", default=argparse.SUPPRESS, help=told, **flag)
 
 
 def _settings(options: argparse.Namespace) -> Any:

@@ -20,6 +20,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from rag_serving import metrics
+from rag_serving.indexes import Indexes
 from rag_serving.leaving import ClientLeft, WhileWaiting
 from rag_serving.service import Refused, searched_index
 from rag_serving.settings import Settings
@@ -35,12 +36,14 @@ request_id: ContextVar[str] = ContextVar("request_id", default="-")
 class Guard:
     """ASGI middleware; the limits are those of the settings."""
 
-    def __init__(self, app: Any, settings: Settings, paths: frozenset[str], direct: dict[str, Direct]) -> None:
+    def __init__(
+        self, app: Any, settings: Settings, paths: frozenset[str], direct: dict[str, Direct], indexes: Indexes
+    ) -> None:
         """`paths` are the application's own: others are counted together, so that strangers cannot fill the metrics with names.
 
         POST to a path of `direct` is answered by that, from body to body, without the application.
         """
-        self._app, self._settings, self._paths, self._direct = app, settings, paths, direct
+        self._app, self._settings, self._paths, self._direct, self._indexes = app, settings, paths, direct, indexes
         # a random number for every request would cost as much as searching a small index
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
         self._tokens = [token.get_secret_value().encode() for token in settings.tokens]
@@ -48,7 +51,7 @@ class Guard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers = dict(scope["headers"])
+        headers, scope = dict(scope["headers"]), self._indexes.enter(scope)
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         name = given if _ID.fullmatch(given) else f"{self._prefix}{next(self._numbers):08x}"
         token, untold = request_id.set(name), searched_index.set("")
@@ -68,6 +71,7 @@ class Guard:
         try:
             try:
                 self._admit(scope, headers)
+                self._indexes.service()  # refuses a path that names an unknown index, whatever comes after it
                 body = await self._body(receive)
                 if body is not None and scope["method"] == "POST" and scope["path"] in self._direct:
                     with WhileWaiting(receive):

@@ -18,34 +18,35 @@ log = logging.getLogger("rag_serving")
 
 
 class AppFactory:
-    """Makes the application in a worker; picklable, since workers are spawned. `index_id` names the index that it has to serve."""
+    """Makes the application in a worker; picklable, since workers are spawned. `index_ids`: what it has to serve, by the indexes' names."""
 
-    def __init__(self, settings: Settings, index_id: str | None) -> None:
-        self._settings, self.index_id = settings.model_dump(), index_id
+    def __init__(self, settings: Settings, index_ids: dict[str, str]) -> None:
+        self._settings, self.index_ids = settings.model_dump(), index_ids
         self._type = type(settings)
 
     def __call__(self) -> Any:
         settings = self._type(**self._settings)
         _prepare_process(settings)
-        return _reloadable(settings, self.index_id)
+        return _reloadable(settings, self.index_ids)
 
 
 class _Expecting:
-    """Loads what the settings name; the first time, only if it is the index that the other workers serve."""
+    """Loads what the settings name; an index for the first time only if it is the one that the other workers serve."""
 
-    def __init__(self, index_id: str | None) -> None:
-        self._index_id = index_id
+    def __init__(self, index_ids: dict[str, str]) -> None:
+        self._index_ids = dict(index_ids)
 
     def __call__(self, settings: Settings, report: Any) -> Any:
         from rag_serving.retrievers import open_retriever
 
         opened = open_retriever(settings, report)
-        if self._index_id not in (None, opened.index_id):
+        expected = self._index_ids.get(settings.names[0], opened.index_id)
+        if expected != opened.index_id:
             raise ServingError(
-                f"{settings.index} holds index {opened.index_id} now, and the other workers serve {self._index_id}; "
+                f"{settings.directory} holds index {opened.index_id} now, and the other workers serve {expected}; "
                 "send SIGHUP to rag-serving, and all of them load it"
             )
-        self._index_id = None
+        self._index_ids.pop(settings.names[0], None)
         return opened
 
 
@@ -53,11 +54,11 @@ def _nothing() -> None:
     """Before the application runs there is nothing to load again."""
 
 
-def _reloadable(settings: Settings, index_id: str | None = None, on_failure: Any = None) -> Any:
+def _reloadable(settings: Settings, index_ids: dict[str, str] | None = None, on_failure: Any = None) -> Any:
     """Return the application; from now on SIGHUP makes this process load the index again, or ends it if its terminal was closed."""
     from rag_serving.app import create_app
 
-    app = create_app(settings, _Expecting(index_id), on_failure, on_hang_at_end=_end_process)
+    app = create_app(settings, _Expecting(index_ids or {}), on_failure, on_hang_at_end=_end_process)
     terminal = Terminal()
 
     def hang_up(*_: Any) -> None:
@@ -119,7 +120,7 @@ def serve(settings: Settings) -> int:
     except ImportError as error:
         raise MissingExtraError(error.name or "uvicorn") from error
     _prepare_process(settings)
-    index_id = _checked(settings)  # what can be seen at once is told at once
+    index_ids = _checked(settings)  # what can be seen at once is told at once
     with listen(settings.host, settings.port) as listener:
         options = uvicorn_options(settings)
         if settings.workers == 1:
@@ -131,7 +132,7 @@ def serve(settings: Settings) -> int:
         try:
             # parsing the vocabulary of a large index holds the interpreter for longer than the 5 s after which a worker counts as hung
             config = uvicorn.Config(
-                AppFactory(settings, index_id),
+                AppFactory(settings, index_ids),
                 factory=True,
                 workers=settings.workers,
                 timeout_worker_healthcheck=120,
@@ -144,15 +145,18 @@ def serve(settings: Settings) -> int:
         return int(any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes))
 
 
-def _checked(settings: Settings) -> str | None:
-    """Return the name of the index that the settings name, if they name one and its files are there."""
-    if settings.index is None:
-        return None
+def _checked(settings: Settings) -> dict[str, str]:
+    """Return the ids of the indexes that the settings name, by name, if their files are there."""
+    if not settings.index:
+        return {}
     from rag_serving.indexing.manifest import check, read_manifest
 
-    manifest = read_manifest(settings.index)
-    check(settings.index, manifest, "never")
-    return str(manifest["index_id"])
+    found = {}
+    for name, directory in settings.index.items():
+        manifest = read_manifest(directory)
+        check(directory, manifest, "never")
+        found[name] = str(manifest["index_id"])
+    return found
 
 
 def _supervisor(settings: Settings) -> Any:
@@ -198,7 +202,7 @@ def _supervisor(settings: Settings) -> Any:
                 return
             factory: Any = self.config.app
             try:
-                factory.index_id = _checked(settings)
+                factory.index_ids = _checked(settings)
             except ServingError as error:
                 log.error("nothing is loaded again: %s", error)
                 return

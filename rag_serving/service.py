@@ -17,7 +17,7 @@ from functools import partial
 from rag_serving import ServingError, metrics
 from rag_serving.batching import Batcher, EngineHangs, Job, Overloaded, Search
 from rag_serving.cache import AnswerCache, DiskCached
-from rag_serving.retrievers import Opened, open_retriever
+from rag_serving.retrievers import Opened
 from rag_serving.retrievers.base import Hit
 from rag_serving.settings import Settings
 
@@ -47,11 +47,11 @@ class Answer:
 
 
 class Service:
-    """One index, served by one thread that loads, warms up, searches and closes it."""
+    """One index, which one thread loads, warms up, searches and closes."""
 
-    def __init__(self, settings: Settings, load: Load = open_retriever) -> None:
-        self.settings, self._load = settings, load
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="retriever")
+    def __init__(self, settings: Settings, load: Load, name: str, thread: ThreadPoolExecutor) -> None:
+        """`settings` are this index's, `name` is its name in metrics; `thread` has one worker: that alone makes any retriever safe."""
+        self.settings, self._load, self.name, self._thread = settings, load, name, thread
         self._cache = self._new_cache()
         self._reloading = asyncio.Lock()
         self._batcher: Batcher | None = None
@@ -91,6 +91,8 @@ class Service:
 
     def start(self) -> None:
         """Load and warm up in the retriever's thread; returns at once."""
+        for gauge in (metrics.READY, metrics.DAMAGED, metrics.QUEUED):  # one with labels is not told before it has a value
+            gauge.labels(self.name).set(0)
         self._batcher = self._new_batcher(self._search)
         self._thread.submit(self._prepare)
 
@@ -120,7 +122,7 @@ class Service:
                 new = await asyncio.to_thread(self._open)
                 await asyncio.wrap_future(self._thread.submit(new.retriever.warm_up))
             except Exception as error:
-                metrics.RELOADS.labels("failed").inc()
+                metrics.RELOADS.labels(self.name, "failed").inc()
                 log.error(
                     "the index could not be loaded again, index %s is still served: %s", old.index_id, error,
                     exc_info=not isinstance(error, (ServingError, ImportError)),
@@ -129,7 +131,7 @@ class Service:
             _settle()
             self._opened, self._batcher, self._cache = new, self._new_batcher(new.retriever.search), self._new_cache()
             self._served(new, old)
-            metrics.RELOADS.labels("done").inc()
+            metrics.RELOADS.labels(self.name, "done").inc()
             log.info("index %s is served now, in the place of %s: %s passages", new.index_id, old.index_id, new.retriever.size)
             await queries.drain()
             self._first = None
@@ -144,9 +146,8 @@ class Service:
                 log.error("queries were still unanswered after drain_s, %g s", self.settings.drain_s)
         if self._opened is not None:
             self._thread.submit(self._opened.retriever.close)
-            metrics.SERVED.labels(self._opened.index_id).set(0)
-        metrics.READY.set(0)
-        self._thread.shutdown(wait=False, cancel_futures=not self.ready)
+            metrics.SERVED.labels(self.name, self._opened.index_id).set(0)
+        metrics.READY.labels(self.name).set(0)
 
     def _prepare(self) -> None:
         try:
@@ -174,17 +175,17 @@ class Service:
         return replace(opened, retriever=DiskCached(opened.retriever, self.settings.cache_dir, opened.fingerprint))
 
     def _served(self, new: Opened, old: Opened | None = None) -> None:
-        metrics.READY.set(1)
+        metrics.READY.labels(self.name).set(1)
         if old is not None:
-            metrics.SERVED.labels(old.index_id).set(0)
-        metrics.SERVED.labels(new.index_id).set(1)
+            metrics.SERVED.labels(self.name, old.index_id).set(0)
+        metrics.SERVED.labels(self.name, new.index_id).set(1)
         self.damage = None
-        metrics.DAMAGED.set(0)
+        metrics.DAMAGED.labels(self.name).set(0)
 
         def damaged(error: ServingError) -> None:
             if self._opened is new:
                 self.damage = error
-                metrics.DAMAGED.set(1)
+                metrics.DAMAGED.labels(self.name).set(1)
                 log.error("the index that is served is damaged: %s", error)
 
         if new.hashing is not None:
@@ -199,14 +200,14 @@ class Service:
         return self._first.retriever.search(queries, k)
 
     def _record(self, size: int, seconds: float) -> None:
-        metrics.BATCH_SIZE.observe(size)
-        metrics.STAGE_SECONDS.labels("engine").observe(seconds)
-        metrics.QUEUED.set(self._batcher.queued if self._batcher else 0)
+        metrics.BATCH_SIZE.labels(self.name).observe(size)
+        metrics.STAGE_SECONDS.labels(self.name, "engine").observe(seconds)
+        metrics.QUEUED.labels(self.name).set(self._batcher.queued if self._batcher else 0)
 
     def _hang(self, hangs: bool) -> None:
-        metrics.READY.set(int(not hangs))
+        metrics.READY.labels(self.name).set(int(not hangs))
         if hangs:
-            metrics.QUEUED.set(0)
+            metrics.QUEUED.labels(self.name).set(0)
             log.error("the engine hangs: no answer to a batch within engine_timeout_s, %g s", self.settings.engine_timeout_s)
         else:
             log.warning("the engine answers again")
@@ -272,7 +273,7 @@ class Service:
         found: list[list[Hit] | None] = [cache.find(query, k, nested_to) for query in queries]
         cached = [hits is not None for hits in found]
         missing = [i for i, hits in enumerate(found) if hits is None]
-        metrics.QUERIES.labels("cache").inc(len(queries) - len(missing))
+        metrics.QUERIES.labels(self.name, "cache").inc(len(queries) - len(missing))
         if not missing:
             return Answer(opened.index_id, [hits or [] for hits in found], cached, 0.0, 0.0)
         try:
@@ -281,10 +282,10 @@ class Service:
             raise Refused(429, "queue_full", f"the queue is full: {full}", full.retry_after_s) from None
         except EngineHangs as hangs:
             raise Refused(503, "engine_timeout_s", str(hangs), retry_after_s=5) from None
-        metrics.QUEUED.set(batcher.queued)
+        metrics.QUEUED.labels(self.name).set(batcher.queued)
         joined = sum(known for _, known in jobs)
-        metrics.QUERIES.labels("in_flight").inc(joined)
-        metrics.QUERIES.labels("engine").inc(len(jobs) - joined)
+        metrics.QUERIES.labels(self.name, "in_flight").inc(joined)
+        metrics.QUERIES.labels(self.name, "engine").inc(len(jobs) - joined)
         try:
             for i, (job, known) in zip(missing, jobs, strict=True):
                 hits = await self._result(batcher, job)
@@ -292,27 +293,32 @@ class Service:
                 if not known:
                     cache.put(queries[i], k, hits, nested_to)
         except BaseException:  # the client left, or another query of the request failed
-            metrics.ABANDONED.inc(batcher.leave([job for job, _ in jobs]))
-            metrics.QUEUED.set(batcher.queued)
+            metrics.ABANDONED.labels(self.name).inc(batcher.leave([job for job, _ in jobs]))
+            metrics.QUEUED.labels(self.name).set(batcher.queued)
             for job, known in jobs:
                 if not known:  # what is searched all the same is kept: the client may ask again
                     job.done.add_done_callback(partial(_keep, cache, job, nested_to))
             raise
-        return _answer(opened.index_id, [hits or [] for hits in found], cached, [job for job, _ in jobs])
+        return self._answer(opened.index_id, [hits or [] for hits in found], cached, [job for job, _ in jobs])
 
-    @staticmethod
-    async def _result(batcher: Batcher, job: Job) -> list[Hit]:
+    async def _result(self, batcher: Batcher, job: Job) -> list[Hit]:
         try:
             return await batcher.result(job)
         except EngineHangs as hangs:
             raise Refused(504, "engine_timeout_s", str(hangs)) from None
         except ServingError as error:
-            metrics.ENGINE_FAILURES.inc()
+            metrics.ENGINE_FAILURES.labels(self.name).inc()
             raise Refused(502, "engine", str(error)) from error
         except Exception as error:
-            metrics.ENGINE_FAILURES.inc()
+            metrics.ENGINE_FAILURES.labels(self.name).inc()
             log.exception("a search failed")
             raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
+
+    def _answer(self, index_id: str, hits: list[list[Hit]], cached: list[bool], jobs: list[Job]) -> Answer:
+        waited = [job.started - job.entered for job in jobs]
+        for seconds in waited:
+            metrics.STAGE_SECONDS.labels(self.name, "queue").observe(max(seconds, 0.0))
+        return Answer(index_id, hits, cached, 1000 * max(0.0, *waited), 1000 * max(job.finished - job.started for job in jobs))
 
 
 def _settle() -> None:
@@ -324,10 +330,3 @@ def _settle() -> None:
 def _keep(cache: AnswerCache, job: Job, nested_to: int, done: asyncio.Future[list[Hit]]) -> None:
     if not done.cancelled() and done.exception() is None:
         cache.put(job.query, job.k, done.result(), nested_to)
-
-
-def _answer(index_id: str, hits: list[list[Hit]], cached: list[bool], jobs: list[Job]) -> Answer:
-    waited = [job.started - job.entered for job in jobs]
-    for seconds in waited:
-        metrics.STAGE_SECONDS.labels("queue").observe(max(seconds, 0.0))
-    return Answer(index_id, hits, cached, 1000 * max(0.0, *waited), 1000 * max(job.finished - job.started for job in jobs))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -13,15 +15,38 @@ from pydantic_settings.sources import NoDecode
 from rag_serving import ServingError
 
 PREFIX = "RAG_SERVING_"
+DEFAULT_INDEX = "default"  # the name of one that is given without
+_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(.+)", re.DOTALL)
 
 
 def _split(value: Any) -> Any:
     return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
+def _indexes(value: Any) -> Any:
+    """Return directories by name, the default first, of a directory, texts `NAME=DIR`, or a mapping."""
+    if value is None or isinstance(value, Mapping):
+        pairs = [(str(name), path) for name, path in (value or {}).items()]
+    else:
+        given = value if isinstance(value, list) else [value]
+        pairs = [_index(part) for one in given for part in re.split(rf",(?={_NAMED.pattern})", str(one))[::3]]
+    for name, _ in pairs:
+        if not _NAMED.fullmatch(f"{name}=."):
+            raise ValueError(f"an index cannot be called {name[:100]!r}: letters, digits, '.', '_' and '-', 64 at most")
+        if [other for other, _ in pairs].count(name) > 1:
+            raise ValueError(f"two indexes are called {name!r}; give each a name of its own: NAME=DIR")
+    return dict(sorted(pairs, key=lambda pair: pair[0] != DEFAULT_INDEX))
+
+
+def _index(text: str) -> tuple[str, str]:
+    found = _NAMED.fullmatch(text)
+    return (found[1], found[2]) if found else (DEFAULT_INDEX, text)
+
+
 # a flag stands in the process list
 _SEEN = "prefer {}: all users of the machine can see flags"
 Names = Annotated[list[str], NoDecode, BeforeValidator(_split)]
+Indexes = Annotated[dict[str, Path], NoDecode, BeforeValidator(_indexes)]
 Secrets = Annotated[list[SecretStr], NoDecode, BeforeValidator(_split)]
 
 
@@ -31,7 +56,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", hide_input_in_errors=True)
 
     # what is served
-    index: Path | None = Field(default=None, description="directory made by `rag-serving index`")
+    index: Indexes = Field(
+        default={},
+        description="directory made by `rag-serving index`; several: NAME=DIR each; the default: the first, or the one without a name",
+    )
     retriever: Literal["auto", "bm25", "dense", "hybrid", "web", "milvus", "random", "nothing"] = Field(
         default="auto",
         description="auto: what the index holds; both bm25 and dense make a hybrid. random, nothing: controls, which do not search",
@@ -125,9 +153,27 @@ class Settings(BaseSettings):
             raise ValueError("retriever web needs web_key, the key of the search API")
         if self.retriever == "milvus" and not self.milvus_uri:
             raise ValueError("retriever milvus needs milvus_uri")
+        if len(self.index) > 1 and self.retriever in ("web", "milvus"):
+            raise ValueError(f"retriever {self.retriever} searches no index of ours; give --index once at the most")
         if self.workers > 1 and (self.device != "cpu" or self.retriever in ("web", "milvus")):
             raise ValueError("several workers are for CPU indexes: each would hold its own copy of what is on the device")
         return self
+
+    @property
+    def names(self) -> list[str]:
+        """The indexes' names, the default first."""
+        return list(self.index) or [DEFAULT_INDEX]
+
+    @property
+    def directory(self) -> Path | None:
+        """The default index's."""
+        return next(iter(self.index.values()), None)
+
+    def of(self, name: str) -> Settings:
+        """Return the settings of one index; the memory for answers is its share."""
+        if len(self.index) < 2:
+            return self
+        return self.model_copy(update={"index": {name: self.index[name]}, "cache_mb": self.cache_mb / len(self.index)})
 
     @property
     def engine_threads(self) -> int:

@@ -13,11 +13,16 @@ Ids = Annotated[
     Field(description="ids of passages, or of documents: a passage's id without its number, page of page#3, page-3 and page_3"),
 ]
 
+IndexName = Annotated[
+    str | None, Field(description="the index, by its name in the settings; default: the path's, else the default index")
+]
+
 
 class SearchRequest(BaseModel):
     """Ours."""
 
     queries: Queries
+    index: IndexName = None
     top_k: TopK = 5
     snippet: bool | Annotated[int, Field(ge=1)] = Field(
         default=False, description="add the part of the passage around most words of the query; true: 300 characters"
@@ -61,6 +66,7 @@ class SearchResponse(BaseModel):
 class DocumentsRequest(BaseModel):
     """A document's passages, in the order of the corpus: all that have this title, or those with these ids."""
 
+    index: IndexName = None
     title: str | None = Field(default=None, description="the first line of contents")
     ids: Ids | None = None
     start: int = Field(default=0, ge=0, alias="from", description="the first passage of the document that is wanted, from 0")
@@ -86,6 +92,7 @@ class DocumentsResponse(BaseModel):
 class OpenRequest(BaseModel):
     """A page of the document that holds a passage: what stands before and after it."""
 
+    index: IndexName = None
     id: str = Field(description="of the passage")
     page: int | None = Field(
         default=None, description="counted from 1; default: the one that holds the passage", json_schema_extra={"minimum": 1}

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -27,6 +28,7 @@ from research_rl.outages import Persistence, UnavailableError
 from research_rl.types import OpenedPage, Passage
 
 _MOST_PAGES = 1_000_000
+_INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _WRONG_SERVICE = frozenset({401, 403, 404, 405})  # every query would be refused: a wrong token, or another service
 
@@ -42,6 +44,9 @@ class RetrievalSettings:
     max_connections: int = 128
     # bearer token of a service that wants one; None: RETRIEVAL_TOKEN of the environment, where no logged configuration shows it
     token: str | None = field(default=None, repr=False)
+    index: str | None = (
+        None  # of a service with several, the name of one (`rag-serving serve --index NAME=DIR`); None: its default
+    )
     index_id: str | None = None  # the index that must answer; None: the one that answers first
     max_query_characters: int = 2_000  # longer queries are cut: a policy that babbles must not be able to get a request refused
 
@@ -49,9 +54,18 @@ class RetrievalSettings:
         """Raise ConfigError for values that cannot work."""
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"the retrieval URL must start with http:// or https://, got {self.url!r}")
+        if self.index is not None and not _INDEX_NAME.fullmatch(self.index):
+            raise ConfigError(
+                f"retrieval.index must be the name of an index (letters, digits, '.', '_', '-'), got {self.index!r}"
+            )
         for name in ("deadline_s", "timeout_s", "max_attempts", "max_connections", "max_query_characters"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"retrieval.{name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def address(self) -> str:
+        """The URL that requests for the index go to."""
+        return self.url.rstrip("/") + (f"/indexes/{self.index}" if self.index else "")
 
 
 class RetrievalClient:
@@ -62,7 +76,7 @@ class RetrievalClient:
         self.settings = settings
         token = settings.token or os.environ.get("RETRIEVAL_TOKEN")
         self._http = httpx.AsyncClient(
-            base_url=settings.url.rstrip("/"),
+            base_url=settings.address,
             timeout=settings.timeout_s,
             headers={"Authorization": f"Bearer {token}"} if token else None,
             limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
@@ -71,7 +85,7 @@ class RetrievalClient:
         self._gatherer = Gatherer(self._post)
         self._index_id = settings.index_id
         self._persistence = Persistence(
-            f"the retrieval service at {settings.url}", f"Is it running? Try: curl {settings.url}/health",
+            f"the retrieval service at {settings.address}", f"Is it running? Try: curl {settings.address}/health",
             settings.deadline_s, settings.timeout_s, settings.max_attempts,
         )  # fmt: skip
 
@@ -158,8 +172,8 @@ class RetrievalClient:
             return
         if self._index_id not in (None, told):
             raise WrongServiceError(
-                f"the service at {self.settings.url} searches the index {told} now, and this run began with {self._index_id}: serve that "
-                f"one again, or go on over the new one by research_rl.retrieval.index_id={told}"
+                f"the service at {self.settings.address} searches the index {told} now, and this run began with {self._index_id}: "
+                f"serve that one again, or go on over the new one by research_rl.retrieval.index_id={told}"
             )
         self._index_id = told
 
@@ -180,7 +194,7 @@ class RetrievalClient:
     def _foreign(self, path: str, told: str) -> Exception:
         """Return the error of an answer that is none."""
         kind = UnavailableError if self._persistence.answered_before else WrongServiceError
-        return kind(f"{self.settings.url}{path} answered {told}")
+        return kind(f"{self.settings.address}{path} answered {told}")
 
     async def close(self) -> None:
         """Close the connections."""

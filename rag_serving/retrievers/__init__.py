@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from rag_serving import IndexingError, ServingError
 from rag_serving.retrievers.base import DummyRetriever, Hit, Retriever
-from rag_serving.settings import Settings
+from rag_serving.settings import DEFAULT_INDEX, Settings
 
 if TYPE_CHECKING:
     from rag_serving.corpus import Corpus
@@ -90,11 +90,12 @@ def _unless_replaced(settings: Settings, index_id: str) -> Any:
     from rag_serving.indexing.manifest import large, read_manifest
     from rag_serving.indexing.verify import Hashing
 
-    assert settings.index is not None
-    manifest = read_manifest(settings.index)
-    hashing = Hashing(settings.index, manifest) if settings.verify == "auto" and large(manifest) else None
-    if read_manifest(settings.index)["index_id"] != index_id:  # what was loaded may be of both
-        raise IndexingError(f"{settings.index} was replaced while it was being loaded; load it again")
+    directory = settings.directory
+    assert directory is not None
+    manifest = read_manifest(directory)
+    hashing = Hashing(directory, manifest) if settings.verify == "auto" and large(manifest) else None
+    if read_manifest(directory)["index_id"] != index_id:  # what was loaded may be of both
+        raise IndexingError(f"{directory} was replaced while it was being loaded; load it again")
     return hashing
 
 
@@ -104,7 +105,7 @@ def load_index(directory: Path | str, **settings: Any) -> Retriever:
     Raises:
         ServingError: the index is missing or damaged.
     """
-    return open_retriever(Settings(index=Path(directory), **settings)).retriever
+    return open_retriever(Settings(index={DEFAULT_INDEX: Path(directory)}, **settings)).retriever
 
 
 def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str, str, Corpus | None]:
@@ -113,9 +114,9 @@ def _open_index(settings: Settings, report: Report) -> tuple[Retriever, str, str
     from rag_serving.indexing.manifest import check, read_manifest
     from rag_serving.indexing.structure import check_structure
 
-    if settings.index is None:
+    directory = settings.directory
+    if directory is None:
         raise ServingError("no index: give --index DIR, a directory made by `rag-serving index`")
-    directory = settings.index
     manifest = read_manifest(directory)
     report("checking the files against the manifest")
     check(directory, manifest, settings.verify)

@@ -156,16 +156,20 @@ class Settings:
         return max(longest_wait_s(retrieval.deadline_s, retrieval.timeout_s), *waits, 0.0) + self.max_tolerated_outage_s
 
     def retrieval_urls(self) -> list[str]:
-        """Return the URLs of all services that the run searches in."""
+        """Return the addresses of all services, and indexes of theirs, that the run searches in."""
         sources = ["", *(self.retrieval.get("url_by_data_source") or {})]
-        return sorted({self.retrieval_for(source).url for source in sources})
+        return sorted({self.retrieval_for(source).address for source in sources})
 
     def retrieval_for(self, data_source: str) -> RetrievalSettings:
         """Return where questions of a data source are searched: its own service if `url_by_data_source` names one."""
         options = dict(self.retrieval)
         own = (options.pop("url_by_data_source", None) or {}).get(data_source)
         if own is not None:
-            options |= {"url": own, "index_id": None}  # the id is that of the service that all others are searched in
+            options |= {
+                "url": own,
+                "index": None,
+                "index_id": None,
+            }  # name and id are of the service that all others are searched in
         if not isinstance(options.get("url"), str):
             raise ConfigError(
                 "research_rl.retrieval.url is missing: give the URL of a running retrieval service, http://host:port"

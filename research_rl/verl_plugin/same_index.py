@@ -33,11 +33,11 @@ def index_to_fix(config: Any, settings: Settings) -> str | None:
         ConfigError: it is not the index that the recipe names, or not the one of the checkpoint that the run goes on from.
     """
     served = {url: told for url, told in indexes(settings).items() if told}
-    main = served.get(settings.retrieval_for("").url)
+    main = served.get(settings.retrieval_for("").address)
     named = settings.retrieval.get("index_id")
     if named and main and named != main:
         raise ConfigError(
-            f"research_rl.retrieval.index_id={named}, and the service at {settings.retrieval_for('').url} serves the index {main}: "
+            f"research_rl.retrieval.index_id={named}, and the service at {settings.retrieval_for('').address} serves the index {main}: "
             "serve the one that is named, or name the other"
         )
     if not named:

@@ -61,8 +61,8 @@ async def test_a_new_index_is_loaded_under_load_and_every_answer_is_of_the_index
                     break
             stop.set()
         metrics = httpx.get(f"{url}/metrics").text
-        assert f'rag_index{{index_id="{new}"}} {workers}.0' in metrics
-        assert f'rag_reloads_total{{outcome="done"}} {workers}.0' in metrics
+        assert f'rag_index{{index="default",index_id="{new}"}} {workers}.0' in metrics
+        assert f'rag_reloads_total{{index="default",outcome="done"}} {workers}.0' in metrics
     assert {name for name, _ in seen[:before]} == set(ids) - {new}
     assert {name for name, _ in seen[-50:]} == {new}
     assert all(found == {ids[name]} for name, found in seen)
@@ -90,7 +90,7 @@ def test_a_worker_that_finds_another_index_does_not_start_until_all_load_it(tmp_
         server.send_signal(signal.SIGHUP)
         for _ in range(600):
             time.sleep(0.1)
-            if f'rag_index{{index_id="{new}"}} 2.0' in httpx.get(f"{url}/metrics", timeout=30).text:
+            if f'rag_index{{index="default",index_id="{new}"}} 2.0' in httpx.get(f"{url}/metrics", timeout=30).text:
                 break
         assert served() == {new}
         assert len(children(server.pid)) == 2

@@ -222,7 +222,7 @@ def test_several_workers_are_counted_together_and_end_together(index):
             assert httpx.post(f"{url}/search", json={"query": f"word {number}"}).status_code == 200
         text = httpx.get(f"{url}/metrics").text
         assert 'rag_requests_total{path="/search",status="200"} 40.0' in text
-        assert "rag_ready 2.0" in text
+        assert 'rag_ready{index="default"} 2.0' in text
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{url}/livez")
 
@@ -234,11 +234,11 @@ def test_a_worker_that_died_is_no_longer_counted_as_ready(tmp_path):
     with serving(*flags) as (url, server):
 
         def ready() -> str:
-            return next(line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith("rag_ready "))
+            return next(line for line in httpx.get(f"{url}/metrics").text.splitlines() if line.startswith("rag_ready{"))
 
         def until_two() -> None:
             until = time.monotonic() + 60
-            while ready() != "rag_ready 2.0":
+            while ready() != 'rag_ready{index="default"} 2.0':
                 assert time.monotonic() < until, ready()
                 time.sleep(0.2)
 
@@ -252,7 +252,7 @@ def test_a_worker_that_died_is_no_longer_counted_as_ready(tmp_path):
             time.sleep(0.1)
             new = set(psutil.Process(server.pid).children()) - set(workers)
         time.sleep(1)  # before the new one is ready, or after: never three
-        assert ready() in ("rag_ready 1.0", "rag_ready 2.0")
+        assert ready() in ('rag_ready{index="default"} 1.0', 'rag_ready{index="default"} 2.0')
         until_two()
 
 

@@ -70,7 +70,10 @@ def post(client: httpx.AsyncClient, *queries: str) -> asyncio.Task:
 
 async def test_queries_of_clients_that_have_left_are_not_searched_but_those_that_others_wait_for_are(held, url):
     async with httpx.AsyncClient(base_url=url, timeout=20) as client:
-        before, left = await metric(client, "rag_abandoned_total"), 'rag_requests_total{path="/batch_search",status="499"}'
+        before, left = (
+            await metric(client, 'rag_abandoned_total{index="default"}'),
+            'rag_requests_total{path="/batch_search",status="499"}',
+        )
         requests = await metric(client, left)
         running = post(client, "running")
         await asyncio.to_thread(held.begun.wait, 10)
@@ -81,7 +84,7 @@ async def test_queries_of_clients_that_have_left_are_not_searched_but_those_that
         for task in leaving:
             task.cancel()
         await until(lambda: queued(client, 2))
-        assert await metric(client, "rag_abandoned_total") - before == 2
+        assert await metric(client, 'rag_abandoned_total{index="default"}') - before == 2
         assert await metric(client, left) - requests == 3
         held.let.set()
         answers = [(await task).json() for task in staying]
@@ -90,7 +93,7 @@ async def test_queries_of_clients_that_have_left_are_not_searched_but_those_that
 
 
 async def queued(client: httpx.AsyncClient, count: int) -> bool:
-    return await metric(client, "rag_queued") == count
+    return await metric(client, 'rag_queued{index="default"}') == count
 
 
 async def test_what_was_searched_for_a_client_that_left_is_kept_for_when_it_asks_again(held, url):

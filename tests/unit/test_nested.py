@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from rag_serving.cache import DiskCached
 from rag_serving.corpus import Corpus
+from rag_serving.indexes import Indexes
 from rag_serving.indexing import build_index
 from rag_serving.retrievers import Opened, load_index
 from rag_serving.retrievers.base import ANY_K, DummyRetriever, Hit, Retriever
@@ -52,7 +53,7 @@ class UpTo(Retriever):
 
 async def started(retriever: Retriever, **options) -> Service:
     """Return a service over it that is ready."""
-    service = Service(Settings(**options), lambda *_: Opened(retriever, "i", "f"))
+    service = Indexes(Settings(**options), lambda *_: Opened(retriever, "i", "f")).service()
     service.start()
     while not service.ready:
         await asyncio.sleep(0.001)

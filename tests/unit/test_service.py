@@ -164,12 +164,12 @@ def test_metrics_count_requests_queries_batches_and_refusals(http):
     for line in (
         'rag_requests_total{path="/search",status="200"}',
         'rag_requests_total{path="other",status="404"}',
-        'rag_queries_total{answered_by="cache"}',
-        'rag_queries_total{answered_by="engine"}',
-        'rag_stage_seconds_count{stage="engine"}',
+        'rag_queries_total{answered_by="cache",index="default"}',
+        'rag_queries_total{answered_by="engine",index="default"}',
+        'rag_stage_seconds_count{index="default",stage="engine"}',
         "rag_batch_size_bucket",
-        "rag_queued ",
-        "rag_ready ",
+        'rag_queued{index="default"} ',
+        'rag_ready{index="default"} ',
         'rag_refused_total{reason="path"}',
     ):
         assert line in text, line
@@ -295,12 +295,12 @@ def test_an_engine_that_hangs_makes_the_service_unready_until_it_answers_again()
         assert (answer.status_code, answer.json()["reason"]) == (504, "engine_timeout_s")
         assert (client.get("/readyz").status_code, client.get("/readyz").json()["status"]) == (503, "hangs")
         assert client.get("/livez").status_code == 200
-        assert "rag_ready 0.0" in client.get("/metrics").text
+        assert 'rag_ready{index="default"} 0.0' in client.get("/metrics").text
         answer = client.post("/search", json={"query": "italy"})
         assert (answer.status_code, answer.json()["reason"], answer.headers["retry-after"]) == (503, "engine_timeout_s", "5")
         Hanging.gate.set()
         wait_ready(client)
-        assert "rag_ready 1.0" in client.get("/metrics").text
+        assert 'rag_ready{index="default"} 1.0' in client.get("/metrics").text
         assert client.post("/search", json={"query": "italy"}).status_code == 200
 
 

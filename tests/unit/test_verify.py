@@ -147,7 +147,7 @@ def test_a_large_index_is_hashed_while_it_is_served_and_damage_ends_readiness_no
         assert wait(client, lambda c: c.get("/readyz").status_code == 503)
         assert "corpus.jsonl is not the file" in client.get("/readyz").json()["stage"]
         assert client.get("/health").json()["status"] == "failed"
-        assert "rag_index_damaged 1.0" in client.get("/metrics").text
+        assert 'rag_index_damaged{index="default"} 1.0' in client.get("/metrics").text
         assert client.post("/search", json={"query": "any"}).status_code == httpx.codes.OK
         assert "the index that is served is damaged" in caplog.text
 

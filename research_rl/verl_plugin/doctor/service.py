@@ -89,7 +89,7 @@ def _speed(url: str, setup: Setup) -> Iterator[Finding]:
     """Search as a step does, for a second, with its own questions."""
     settings, config = setup.settings, setup.config
     assert settings is not None
-    options = next(found for source in _sources(setup) if (found := settings.retrieval_for(source)).url == url)
+    options = next(found for source in _sources(setup) if (found := settings.retrieval_for(source)).address == url)
     rollouts = config.data.train_batch_size * config.actor_rollout_ref.rollout.n
     at_once = min(rollouts, options.max_connections)
     try:

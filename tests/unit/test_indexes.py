@@ -1,0 +1,245 @@
+"""Several named indexes in one process: who answers, what is refused, what is told apart."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import httpx
+import pytest
+from fastapi.testclient import TestClient
+
+from rag_serving import ServingError
+from rag_serving.app import create_app
+from rag_serving.cli import main
+from rag_serving.corpus import Corpus
+from rag_serving.indexing import build_index
+from rag_serving.retrievers import DummyRetriever, Opened
+from rag_serving.settings import Settings, load_settings
+from research_rl.errors import ConfigError, WrongServiceError
+from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from tests.servers import wait_ready
+
+NAMES = {"wiki": Path("w"), "private": Path("p")}
+SEARCHES = [
+    ("/search", {"query": "passage"}), ("/batch_search", {"query": ["passage"]}), ("/queries", {"queries": ["passage"]}),
+    ("/retrieve", {"queries": ["passage"]}), ("/v1/search", {"queries": ["passage"]}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory):
+    """An index per name, whose passage tells it."""
+    found = {}
+    for name in NAMES:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "c.jsonl").write_text(f'{{"id": "1", "contents": "{name}\\npassage of {name}"}}\n')
+        build_index(folder / "c.jsonl", folder / "index", processes=1)
+        found[name] = Corpus(folder / "index")
+    return found
+
+
+@pytest.fixture(scope="module")
+def http(corpora):
+    def load(settings, report):
+        (name,) = settings.index
+        return Opened(DummyRetriever([("1", f"{name}\npassage of {name}")]), f"{name}-id", name, "bm25", corpora[name])
+
+    with TestClient(create_app(Settings(index=NAMES, tokens=["secret"]), load)) as client:
+        client.headers["authorization"] = "Bearer secret"
+        wait_ready(client)
+        yield client
+
+
+@pytest.mark.parametrize(("path", "body"), SEARCHES)
+def test_every_wire_format_searches_the_default_or_the_index_that_its_path_names(http, path, body):
+    for prefix, name in (("", "wiki"), ("/indexes/wiki", "wiki"), ("/indexes/private", "private")):
+        answer = http.post(f"{prefix}{path}", json=body)
+        assert answer.headers["x-index-id"] == f"{name}-id"
+        assert f"passage of {name}" in answer.text
+
+
+def test_our_own_requests_may_name_the_index_themselves(http):
+    for path, body in (("/v1/search", {"queries": ["passage"]}), ("/v1/open", {"id": "1"}), ("/v1/documents", {"ids": ["1"]})):
+        for name in NAMES:
+            answer = http.post(path, json={**body, "index": name})
+            assert (answer.json()["index_id"], answer.headers["x-index-id"]) == (f"{name}-id", f"{name}-id")
+            assert f"passage of {name}" in answer.text
+    assert http.get("/v1/passages/1", params={"index": "private"}).json()["title"] == "private"
+    assert http.get("/indexes/private/v1/passages/1").json()["title"] == "private"
+
+
+def test_the_same_query_is_cached_for_each_index_by_itself(http):
+    asked = [{"queries": ["passage of both"], "index": name} for name in (*NAMES, *NAMES)]
+    assert [http.post("/v1/search", json=body).json()["cached"] for body in asked] == [[False], [False], [True], [True]]
+
+
+@pytest.mark.parametrize("name", ["nope", "", "..", "../etc", "%2e%2e", "wiki%00", "Wiki", "x" * 5_000, "\U0001f600"])
+def test_an_unknown_index_is_refused_and_the_valid_ones_are_named(http, name):
+    for answer in (
+        http.post("/v1/search", json={"queries": ["passage"], "index": name}),
+        http.post("/v1/open", json={"id": "1", "index": name}),
+        http.get("/v1/passages/1", params={"index": name}),
+    ):
+        assert (answer.status_code, answer.json()["reason"]) == (404, "index")
+        assert "there are: wiki, private" in answer.json()["detail"]
+        assert len(answer.text) < 1_000
+
+
+@pytest.mark.parametrize("path", ["/search", "/readyz", "/livez", "/health", "/metrics", "/nowhere", "/indexes/wiki/search"])
+def test_under_the_path_of_an_unknown_index_there_is_nothing(http, path):
+    assert http.post(f"/indexes/nope{path}", json={"query": "passage"}).json()["reason"] == "index"
+    assert http.post(f"/indexes/wiki/indexes/private{path}", json={"query": "passage"}).status_code == 404
+
+
+def test_path_and_body_must_not_name_different_indexes(http):
+    body = {"queries": ["passage"], "index": "private"}
+    answer = http.post("/indexes/wiki/v1/search", json=body)
+    assert (answer.status_code, answer.json()["reason"]) == (400, "index")
+    assert http.post("/indexes/private/v1/search", json=body).status_code == 200
+
+
+def test_a_token_is_asked_for_under_every_prefix(http):
+    for path in ("/search", "/v1/search", "/metrics", "/indexes/private/search"):
+        for name in ("private", "nope"):
+            answer = http.post(f"/indexes/{name}{path}", json={"query": "passage"}, headers={"authorization": "Bearer other"})
+            assert answer.status_code == 401
+
+
+def test_strangers_cannot_fill_the_metrics_with_names_of_indexes(http):
+    for number in range(3):
+        http.post(f"/indexes/stranger{number}/search", json={"query": "passage"})
+        http.post("/v1/search", json={"queries": ["passage"], "index": f"stranger{number}"})
+    http.post("/indexes/private/search", json={"query": "passage"})
+    told = http.get("/metrics").text
+    assert "stranger" not in told
+    assert 'rag_ready{index="wiki"} 1.0' in told
+    assert 'rag_queries_total{answered_by="engine",index="private"}' in told
+    assert 'rag_index{index="private",index_id="private-id"} 1.0' in told
+
+
+def test_health_and_readiness_tell_of_each_index_and_under_a_prefix_of_one(http):
+    assert http.get("/health").json() == {
+        "status": "healthy", "retrievers": {"total": 2, "available": 2}, "indexes": {"wiki": "healthy", "private": "healthy"},
+    }  # fmt: skip
+    ready = http.get("/readyz").json()
+    assert ready["index_id"] == ready["indexes"]["wiki"]["index_id"] == "wiki-id"
+    assert http.get("/indexes/private/readyz").json()["index_id"] == "private-id"
+    assert http.get("/indexes/private/health").json()["retrievers"]["total"] == 1
+
+
+def test_one_engine_thread_searches_all_indexes_and_each_is_reloaded():
+    threads, loads = set(), {"wiki": 0, "private": 0}
+
+    class Noting(DummyRetriever):
+        def search(self, queries, k):
+            threads.add(threading.get_ident())
+            return super().search(queries, k)
+
+    def load(settings, report):
+        (name,) = settings.index
+        loads[name] += 1
+        if name == "wiki" and loads[name] > 1:
+            raise ServingError("damaged meanwhile")
+        return Opened(Noting([("1", "passage")]), f"{name}-{loads[name]}", name)
+
+    with TestClient(create_app(Settings(index=NAMES), load)) as client:
+        wait_ready(client)
+
+        def serving():
+            return [
+                client.post("/v1/search", json={"queries": ["passage"], "index": name}).json()["index_id"] for name in NAMES
+            ]
+
+        assert serving() == ["wiki-1", "private-1"]
+        client.app.state.reload().result(10)
+        assert serving() == ["wiki-1", "private-2"]  # what cannot be loaded again leaves the others alone
+    assert len(threads) == 1
+
+
+def test_one_index_that_cannot_be_loaded_ends_the_start_with_its_name_in_health():
+    failed = threading.Event()
+
+    def load(settings, report):
+        if "private" in settings.index:
+            raise ServingError("no such index")
+        return Opened(DummyRetriever([("1", "passage")]), "w", "w")
+
+    with TestClient(create_app(Settings(index=NAMES), load, on_failure=failed.set)) as client:
+        assert failed.wait(5)
+        answer = client.get("/health")
+        assert (answer.status_code, answer.json()["indexes"]["private"]) == (503, "failed")
+
+
+@pytest.mark.parametrize(
+    ("given", "names", "directory"),
+    [
+        ("dir", ["default"], "dir"),
+        (["wiki=a", "private=b"], ["wiki", "private"], "a"),
+        (["wiki=a", "b"], ["default", "wiki"], "b"),
+        ("wiki=a,private=b,c", ["wiki", "private"], "a"),
+        ("a,b=c", ["default", "b"], "a"),
+        ("./a=b", ["default"], "./a=b"),
+        ({"wiki": "a", "default": "b"}, ["default", "wiki"], "b"),
+        (None, ["default"], None),
+    ],
+)
+def test_indexes_are_given_by_name_and_the_first_or_the_unnamed_is_the_default(given, names, directory):
+    settings = Settings(index=given)
+    assert settings.names == names
+    assert settings.directory == (directory and Path(directory))
+
+
+def test_the_memory_for_answers_is_shared_by_the_indexes():
+    settings = Settings(index=NAMES, cache_mb=100)
+    assert sum(settings.of(name).cache_mb for name in NAMES) == 100
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (["a", "b"], "two indexes are called 'default'"),
+        (["w=a", "w=b"], "two indexes are called 'w'"),
+        ({"../x": "a"}, "cannot be called"),
+    ],
+)
+def test_names_that_cannot_be_are_refused(index, message):
+    with pytest.raises(ServingError, match=message):
+        load_settings({"index": index})
+
+
+def test_the_flag_can_be_repeated_and_the_environment_separates_by_commas(capsys, monkeypatch):
+    monkeypatch.setenv("RAG_SERVING_INDEX", "wiki=/w,private=/p")
+    assert main(["config"]) == 0
+    assert '{"wiki": "/w", "private": "/p"}' in capsys.readouterr().out
+    assert main(["config", "--index", "a=/a", "--index", "/b"]) == 0
+    assert '{"default": "/b", "a": "/a"}' in capsys.readouterr().out
+
+
+def test_several_indexes_are_not_for_a_retriever_that_has_none():
+    with pytest.raises(ServingError, match="retriever web searches no index of ours"):
+        load_settings({"retriever": "web", "web_key": "k", "index": ["a=a", "b=b"]})
+
+
+async def test_the_training_client_searches_and_opens_in_the_index_of_its_settings(http):
+    def network(request):
+        answer = http.request(request.method, request.url.path, content=request.content)
+        return httpx.Response(
+            answer.status_code, content=answer.content, headers={"x-index-id": answer.headers.get("x-index-id", "")}
+        )
+
+    settings = RetrievalSettings("http://test:1/", index="private")
+    async with RetrievalClient(settings, transport=httpx.MockTransport(network)) as client:
+        assert (await client.search(["passage"], 1))[0][0].contents == "private\npassage of private"
+        opened = await client.open("1")
+        assert opened is not None
+        assert opened.passages[0].contents == "private\npassage of private"
+    settings = RetrievalSettings("http://test:1", index="nope")
+    async with RetrievalClient(settings, transport=httpx.MockTransport(network)) as client:
+        with pytest.raises(WrongServiceError, match="there are: wiki, private"):
+            await client.search(["passage"], 1)
+
+
+def test_the_training_client_refuses_a_name_that_would_be_another_path():
+    with pytest.raises(ConfigError, match=r"retrieval\.index"):
+        RetrievalSettings("http://test:1", index="../admin")

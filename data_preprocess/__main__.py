@@ -18,6 +18,7 @@ from data_preprocess.mixing import add_mix
 from data_preprocess.sampling_commands import add_cold_start, add_select
 from data_preprocess.world import Split
 from data_preprocess.world.write import write_world
+from research_rl.command_line import Parser
 from research_rl.errors import DataError, GenerationError, MissingExtraError
 
 CORPUS_FORMATS = ("kilt", "hotpotqa", "wikiextractor", "dpr", "flashrag")
@@ -25,7 +26,10 @@ CORPUS_FORMATS = ("kilt", "hotpotqa", "wikiextractor", "dpr", "flashrag")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m data_preprocess", description=__doc__)
+    parser = Parser(
+        prog="python -m data_preprocess", description=__doc__,
+        example="python -m data_preprocess hotpotqa --input hotpot_train_v1.1.json --hold-out dev=200 --out data/hotpotqa",
+    )  # fmt: skip
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in DATASETS:
         add_dataset(commands, name)
@@ -53,10 +57,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 def add_world(commands: Any) -> None:
     """Add the fictional world."""
-    world = commands.add_parser("world", help="a fictional world: corpus, questions, and the control without evidence")
-    world.add_argument("--out", type=Path, required=True)
-    world.add_argument("--seed", type=int, default=1)
-    world.add_argument("--scale", type=float, default=1.0, help="1.0 is 2,100 passages")
+    world = commands.add_parser(
+        "world", help="a fictional world: corpus, questions, and the control without evidence",
+        example="python -m data_preprocess world --out world --scale 0.5",
+    )  # fmt: skip
+    world.add_argument("--out", type=Path, required=True, help="directory of the corpora and the questions")
+    world.add_argument("--seed", type=int, default=1, help="of the whole world")
+    world.add_argument("--scale", type=float, default=1.0, help="size of the corpus; 1.0 is 2,100 passages")
     for split, count in (("train", 2_000), ("dev", 60), ("test", 200)):
         world.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} questions (default {count})")
     world.set_defaults(run=run_world)
@@ -70,9 +77,12 @@ def run_world(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_corpus(commands: Any) -> None:
     """Add the passages of a corpus."""
-    corpus = commands.add_parser("corpus", help="a dump to passages: KILT, HotpotQA's abstracts, wikiextractor, DPR, FlashRAG")
+    corpus = commands.add_parser(
+        "corpus", help="a dump to passages: KILT, HotpotQA's abstracts, wikiextractor, DPR, FlashRAG",
+        example="python -m data_preprocess corpus --input psgs_w100.tsv.gz --format dpr --out corpus.jsonl",
+    )  # fmt: skip
     corpus.add_argument("--input", type=Path, required=True, help="file (.gz and .bz2 too), tar archive, or folder")
-    corpus.add_argument("--format", required=True, choices=CORPUS_FORMATS)
+    corpus.add_argument("--format", required=True, choices=CORPUS_FORMATS, help="whose dump")
     corpus.add_argument("--out", type=Path, required=True, help="the passages: JSON lines of id and contents")
     corpus.add_argument(
         "--by", default=None, choices=UNITS, help="unit of a passage (default words; keep for dpr and flashrag)"

@@ -22,15 +22,19 @@ from research_rl.retrieval import RetrievalClient, RetrievalSettings
 def add_answerable(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "answerable", help="of a converted set, the questions to which a service finds a passage with an answer"
+        "answerable",
+        help="of a converted set, the questions to which a service finds a passage with an answer",
+        example="python -m data_preprocess answerable --questions data/nq/train.jsonl --out data/nq_answerable",
     )
     parser.add_argument("--questions", type=Path, required=True, help="a converted set: …/train.jsonl")
-    parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
+    parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
     parser.add_argument(
         "--top-k", type=int, default=5, help="an answer must be in so many passages of the bare question (default 5)"
     )
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--split", default="train")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="directory of SPLIT.jsonl, .parquet, .dropped.jsonl and .card.json"
+    )
+    parser.add_argument("--split", default="train", help="name of the split")
     parser.set_defaults(run=run_answerable)
 
 

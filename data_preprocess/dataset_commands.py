@@ -36,13 +36,16 @@ SHOWN = 10  # malformed rows told on the terminal; all of them are in the file
 def add_dataset(commands: Any, name: str) -> None:
     """Add a data set's command."""
     dataset = DATASETS[name]
-    parser = commands.add_parser(name, help=f"{dataset.files}{f'; hub: {dataset.hub}' if dataset.hub else ''}")
+    parser = commands.add_parser(
+        name, help=f"{dataset.files}{f'; hub: {dataset.hub}' if dataset.hub else ''}",
+        example=f"python -m data_preprocess {name} --input train=FILE --hold-out dev=200 --out data/{name}",
+    )  # fmt: skip
     parser.add_argument(
         "--input",
         action="append",
         required=True,
         metavar="[SPLIT=]FILE_OR_HUB_ID[@HUB_SPLIT]",
-        help="may be repeated, once a split",
+        help="what is read; may be repeated, once a split",
     )
     parser.add_argument("--config", default=None, help="configuration of a data set on the hub")
     parser.add_argument(
@@ -57,8 +60,8 @@ def add_dataset(commands: Any, name: str) -> None:
     parser.add_argument("--sample", type=int, default=None, help="number of questions to draw")
     parser.add_argument("--hold-out", default=None, metavar="NAME=N", help="cut a split off train")
     parser.add_argument("--seed", type=int, default=1, help="of --sample and --hold-out")
-    parser.add_argument("--max-question-words", type=int, default=None)
-    parser.add_argument("--max-answer-words", type=int, default=None)
+    parser.add_argument("--max-question-words", type=int, default=None, help="leave out longer questions")
+    parser.add_argument("--max-answer-words", type=int, default=None, help="leave out questions with a longer answer")
     parser.add_argument("--no-yes-no", action="store_true", help="leave out questions answered by yes or no")
     parser.add_argument("--strict", action="store_true", help="stop at the first malformed row")
     parser.add_argument("--contexts", action="store_true", help=f"write the rows' paragraphs as a corpus, too: {PASSAGES}")

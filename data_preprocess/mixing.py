@@ -19,7 +19,10 @@ from research_rl.questions import Question
 
 def add_mix(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("mix", help="converted sets in a ratio, or whole")
+    parser = commands.add_parser(
+        "mix", help="converted sets in a ratio, or whole",
+        example="python -m data_preprocess mix --part a/train.jsonl=2 --part b/train.jsonl=1 --out data/mixed",
+    )  # fmt: skip
     parser.add_argument(
         "--part",
         action="append",
@@ -28,9 +31,9 @@ def add_mix(commands: Any) -> None:
         help="for example a/train.jsonl=2; without shares: all of every part",
     )
     parser.add_argument("--rows", type=int, default=None, help="questions in all (default: as many as the ratio allows)")
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--split", default="train")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--out", type=Path, required=True, help="directory of SPLIT.jsonl, .parquet and .card.json")
+    parser.add_argument("--split", default="train", help="name of the split")
+    parser.add_argument("--seed", type=int, default=1, help="of choice and order")
     parser.set_defaults(run=run_mix)
 
 

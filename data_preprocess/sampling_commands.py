@@ -34,8 +34,10 @@ def _common(parser: argparse.ArgumentParser, files: str) -> None:
 def add_cold_start(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "cold-start", help="rejection sampling: a set for supervised training (R1-Searcher++: 805 rows)"
-    )
+        "cold-start", help="rejection sampling: a set for supervised training (R1-Searcher++: 805 rows)",
+        example="python -m data_preprocess cold-start --questions train.jsonl --model mine --tokenizer mine/ \\\n    "
+        "--rows 805 --out data/cold_start",
+    )  # fmt: skip
     _common(parser, "samples.jsonl, train.parquet and card.json")
     parser.set_defaults(method="r1_searcher_pp", run=run_cold_start)
     parser.add_argument("--samples", type=int, default=8, help="rollouts of each question")
@@ -44,21 +46,27 @@ def add_cold_start(commands: Any) -> None:
 
 def add_select(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("select", help="questions by difficulty for a model, from its own rollouts with search")
+    parser = commands.add_parser(
+        "select", help="questions by difficulty for a model, from its own rollouts with search",
+        example="python -m data_preprocess select --questions train.jsonl --model mine --tokenizer mine/ \\\n    "
+        "--ratio medium=1,difficult=2 --rows 2000 --out data/selected",
+    )  # fmt: skip
     _common(parser, "rollouts.jsonl, counts.jsonl, and the chosen SPLIT.jsonl, .parquet and .card.json")
     parser.set_defaults(run=run_select)
-    parser.add_argument("--rollouts", type=int, default=20, help="of each question (raising it adds to those that are there)")
+    parser.add_argument(
+        "--rollouts", "--samples", type=int, default=20, help="of each question (raising it adds to those that are there)"
+    )
     parser.add_argument(
         "--stop-early",
         action="store_true",
         help="roll a question out one by one until the first success: cheaper, no pass rate",
     )
-    parser.add_argument("--by", default="first-success", choices=sorted(difficulty.BOUNDS))
+    parser.add_argument("--by", default="first-success", choices=sorted(difficulty.BOUNDS), help="how difficulty is measured")
     parser.add_argument(
         "--bounds", default=None, metavar="LOW,HIGH", help="of medium, both inclusive (default 10,20; for pass-rate 0.1,0.9)"
     )
     parser.add_argument("--ratio", default="medium=1", help="shares of the buckets, for example medium=1,difficult=2")
-    parser.add_argument("--split", default="train")
+    parser.add_argument("--split", default="train", help="name of the split")
 
 
 def run_cold_start(options: argparse.Namespace) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 from evaluation.config import defaults_from
 from evaluation.judge import add_judge
 from evaluation.rescore import rescore_file
+from research_rl.command_line import Parser, json_object
 from research_rl.errors import (
     ConfigError,
     DataError,
@@ -42,8 +43,11 @@ RANKS = (1, 5, 10, 20, 50, 100)
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
-    commands = parser.add_subparsers(dest="command", required=True)
+    parser = Parser(
+        prog="python -m evaluation", description=__doc__,
+        example="python -m evaluation score answers.jsonl --pred-field pred --gold-field answer",
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     try:
         add_run(commands, arguments if arguments is not None else sys.argv[1:])
         add_rescore(commands)
@@ -67,7 +71,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 def add_run(commands: Any, arguments: list[str]) -> None:
     """Add the evaluation of a served model."""
-    parser = commands.add_parser("run", help="roll out questions over an OpenAI-compatible server and a retrieval service")
+    parser = commands.add_parser(
+        "run", help="roll out questions over an OpenAI-compatible server and a retrieval service",
+        example="python -m evaluation run --serve --model mine --tokenizer runs/quickstart/model \\\n    "
+        "--questions test.jsonl --out rollouts.jsonl",
+    )  # fmt: skip
     add_questions(parser)
     add_model(parser)
     add_sampling(parser)
@@ -87,17 +95,21 @@ def add_run(commands: Any, arguments: list[str]) -> None:
 
 def add_rescore(commands: Any) -> None:
     """Add the rewards of recorded responses."""
-    parser = commands.add_parser("rescore", help="the rewards of a method for responses that somebody else recorded")
+    parser = commands.add_parser(
+        "rescore", help="the rewards of a method for responses that somebody else recorded",
+        example="python -m evaluation rescore answers.jsonl --method r1_searcher \\\n    "
+        "--response-field text --gold-field answer --out rewards.jsonl",
+    )  # fmt: skip
     parser.add_argument("input", type=Path, help="JSON lines, plain or .gz")
     parser.add_argument("--method", required=True, help="name or dotted path of the Method")
     parser.add_argument("--preset", default=None, help="the method's option `preset`")
-    parser.add_argument("--method-options", type=json.loads, default={}, help="further options, as JSON")
+    parser.add_argument("--method-options", type=json_object, default={}, help="further options, as JSON")
     parser.add_argument(
         "--response-field",
         required=True,
         help="the response, observations included, without the prompt; of tool_calls also a list of messages",
     )
-    parser.add_argument("--gold-field", required=True, help="the golden answer, or a list of them")
+    parser.add_argument("--gold-field", default="golden_answers", help="the golden answer, or a list of them")
     parser.add_argument("--group-field", default=None, help="rows with the same value here are rollouts of one question")
     parser.add_argument("--out", type=Path, required=True, help="every row again, with `score` and `components`")
     parser.set_defaults(run=run_rescore)
@@ -112,10 +124,13 @@ def run_rescore(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_score(commands: Any) -> None:
     """Add the answer metrics of recorded predictions."""
-    parser = commands.add_parser("score", help="answer metrics for anybody's predictions")
+    parser = commands.add_parser(
+        "score", help="answer metrics for anybody's predictions",
+        example="python -m evaluation score answers.jsonl --pred-field pred --gold-field answer --metrics em,f1",
+    )  # fmt: skip
     parser.add_argument("input", type=Path, help="JSON lines, plain or .gz")
-    parser.add_argument("--pred-field", required=True, help="the predicted answer, a text")
-    parser.add_argument("--gold-field", required=True, help="the golden answer, or a list of them")
+    parser.add_argument("--pred-field", default="answer", help="the predicted answer, a text")
+    parser.add_argument("--gold-field", default="golden_answers", help="the golden answer, or a list of them")
     parser.add_argument("--metrics", default=",".join(METRICS), help=f"comma-separated, of: {', '.join(METRICS)}")
     parser.add_argument(
         "--normalizer", default="squad", choices=sorted(NORMALIZERS), help="squad deletes punctuation; r1_searcher: space"
@@ -124,7 +139,7 @@ def add_score(commands: Any) -> None:
     parser.add_argument(
         "--method", default=None, help="with --response-field: the Method that reads the responses, to count searches"
     )
-    parser.add_argument("--method-options", type=json.loads, default={})
+    parser.add_argument("--method-options", type=json_object, default={}, help="its options, as JSON")
     parser.add_argument("--response-field", default=None, help="the whole response, as for rescore")
     parser.add_argument("--json", action="store_true", help="shares of 1 as JSON, not a table in percent")
     parser.set_defaults(run=run_score)
@@ -143,7 +158,10 @@ def run_score(options: argparse.Namespace) -> dict[str, Any] | str:
 
 def add_recall(commands: Any) -> None:
     """Add the measure of a retrieval service alone."""
-    parser = commands.add_parser("recall", help="how often a golden answer is in the top-k passages for the bare question")
+    parser = commands.add_parser(
+        "recall", help="how often a golden answer is in the top-k passages for the bare question",
+        example="python -m evaluation recall --questions test.jsonl --top-k 20",
+    )  # fmt: skip
     add_questions(parser)
     parser.add_argument("--top-k", type=int, default=TOP_K, help="passages of a search")
     parser.set_defaults(run=run_recall)

@@ -49,8 +49,12 @@ DIRECT = "Answer the question from what you know. Give only the answer, without 
 
 def add_baseline(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("baseline", help="FlashRAG's pipelines on the same model, service and questions as `run`")
-    parser.add_argument("name", choices=NAMES)
+    parser = commands.add_parser(
+        "baseline", help="FlashRAG's pipelines on the same model, service and questions as `run`",
+        example="python -m evaluation baseline naive_rag --model mine --tokenizer runs/quickstart/model \\\n    "
+        "--questions test.jsonl --out naive_rag.jsonl",
+    )  # fmt: skip
+    parser.add_argument("name", choices=NAMES, help="the pipeline")
     parser.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
     parser.add_argument("--out", type=Path, required=True, help="records as `run` writes them")
     parser.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
@@ -59,7 +63,7 @@ def add_baseline(commands: Any) -> None:
     add_prompt_options(parser)
     parser.add_argument("--max-tokens", type=int, default=64, help="of one generation")
     parser.add_argument("--max-input-tokens", type=int, default=4096, help="longer prompts lose their middle")
-    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--concurrency", type=int, default=16, help="questions under way at a time")
     parser.set_defaults(run=run_baseline)
 
 
@@ -69,8 +73,8 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
         "--chat-template", default="auto", choices=CHOICES,
         help="auto: if the tokenizer has one (ircot never: FlashRAG's prompt is plain text); on or off: whatever it has",
     )  # fmt: skip
-    parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
-    parser.add_argument("--top-k", type=int, default=TOP_K)
+    parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
+    parser.add_argument("--top-k", type=int, default=TOP_K, help="passages of a search")
 
 
 def run_baseline(options: argparse.Namespace) -> dict[str, Any]:

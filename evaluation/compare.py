@@ -53,7 +53,10 @@ def _value(record: dict[str, Any], metric: str, run: str) -> float:
 
 def add_report(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("report", help="runs side by side: table, plots, examples")
+    parser = commands.add_parser(
+        "report", help="runs side by side: table, plots, examples",
+        example="python -m evaluation report before=before.jsonl after=after.jsonl --out report.html",
+    )  # fmt: skip
     parser.add_argument(
         "runs", nargs="+", metavar="[NAME=]RUN.jsonl", help="what run or baseline wrote; the first is the one compared with"
     )

@@ -26,20 +26,23 @@ _DEADLINE_S = 600.0  # for one reply, retries included
 
 def add_judge(commands: Any) -> None:
     """Add the command."""
-    parser = commands.add_parser("judge", help="a language model decides whether predictions are right")
+    parser = commands.add_parser(
+        "judge", help="a language model decides whether predictions are right",
+        example="python -m evaluation judge rollouts.jsonl --out judged.jsonl --judge-model gpt-4o-mini",
+    )  # fmt: skip
     parser.add_argument("input", type=Path, help="JSON lines, plain or .gz; what `run` writes, or anybody's")
     parser.add_argument(
         "--out", type=Path, required=True, help="every row again, with `judge` (true or false) and `judge_said`"
     )
-    parser.add_argument("--question-field", default="question")
-    parser.add_argument("--pred-field", default="answer")
-    parser.add_argument("--gold-field", default="golden_answers")
+    parser.add_argument("--question-field", default="question", help="the question, a text")
+    parser.add_argument("--pred-field", default="answer", help="the predicted answer, a text")
+    parser.add_argument("--gold-field", default="golden_answers", help="the golden answer, or a list of them")
     parser.add_argument("--criterion", default="r1_searcher", choices=CRITERIA, help="whose criterion")
     parser.add_argument("--judge-url", default="https://api.openai.com/v1", help="base URL; the key comes from OPENAI_API_KEY")
-    parser.add_argument("--judge-model", required=True)
+    parser.add_argument("--judge-model", required=True, help="its name on that server")
     parser.add_argument("--max-tokens", type=int, default=512, help="of a verdict")
-    parser.add_argument("--concurrency", type=int, default=16)
-    parser.add_argument("--cache", type=Path, default=None, help="default: OUT.cache.jsonl")
+    parser.add_argument("--concurrency", type=int, default=16, help="requests under way at a time")
+    parser.add_argument("--cache", type=Path, default=None, help="file of the replies (default: OUT.cache.jsonl)")
     parser.add_argument(
         "--price", type=float, nargs=2, default=(0.0, 0.0), metavar=("IN", "OUT"), help="of a million tokens, for the cost"
     )

@@ -19,6 +19,7 @@ from experiment.pipeline import Pipeline
 from experiment.running import run_steps
 from quickstart.preflight import check_same_run, port_is_free, remove_run
 from rag_serving import IndexingError
+from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError
 from research_rl.files import write_text
 from research_rl.training.processes import adopt_orphans, stop_all, stop_on_signals
@@ -28,9 +29,12 @@ console = Console()
 
 def main(arguments: list[str] | None = None) -> int:
     """Run an experiment; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m experiment", description=__doc__)
-    parser.add_argument("experiment", type=Path, help="for example recipes/wikipedia/experiment.yaml")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/wikipedia"))
+    parser = Parser(
+        prog="python -m experiment", description=__doc__,
+        example="python -m experiment recipes/wikipedia/experiment.yaml --data data --run-dir runs/wikipedia --until index",
+    )  # fmt: skip
+    parser.add_argument("experiment", type=Path, help="a YAML file that declares it")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/wikipedia"), help="where everything goes")
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="directory of the questions and passages that the experiment names"
     )

@@ -23,6 +23,7 @@ from evaluation.summary import summarize
 from quickstart.preflight import check, check_same_run, remove_run
 from quickstart.progress import Phases
 from quickstart.training import records_of, train
+from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
 from research_rl.files import write_text
 from research_rl.training.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
@@ -35,14 +36,20 @@ console = Console()
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the quickstart; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m quickstart", description=__doc__)
+    parser = Parser(
+        prog="python -m quickstart", description=__doc__,
+        example="python -m quickstart --recipe recipes/research/cpu.yaml --run-dir runs/research --seed 2",
+    )  # fmt: skip
     parser.add_argument(
-        "--recipe", type=Path, default=ROOT / "recipes" / "quickstart" / "train.yaml", help="or any recipe's cpu.yaml"
+        "--recipe",
+        type=Path,
+        default=ROOT / "recipes" / "quickstart" / "train.yaml",
+        help="what is trained: a recipe's cpu.yaml",
     )
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"))
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"), help="where everything goes")
     parser.add_argument("--seed", type=int, default=1, help="seed of the world, of sampling and of the data order")
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps (default: the recipe's)")
-    parser.add_argument("--test-questions", type=int, default=200)
+    parser.add_argument("--test-questions", type=int, default=200, help="number of held-out questions that are measured")
     parser.add_argument("--port", type=int, default=8765, help="port of the service; the control's is the next one")
     parser.add_argument("--fresh", action="store_true", help="delete the run directory first")
     parser.add_argument(

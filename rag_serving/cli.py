@@ -11,13 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
-from rag_serving.mcp_command import add_mcp, run_mcp
-
-URL = "http://127.0.0.1:8000"
+from rag_serving.asking_commands import add_clients, run_bench, run_search
+from rag_serving.help import example
+from rag_serving.mcp_command import run_mcp
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; return the exit code (1 for a mistake of the operator's, told in one line)."""
+    """Run one command; return the exit code: 1 for a failure, told in one line; 130 if it was interrupted.
+
+    What cannot be parsed ends the program with 2.
+    """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = _parser(arguments).parse_args(arguments)
@@ -27,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
             "config": _config,
             "estimate": _estimate,
             "verify": _verify,
-            "search": _search,
-            "bench": _bench,
+            "search": run_search,
+            "bench": run_bench,
             "mcp": run_mcp,
         }
         return commands[options.command](options)
@@ -36,15 +39,21 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rag-serving: {MissingExtraError(error.name or 'a dependency')}", file=sys.stderr)
     except (ServingError, MissingExtraError) as error:
         print(f"rag-serving: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
     return 1
 
 
 def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="rag-serving", description="A retrieval service over FlashRAG indexes, the web, or Milvus."
-    )
-    commands = parser.add_subparsers(dest="command", required=True)
-    index = commands.add_parser("index", help="build an index of a corpus; interrupted, the same command goes on")
+        prog="rag-serving", description="A retrieval service over FlashRAG indexes, the web, or Milvus.",
+        **example("rag-serving index --corpus corpus.jsonl --out index/"),
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    index = commands.add_parser(
+        "index", help="build an index of a corpus; interrupted, the same command goes on",
+        **example("rag-serving index --corpus corpus.jsonl --out index/ --engine bm25 dense --encoder intfloat/e5-base-v2"),
+    )  # fmt: skip
     index.add_argument(
         "--corpus", type=Path, required=True, help="file (.jsonl, .tsv, each also .gz; .parquet) or folder of .txt and .md"
     )
@@ -56,7 +65,9 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     index.add_argument("--b", type=float, default=0.75, help="bm25: how much long passages are held back (default 0.75)")
     index.add_argument("--language", default="en", help="bm25: of stop words and stems: en, de, fr … (default en)")
     index.add_argument("--memory-gb", type=float, default=2.0, help="bm25: for the postings while they are sorted (default 2)")
-    index.add_argument("--processes", type=int, default=0, help="bm25: that split text into words (default one per core)")
+    index.add_argument(
+        "--processes", "--workers", type=int, default=0, help="bm25: that split text into words (default one per core)"
+    )
     index.add_argument("--encoder", default="", help="dense: folder or hub id of a sentence-transformers or transformers model")
     index.add_argument(
         "--faiss", default="Flat", help="dense: Flat, SQ8, HNSW32, IVF4096,Flat, IVF4096,SQ8, PQ48 … (default Flat)"
@@ -69,57 +80,41 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     index.add_argument("--pooling", help="dense: mean, cls, lasttoken or max; default: the model's files, else by its name")
     index.add_argument("--max-length", type=int, default=256, help="dense: tokens of a passage that are read (default 256)")
     index.add_argument("--device", default="cpu", help="dense: cpu, cuda, cuda:1 … (default cpu)")
-    index.add_argument("--milvus", help="fill a Milvus collection instead: http://host:19530, or a file for milvus-lite")
+    index.add_argument(
+        "--milvus", "--milvus-uri", help="fill a Milvus collection instead: http://host:19530, or a file for milvus-lite"
+    )
     token = "RAG_SERVING_MILVUS_TOKEN"
     index.add_argument(
         "--milvus-token", default=os.environ.get(token, ""), help=f"user:password or API key; prefer {token}: flags can be seen"
     )
-    index.add_argument("--collection", default="passages", help="its name (default passages)")
-    estimate = commands.add_parser("estimate", help="memory, disk and time of an index before it is built")
+    index.add_argument("--collection", "--milvus-collection", default="passages", help="its name (default passages)")
+    estimate = commands.add_parser(
+        "estimate", help="memory, disk and time of an index before it is built",
+        **example("rag-serving estimate --passages 21015324"),
+    )  # fmt: skip
     estimate.add_argument("--passages", type=int, help="how many; default: as many as --corpus seems to have")
     estimate.add_argument("--corpus", type=Path, help="sample these passages instead of synthetic ones")
     estimate.add_argument("--words", type=int, default=100, help="words of a synthetic passage (default 100)")
     estimate.add_argument("--encoder", help="measure this encoder")
     estimate.add_argument("--dimension", type=int, default=768, help="numbers in a vector, without --encoder (default 768)")
     estimate.add_argument("--json", action="store_true", help="bytes and seconds as JSON")
-    verify = commands.add_parser("verify", help="read an index whole: hashes, structure, passages found by their own words")
+    verify = commands.add_parser(
+        "verify", help="read an index whole: hashes, structure, passages found by their own words",
+        **example("rag-serving verify index/"),
+    )  # fmt: skip
     verify.add_argument("index", type=Path, help="directory made by `rag-serving index`")
-    _add_clients(commands)
-    for name, told in (
-        ("serve", "serve an index over HTTP"),
-        ("config", "print the settings in force and where each came from"),
+    add_clients(commands)
+    for name, told, typed in (
+        ("serve", "serve an index over HTTP", "rag-serving serve --index index/ --port 8000 --workers 4"),
+        ("config", "print the settings in force and where each came from", "rag-serving config --config service.yaml"),
     ):
         command = commands.add_parser(
-            name, help=told, description=f"{told}. Every flag can also be RAG_SERVING_NAME, or a name in --config."
-        )
+            name, help=told, description=f"{told}. Every flag can also be RAG_SERVING_NAME, or a name in --config.", **example(typed)
+        )  # fmt: skip
         command.add_argument("--config", type=Path, help="YAML file of settings")
         if arguments[:1] == [name]:  # the settings' package is only needed by these two
             _add_settings(command)
     return parser
-
-
-def _add_clients(commands: Any) -> None:
-    search = commands.add_parser("search", help="search once, in an index or by a service, and print what is found")
-    search.add_argument("query", help="what to search for")
-    where = search.add_mutually_exclusive_group()
-    where.add_argument("--index", type=Path, help="directory made by `rag-serving index`, searched without a service")
-    where.add_argument("--url", default=URL, help=f"a running service (default {URL})")
-    search.add_argument("-k", type=int, default=5, help="passages (default 5)")
-    search.add_argument("--json", action="store_true", help="one object per hit and line: id, contents, score")
-    bench = commands.add_parser("bench", help="load a service with distinct queries; queries per second and latencies")
-    bench.add_argument("--url", default=URL, help=f"a running service (default {URL})")
-    source = bench.add_mutually_exclusive_group(required=True)
-    source.add_argument("--queries", type=Path, help="file of queries, one a line")
-    source.add_argument("--index", type=Path, help="make queries of words from this index's passages")
-    bench.add_argument("--count", type=int, default=100_000, help="most queries made of an index (default 100,000)")
-    bench.add_argument("--clients", type=int, default=16, help="clients, each with one query at a time (default 16)")
-    bench.add_argument("--seconds", type=float, default=10.0, help="for how long, unless the queries end before (default 10)")
-    bench.add_argument("-k", type=int, default=5, help="passages per query (default 5)")
-    bench.add_argument("--json", action="store_true", help="the figures as JSON")
-    for command in (search, bench, add_mcp(commands, URL)):
-        command.add_argument(
-            "--token", default=os.environ.get("RETRIEVAL_TOKEN", ""), help="default: the variable RETRIEVAL_TOKEN"
-        )
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -201,27 +196,6 @@ def _estimate(options: argparse.Namespace) -> int:
 
     print(table(estimate(options.passages, options.corpus, options.words, options.encoder, options.dimension), options.json))
     return 0
-
-
-def _search(options: argparse.Namespace) -> int:
-    from rag_serving.asking import hits_of_index, hits_of_service, shown
-
-    if options.index:
-        hits = hits_of_index(options.index, options.query, options.k)
-    else:
-        hits = hits_of_service(options.url, options.token, options.query, options.k)
-    print("\n".join(map(json.dumps, hits)) if options.json else shown(hits))
-    return 0
-
-
-def _bench(options: argparse.Namespace) -> int:
-    from rag_serving.asking import bench, distinct
-    from rag_serving.load import Target, queries
-
-    asked = queries(options.index, options.count) if options.index else distinct(options.queries)
-    told = bench(Target(options.url, options.token), asked, options.clients, options.seconds, options.k)
-    print(json.dumps(told) if options.json else "\n".join(f"{name:<18} {value}" for name, value in told.items()))
-    return 0 if told["answered"] else 1
 
 
 def _verify(options: argparse.Namespace) -> int:

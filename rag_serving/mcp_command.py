@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
+from rag_serving.help import example
 
 TOLD = "give a running service's search to agents that speak MCP (Model Context Protocol)"
 
 
 def add_mcp(commands: Any, url: str) -> argparse.ArgumentParser:
     """Add the command; `url` is the default."""
-    mcp = commands.add_parser("mcp", help=TOLD, description=f"{TOLD}: the tools search and open.")
-    mcp.add_argument("--url", default=url, help=f"the running service (default {url})")
+    mcp = commands.add_parser(
+        "mcp", help=TOLD, description=f"{TOLD}: the tools search and open.",
+        **example("rag-serving mcp --url http://127.0.0.1:8000"),
+    )  # fmt: skip
+    mcp.add_argument("--url", "--retrieval-url", default=url, help=f"the running service (default {url})")
     mcp.add_argument(
         "--transport",
         choices=("stdio", "http"),

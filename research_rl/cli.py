@@ -7,16 +7,16 @@ import sys
 
 COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
     "chat": ("research_rl.web.chat", "ask a served model in the terminal, and watch it search"),
-    "evaluate": ("evaluation.__main__", "run, score, judge, rescore, recall"),
+    "evaluate": ("evaluation.__main__", "run, score, judge, rescore, recall, baseline, report"),
     "data": ("data_preprocess.__main__", "data sets, corpora, selection by difficulty, cold start"),
     "doctor": (
         "research_rl.verl_plugin.doctor.command",
         "what is wrong with the environment, or with a recipe, before it is run",
     ),
-    "train": ("research_rl.training.train", "a recipe, all its stages"),
+    "train": ("research_rl.train", "a recipe, all its stages"),
     "export": ("research_rl.release", "a checkpoint as a folder to give away: model, protocol, model card"),
     "view": ("research_rl.web.viewer", "a run's trajectories, curves and alarms on a local page"),
-    "serve": ("rag_serving.cli", "rag-serving: index, serve, estimate"),
+    "serve": ("rag_serving.cli", "rag-serving: index, serve, search, estimate, verify, bench, mcp"),
 }
 
 
@@ -27,7 +27,11 @@ def main(arguments: list[str] | None = None) -> int:
         lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
         asked = bool(given) and given[0] not in ("-h", "--help")
         told = f"research-rl: no command is called {given[0]!r}\n" if asked else ""
-        print("\n".join([f"{told}usage: research-rl COMMAND …", *lines]), file=sys.stderr if asked or not given else sys.stdout)
+        hint = "research-rl COMMAND --help tells its options, with an example"
+        print(
+            "\n".join([f"{told}usage: research-rl COMMAND …", *lines, hint]),
+            file=sys.stderr if asked or not given else sys.stdout,
+        )
         return 2 if asked or not given else 0
     module = COMMANDS[given[0]][0]
     try:
@@ -35,6 +39,8 @@ def main(arguments: list[str] | None = None) -> int:
     except ImportError as error:
         print(f"research-rl {given[0]}: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        return 130
 
 
 if __name__ == "__main__":

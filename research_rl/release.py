@@ -6,7 +6,6 @@ shards are merged, and so is a LoRA adapter.
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 import sys
@@ -14,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, DataError, MissingExtraError
 from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, read_protocol
@@ -94,9 +94,10 @@ def _json(path: Path, key: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
-    parser = argparse.ArgumentParser(
-        prog="research-rl export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(
+        prog="research-rl export", description=__doc__,
+        example="research-rl export runs/quickstart --out exported --measured rollouts.summary.json",
+    )  # fmt: skip
     parser.add_argument("checkpoint", type=Path, help="for example runs/wikipedia/train, or …/checkpoints/global_step_30")
     parser.add_argument("--out", type=Path, required=True, help="the folder to make")
     parser.add_argument("--measured", type=Path, nargs="*", default=[], help="FILE.summary.json of `research-rl evaluate run`")

@@ -1,8 +1,10 @@
-"""``python -m research_rl.train``: the command of `research_rl.training.train`."""
+"""``python -m research_rl.train``, which is ``research-rl train``: the command of `research_rl.training.train`."""
 
 import sys
 
-from research_rl.training.train import command
+from research_rl.training.train import command as main
+
+__all__ = ["main"]
 
 if __name__ == "__main__":
-    sys.exit(command())
+    sys.exit(main())

@@ -17,6 +17,7 @@ from data_preprocess.demonstrations.make import Made, Maker, NoTokens, summary
 from data_preprocess.demonstrations.plan import Habits, plan
 from data_preprocess.sources import Row, read_rows
 from research_rl.codec import load_codec
+from research_rl.command_line import json_object
 from research_rl.errors import ConfigError, DataError, missing_extra
 from research_rl.files import write_text
 from research_rl.inference.served import add_prompting
@@ -30,15 +31,16 @@ BLOCK = 256  # questions whose plans are played side by side
 def add_demonstrations(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "demonstrations", help="a set for supervised training without a teacher: made from annotated evidence and real searches"
-    )
+        "demonstrations", help="a set for supervised training without a teacher: made from annotated evidence and real searches",
+        example="python -m data_preprocess demonstrations --method research --questions train.jsonl --rows 500 --out data/demonstrations",
+    )  # fmt: skip
     parser.add_argument("--method", required=True, help="name or dotted path of the Method whose protocol is shown")
-    parser.add_argument("--method-options", type=json.loads, default={}, help='JSON, for example {"template": "sys"}')
+    parser.add_argument("--method-options", type=json_object, default={}, help='JSON, for example {"template": "sys"}')
     parser.add_argument(
         "--questions", type=Path, nargs="+", required=True,
         help="FlashRAG questions, JSON lines (.gz too); metadata.supporting_ids or supporting_titles name their evidence",
     )  # fmt: skip
-    parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
+    parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
     parser.add_argument(
         "--top-k", type=int, default=5, help="passages of a search, as in the training that follows (default 5)"
     )
@@ -55,7 +57,7 @@ def add_demonstrations(commands: Any) -> None:
     )
     parser.add_argument("--dev", type=int, default=0, help="of these rows, how many go to dev.parquet (default 0)")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of questions, wordings and habits")
-    parser.add_argument("--max-searches", type=int, default=3)
+    parser.add_argument("--max-searches", type=int, default=3, help="most searches of a row")
     parser.add_argument(
         "--evidence", choices=["auto", "all", "any"], default="auto",
         help="whether all supporting passages must be found or one does (default: all where metadata.hops is 2 or more)",
@@ -73,7 +75,7 @@ def add_demonstrations(commands: Any) -> None:
         "--tokenizer", help="of the model to be trained: tokens are counted, its special tokens taken out of passages"
     )
     parser.add_argument("--max-observation-tokens", type=int, help="of a search's result, as in the training that follows")
-    parser.add_argument("--max-tokens", type=int, help="of a row; longer ones are skipped")
+    parser.add_argument("--max-tokens", type=int, help="most tokens of a row; longer ones are skipped")
     add_prompting(parser)
     parser.set_defaults(run=run_demonstrations)
 

@@ -37,7 +37,19 @@ Every option of every command, as the commands themselves know them. Written by 
 
 `research-rl COMMAND` has all commands under one name: `train`, `doctor`, `view`, `chat`, `export`, and `evaluate`
 (`python -m evaluation`), `data` (`python -m data_preprocess`) and `serve` (`rag-serving`).
-`python -m research_rl.train` is `research-rl train`. `make help` lists the targets of the Makefile.
+`python -m research_rl.train` is `research-rl train`. `make help` lists the targets of the Makefile. `--help` tells what stands here.
+
+## Exit codes
+
+| code | |
+|---|---|
+| 0 | done; the doctor found no error |
+| 1 | failed, with the reason on standard error; the doctor found an error |
+| 2 | the command line cannot be understood |
+| 3 | `train`: a rule of [health](../health.md#rules) has ended the run |
+| 130 | interrupted; where that is possible, the same command goes on |
+
+`train` ends with the code of verl's job if that fails. Colour goes to a terminal only, and to none where `NO_COLOR` is set.
 """
 
 
@@ -74,6 +86,11 @@ def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentPa
     return dict(groups[0].choices) if groups else {}
 
 
+def example_of(parser: argparse.ArgumentParser) -> str:
+    """Return the example at the end of a parser's help; empty if there is none."""
+    return (parser.epilog or "").removeprefix("example:").strip()
+
+
 def page() -> str:
     """Return the page."""
     return "\n".join([HEAD, *(line for command in COMMANDS for line in _command(command))]).rstrip() + "\n"
@@ -96,12 +113,11 @@ def _command(command: str) -> Iterator[str]:
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
-    rows = [action for action in parser._actions if action.help != argparse.SUPPRESS and action.dest != "help"]
-    if not rows:
-        return
-    for action in rows:
-        yield _name(action)
-        yield f":   {_help(action, parser) or chr(0xA0)}\n"
+    yield f"```bash\n{example_of(parser)}\n```\n"
+    for action in parser._actions:
+        if action.dest != "help":
+            yield _name(action)
+            yield f":   {_help(action, parser)}\n"
 
 
 def _name(action: argparse.Action) -> str:
@@ -111,18 +127,10 @@ def _name(action: argparse.Action) -> str:
     return f"`{shown}`" + (" **required**" if action.required and action.option_strings else "")
 
 
-def _default(action: argparse.Action, told: str) -> str:
-    default = action.default
-    if default is None or default is False or default in ([], {}, "", argparse.SUPPRESS) or action.required:
-        return ""
-    shown = " ".join(map(str, default)) if isinstance(default, list) else str(default)
-    return "" if "default" in told else f"default `{_anywhere(shown)}`"
-
-
 def _help(action: argparse.Action, parser: argparse.ArgumentParser) -> str:
     told = parser._get_formatter()._expand_help(action) if action.help else ""
     choices = "one of " + ", ".join(f"`{choice}`" for choice in action.choices) if action.choices else ""
-    return "; ".join(part for part in (_anywhere(_plain(told)), choices, _default(action, told)) if part)
+    return "; ".join(part for part in (_anywhere(_plain(told)), choices) if part)
 
 
 def _anywhere(text: str) -> str:

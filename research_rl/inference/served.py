@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from research_rl.codec import HFCodec, load_codec
+from research_rl.command_line import json_object
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.inference.protocol import MANIFEST, RESPONSE_TOKENS, TOP_K, choose_protocol
 from research_rl.inference.sampling import PER_RUN, Busy, Outcome, same_sampling, sample
@@ -31,7 +31,7 @@ class Served(NamedTuple):
 def add_questions(parser: argparse.ArgumentParser) -> None:
     """Add questions and retrieval service."""
     parser.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
-    parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000")
+    parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -42,12 +42,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method", default=None, help="name or dotted path of the Method; default: what the manifest beside the tokenizer says"
     )
-    parser.add_argument("--method-options", type=json.loads, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
+    parser.add_argument("--method-options", type=json_object, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
     add_prompting(parser)
     parser.add_argument(
         "--manifest", type=Path, default=None, help=f"directory of {MANIFEST}, if it is not beside the tokenizer"
     )
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0: always the likeliest token")
     add_limits(parser)
 
 
@@ -60,15 +60,22 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         default=None,
         help=f"default {RESPONSE_TOKENS}, or the manifest's; in any case at most what the server's context leaves",
     )
-    parser.add_argument("--max-searches", type=int, default=None)
-    parser.add_argument("--max-turn-tokens", type=int, default=None, help="sampled tokens of a turn")
-    parser.add_argument("--max-observation-tokens", type=int, default=None, help="tokens of a search's result")
+    parser.add_argument("--max-searches", type=int, default=None, help="most searches of a rollout")
+    parser.add_argument(
+        "--max-turn-tokens", type=int, default=None, help="sampled tokens of a turn; default: the manifest's, or no limit"
+    )
+    parser.add_argument(
+        "--max-observation-tokens",
+        type=int,
+        default=None,
+        help="tokens of a search's result; default: the manifest's, or no limit",
+    )
 
 
 def add_prompting(parser: argparse.ArgumentParser) -> None:
     """Add how a prompt becomes tokens."""
     parser.add_argument(
-        "--chat-template-kwargs", type=json.loads, default=None,
+        "--chat-template-kwargs", type=json_object, default=None,
         help='JSON, for example {"enable_thinking": false}; default: the manifest\'s',
     )  # fmt: skip
     parser.add_argument(

@@ -1,4 +1,4 @@
-"""``python -m research_rl.train RECIPE.yaml [--run-dir DIR] [hydra overrides]``: a recipe from beginning to end, stage by stage.
+"""``research-rl train RECIPE.yaml [--run-dir DIR] [hydra overrides]``: a recipe from beginning to end, stage by stage.
 
 Each stage is one job of verl's trainer, and so is a recipe for its supervised trainer. A stage starts from the model of the one before (a
 fresh optimiser, and its model as KL reference, as when the papers' stages are run by hand). Run again after an interruption, the same
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from research_rl.command_line import Parser
 from research_rl.cpu import CPU_ENGINE
 from research_rl.errors import ConfigError, MissingExtraError, missing_extra
 from research_rl.files import changed_settings, write_text
@@ -388,35 +389,46 @@ def run_directory(recipe: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and train; return the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m research_rl.train", description=__doc__)
-    parser.add_argument("recipe", type=Path, help="for example recipes/r1_searcher/gpu.yaml")
+    return _run(_options(arguments))
+
+
+def command(arguments: list[str] | None = None) -> int:
+    """Do the same as `main` and leave no process behind, whatever ends it: a process of its own is needed for it."""
+    options = _options(arguments)
+    stop_on_signals()
+    adopt_orphans()
+    try:
+        return _run(options)
+    finally:
+        stop_all()
+
+
+def _options(arguments: list[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="research-rl train", description=__doc__,
+        example="research-rl train recipes/r1_searcher/gpu.yaml --run-dir runs/r1_searcher research_rl.top_k=3",
+    )  # fmt: skip
+    parser.add_argument("recipe", type=Path, help="a YAML file; its folder and file name the run")
     parser.add_argument("--run-dir", type=Path, default=None, help="default: runs/ and the recipe's folder and file")
     parser.add_argument(
         "--accept-changes", action="store_true", help="go on in a directory that holds a run with other settings"
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
-    options = parser.parse_intermixed_args(arguments)
+    return parser.parse_intermixed_args(arguments)
+
+
+def _run(options: argparse.Namespace) -> int:
     run_dir = options.run_dir or run_directory(options.recipe)
     try:
         code = train(options.recipe, run_dir, options.overrides, accept_changes=options.accept_changes)
     except (ConfigError, MissingExtraError) as error:
-        print(f"research_rl.train: {error}", file=sys.stderr)
+        print(f"research-rl train: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         code = 130
     if code and code != HALTED_CODE:
         print(
-            f"research_rl.train: ended with exit code {code}. The same command goes on from the last checkpoint.",
+            f"research-rl train: ended with exit code {code}. The same command goes on from the last checkpoint.",
             file=sys.stderr,
         )
     return code
-
-
-def command() -> int:
-    """Run `main` and leave no process behind, whatever ends it."""
-    stop_on_signals()
-    adopt_orphans()
-    try:
-        return main()
-    finally:
-        stop_all()

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
-import json
 import sys
 
+from research_rl.command_line import Parser, json_object
 from research_rl.errors import ConfigError, GenerationError, RetrievalError, missing_extra
 from research_rl.inference.agent import Answered, Event, SearchAgent
 from research_rl.inference.served import add_limits, add_prompting, limits
@@ -101,21 +100,25 @@ def serve(agent: SearchAgent, host: str, port: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Open the chat; return the exit code."""
-    parser = argparse.ArgumentParser(prog="research-rl chat", description=__doc__)
+    parser = Parser(
+        prog="research-rl chat", description=__doc__, example="research-rl chat --tokenizer runs/quickstart/model --top-k 3"
+    )
     parser.add_argument("--model", default=None, help="the model's name on its server (default: the first it offers)")
     parser.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
     parser.add_argument(
         "--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service: your corpus, or the web"
     )
-    parser.add_argument("--tokenizer", default=None, help="directory or hub id (default: the model)")
-    parser.add_argument("--method", default=None, help="default: what the manifest beside the model says")
-    parser.add_argument("--method-options", type=json.loads, default={})
+    parser.add_argument("--tokenizer", default=None, help="directory or hub id of its tokenizer (default: the model)")
+    parser.add_argument("--method", default=None, help="name or dotted path; default: what the manifest beside the model says")
+    parser.add_argument("--method-options", type=json_object, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
     add_prompting(parser)
-    parser.add_argument("--temperature", type=float, default=0.0)
+    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0: always the likeliest token")
     add_limits(parser)
     parser.add_argument("--web", action="store_true", help="a page for the browser instead of the terminal")
-    parser.add_argument("--host", default="127.0.0.1", help="of the page; who can reach it can use your model and your corpus")
-    parser.add_argument("--port", type=int, default=8100, help="of the page")
+    parser.add_argument(
+        "--host", default="127.0.0.1", help="address of the page; who can reach it can use your model and your corpus"
+    )
+    parser.add_argument("--port", type=int, default=8100, help="port of the page")
     options = parser.parse_args(arguments)
     try:
         agent = SearchAgent(
@@ -128,7 +131,7 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             asyncio.run(Chat(agent, Console()).run())
     except (ConfigError, GenerationError, ImportError, OSError) as error:
-        print(f"chat: {error}", file=sys.stderr)
+        print(f"research-rl chat: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         return 130

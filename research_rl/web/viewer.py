@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import ipaddress
 import os
 import socket
@@ -10,6 +9,7 @@ import sys
 import webbrowser
 from pathlib import Path
 
+from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, missing_extra
 from research_rl.web.viewer_app import create_viewer
 from research_rl.web.viewer_cache import Cache, cache_directory
@@ -22,10 +22,10 @@ except ModuleNotFoundError as error:
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until it is interrupted; return the exit code."""
-    parser = argparse.ArgumentParser(prog="research-rl view", description=__doc__)
+    parser = Parser(prog="research-rl view", description=__doc__, example="research-rl view runs/quickstart --port 0")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a run, or an evaluation's .jsonl")
-    parser.add_argument("--host", default="127.0.0.1", help="who can reach it reads everything")
-    parser.add_argument("--port", type=int, default=8770, help="0: any that is free")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; who can reach it reads everything")
+    parser.add_argument("--port", type=int, default=8770, help="port to listen on; 0: any free one")
     parser.add_argument(
         "--cache",
         type=Path,
@@ -37,15 +37,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         caches = [Cache(run, options.cache) for run in options.runs]
     except ConfigError as error:
-        print(f"view: {error}", file=sys.stderr)
-        return 2
+        print(f"research-rl view: {error}", file=sys.stderr)
+        return 1
     try:
         listening = socket.create_server(
             (options.host, options.port), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET
         )
     except (OSError, OverflowError) as error:
         print(
-            f"view: cannot listen on {options.host}:{options.port}: {error}; choose another --port or --host", file=sys.stderr
+            f"research-rl view: cannot listen on {options.host}:{options.port}: {error}; choose another --port or --host",
+            file=sys.stderr,
         )
         return 1
     with listening:
@@ -54,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
         local = _is_loopback(options.host)
         if not local:
             print(
-                f"view: {options.host} is no loopback address: whoever reaches it reads everything in these runs",
+                f"research-rl view: {options.host} is no loopback address: whoever reaches it reads everything in these runs",
                 file=sys.stderr,
             )
         if not options.no_browser and _has_display():

@@ -16,6 +16,7 @@ OVER = OURS - {"research_rl"}
 WINGS = {f"research_rl.{name}" for name in ("training", "inference", "web", "verl_plugin")}
 CORE = [
     "research_rl/files.py",
+    "research_rl/command_line.py",
     "research_rl/codec.py",
     "research_rl/scoring.py",
     "research_rl/questions.py",

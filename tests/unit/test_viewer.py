@@ -307,9 +307,9 @@ def test_what_can_be_viewed_is_found_at_every_depth(tmp_path):
 
 
 def test_nothing_to_view_is_told_in_one_sentence(tmp_path, capsys):
-    assert main([str(tmp_path / "nowhere"), "--cache", str(tmp_path)]) == 2
+    assert main([str(tmp_path / "nowhere"), "--cache", str(tmp_path)]) == 1
     assert "no such file or directory" in capsys.readouterr().err
-    assert main([str(tmp_path), "--cache", str(tmp_path)]) == 2
+    assert main([str(tmp_path), "--cache", str(tmp_path)]) == 1
     assert "no trajectories in it" in capsys.readouterr().err
     file = write(tmp_path / "trajectories" / "a.jsonl", [trajectory(1)])
     with pytest.raises(ConfigError, match="--cache"):

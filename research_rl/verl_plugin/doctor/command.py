@@ -6,7 +6,6 @@ Without a recipe: the environment. With one: every stage, with the same override
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from research_rl.command_line import Parser
 from research_rl.errors import ConfigError
 from research_rl.training.train import run_directory
 from research_rl.verl_plugin.doctor.finding import Finding
@@ -24,10 +24,12 @@ from research_rl.verl_plugin.doctor.report import as_json, as_text, coloured
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, make all checks and print what they find; return the exit code."""
     started = time.perf_counter()
-    parser = argparse.ArgumentParser(
-        prog="research-rl doctor", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    parser = Parser(
+        prog="research-rl doctor", description=__doc__, example="research-rl doctor --recipe recipes/r1_searcher/gpu.yaml"
     )
-    parser.add_argument("--recipe", type=Path, help="for example recipes/r1_searcher/gpu.yaml")
+    parser.add_argument(
+        "--recipe", type=Path, help="the recipe to look at, with all its stages; without: the environment alone"
+    )
     parser.add_argument("--run-dir", type=Path, help="as for `research-rl train`")
     parser.add_argument("--json", action="store_true", help="one JSON object: findings and seconds")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")

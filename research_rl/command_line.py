@@ -1,0 +1,76 @@
+"""How the commands talk: help that ends with an example and says every default, and mistakes with a remedy.
+
+Exit codes: 0: done; 1: failed, the reason is on standard error; 2: the command line cannot be understood; 130: interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from itertools import takewhile
+from typing import Any, NoReturn
+
+from research_rl.errors import nearest
+
+EXAMPLE = "example:"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser with an example: a command as it is typed. Subcommands are of this class: `add_parser(name, help=…, example=…)`."""
+
+    def __init__(self, *, example: str, **options: Any) -> None:
+        """`example` may go on in further lines, each but the last ending in a backslash; `options` are those of `ArgumentParser`."""
+        super().__init__(epilog=f"{EXAMPLE}\n  {example}", formatter_class=_Help, **options)
+        self.register("action", "parsers", _Subcommands)
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse as `ArgumentParser` does; an option that nobody knows is an error here already, which names the one it is most like."""
+        found, rest = super().parse_known_args(args, namespace)
+        unknown = [word for word in takewhile(lambda word: word != "--", rest) if word.startswith("-")]
+        if unknown and self._subparsers is None:
+            self.error(f"no option is called {unknown[0]}. {nearest(unknown[0], self._option_string_actions)}")
+        return found, rest
+
+    def error(self, message: str) -> NoReturn:
+        """End the program with exit code 2: what is wrong, and where help is."""
+        self.exit(2, f"{self.prog}: {message}\nAll options, with an example: {self.prog} --help\n")
+
+
+def json_object(text: str) -> dict[str, Any]:
+    """Return the value of an option that takes JSON.
+
+    Raises:
+        argparse.ArgumentTypeError: it is no JSON object.
+    """
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f'expected a JSON object, for example \'{{"preset": "f1"}}\'; got {text!r}: {error}'
+        ) from None
+    if not isinstance(found, dict):
+        raise argparse.ArgumentTypeError(f'expected a JSON object, for example \'{{"preset": "f1"}}\'; got {text!r}')
+    return found
+
+
+class _Subcommands(argparse._SubParsersAction):
+    def add_parser(self, name: str, **options: Any) -> Any:
+        return super().add_parser(name, description=options.pop("description", options.get("help")), **options)
+
+
+class _Help(argparse.HelpFormatter):
+    """Keeps an example's lines and a description's paragraphs, and adds the default of an option whose text does not tell it."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        if text.startswith(EXAMPLE):
+            return text
+        return "\n\n".join(super(_Help, self)._fill_text(part, width, indent) for part in text.replace("``", "`").split("\n\n"))
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        told = action.help or ""
+        unsaid = default is None or default is False or default in ([], {}, "", argparse.SUPPRESS) or not action.option_strings
+        if unsaid or action.required or action.nargs == 0 or "default" in told:
+            return told
+        shown = " ".join(map(str, default)) if isinstance(default, list | tuple) else str(default)
+        return f"{told} (default {shown.replace('%', '%%')})"

@@ -1,10 +1,9 @@
-"""The example of CONTRIBUTING.md, run as it stands there: a new method is one file and one recipe."""
+"""examples/own_method.py with the recipe of CONTRIBUTING.md, as they stand there: a new method is one file and one recipe."""
 
 from __future__ import annotations
 
 import asyncio
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -31,18 +30,13 @@ def block(name: str) -> str:
 
 @pytest.fixture
 def settings(tmp_path, monkeypatch):
-    package, recipe = tmp_path / "my_methods", tmp_path / "recipes" / "ask_once"
-    package.mkdir()
+    recipe = tmp_path / "recipes" / "ask_once"
     recipe.mkdir(parents=True)
-    (package / "__init__.py").touch()
-    (package / "ask_once.py").write_text(block("method"))
     (recipe / "cpu.yaml").write_text(block("recipe"))
-    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.syspath_prepend(str(ROOT))
     with initialize_config_dir(str(recipe), version_base=None):
         composed = compose("cpu", overrides=["hydra.searchpath=[pkg://research_rl.config,pkg://verl.trainer.config]"])
-    yield Settings.from_mapping(OmegaConf.to_container(composed, resolve=True)["research_rl"])  # type: ignore[index]
-    for module in [name for name in sys.modules if name.startswith("my_methods")]:
-        del sys.modules[module]
+    return Settings.from_mapping(OmegaConf.to_container(composed, resolve=True)["research_rl"])  # type: ignore[index]
 
 
 def test_the_recipe_composes_and_the_method_rolls_out_is_masked_and_scored(settings):

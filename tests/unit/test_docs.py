@@ -13,14 +13,13 @@ import pytest
 
 from docs.tools import commands, configuration, drawings
 from experiment.declaration import read_declaration
-from research_rl.methods.research import ReSearch
-from research_rl.types import Search, StopReason, Trajectory, Turn
 
 ROOT = Path(__file__).parents[2]
 PAGES = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
     *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "recipes").rglob("*.md")),
+    ROOT / "examples" / "README.md",
 ]
 FENCE = re.compile(r"^( *)(```+)(\w*)[^\n]*\n(.*?)^\1\2", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"""(?:\]\(|(?:src|srcset|href)=")([^)\s"]+)""")
@@ -207,19 +206,6 @@ def block_after(page: str, mark: str) -> dict[str, Any]:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8").partition(mark)[2]
     exec(text.partition("```python\n")[2].partition("```")[0], names)
     return names
-
-
-def test_the_reward_of_the_how_to_takes_off_for_every_search_after_the_first():
-    method = block("howto/reward.md")["Thrifty"]()
-    searched = Turn("<think>a</think><search> q</search>", Search("q"), " <result>\nx\n</result>")
-    answered = Turn("", method.parse("<think>a</think><answer>\\boxed{ x}</answer>"))
-
-    def score(searches: int) -> float:
-        turns = (*(searched for _ in range(searches)), answered)
-        return method.reward(Trajectory("q", [], [], [], [], turns, StopReason.ANSWERED, True), ["x"]).score
-
-    assert score(1) == pytest.approx(score(3) + 0.1)
-    assert isinstance(method, ReSearch)
 
 
 def test_the_retriever_of_the_how_to_finds_passages():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research_rl.verl_plugin.advantages import NAME, reinforce_group_baseline
+from tests import forked
 
 pytestmark = pytest.mark.slow
 
@@ -126,7 +125,7 @@ assert done.batch["advantages"].abs().sum() > 0
 grpo = compute_advantage_for_multi_trajectories(data, keys, adv_estimator="grpo", config={{}})
 assert not torch.equal(grpo.batch["advantages"], reinforce_group_baseline(rewards, scores, mask, list("aabb"))[0])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = forked.run("-c", code)
     assert done.returncode == 0, done.stderr[-2000:]
 
 
@@ -149,5 +148,5 @@ signs = done.batch["advantages"].sign().tolist()
 assert signs == [[-1, 0, -1], [1, 1, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], signs
 assert hasattr(trainer_base.PPOTrainer._compute_advantage, "__wrapped__")
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    done = forked.run("-c", code)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +18,7 @@ from research_rl.verl_plugin.doctor.compose import compositions
 from research_rl.verl_plugin.doctor.examine import examine, refuse
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.training import batches, estimator, policy_loss
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "research_rl" / "config" / "algorithm_option"
@@ -112,10 +110,7 @@ def test_verls_own_command_and_the_jobs_of_every_stage_take_an_option(tmp_path):
     option = "+algorithm_option=gspo"
     staged = ROOT / "recipes" / "r1_searcher" / "gpu.yaml"
     assert option in next(jobs(staged, tmp_path, [option])).command
-    done = subprocess.run(
-        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(staged.parent), "--config-name", "gpu", "--cfg", "job", option],
-        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = forked.verl("--config-dir", str(staged.parent), "--config-name", "gpu", "--cfg", "job", option)
     assert done.returncode == 0, done.stderr[-2000:]
     assert OmegaConf.create(done.stdout).actor_rollout_ref.actor.policy_loss.loss_mode == "gspo"
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import httpx
@@ -14,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from evaluation.flashrag_parts import ServedGenerator, ServedRetriever, cut
+from tests import forked
 from tests.servers import json_server
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +61,10 @@ def run(tmp_path, url, names=NAMES):
     rows = [{"id": str(n), "question": f"Where is {n}?", "golden_answers": ["Oslo"] if n else ["Bergen"]} for n in range(3)]
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     arguments = ["--questions", str(tmp_path / "q.jsonl"), "--model", "m", "--tokenizer", str(WEIGHTS), "--top-k", "2"]
-    return subprocess.run(  # FlashRAG's Config sets environment variables and seeds of its whole process
-        [sys.executable, "-c", CODE.format(names=names, out=str(tmp_path)), *arguments, "--model-url", f"{url}/v1", "--retrieval-url", url],
-        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    code = CODE.format(
+        names=names, out=str(tmp_path)
+    )  # FlashRAG's Config sets environment variables and seeds of its whole process
+    return forked.run("-c", code, *arguments, "--model-url", f"{url}/v1", "--retrieval-url", url)
 
 
 @pytest.mark.slow
@@ -120,11 +118,9 @@ def model_folder(folder, chat_template):
 def baseline(name, tmp_path, url, tokenizer, *more):
     """Run the command by itself; returns its process."""
     (tmp_path / "q.jsonl").write_text(json.dumps({"id": "1", "question": "Where is it?", "golden_answers": ["Oslo"]}) + "\n")
-    return subprocess.run(
-        [sys.executable, "-m", "evaluation", "baseline", name, "--questions", str(tmp_path / "q.jsonl"), "--model", "m",
-         "--tokenizer", str(tokenizer), "--out", str(tmp_path / f"{name}.jsonl"), "--model-url", f"{url}/v1", "--retrieval-url", url,
-         *more],
-        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    return forked.run(
+        "-m", "evaluation", "baseline", name, "--questions", str(tmp_path / "q.jsonl"), "--model", "m",
+        "--tokenizer", str(tokenizer), "--out", str(tmp_path / f"{name}.jsonl"), "--model-url", f"{url}/v1", "--retrieval-url", url, *more,
     )  # fmt: skip
 
 
@@ -199,13 +195,6 @@ def test_a_server_that_is_gone_is_told(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-ROWS = """
-import sys
-from evaluation.__main__ import main
-sys.exit(main(["baseline-rows", *sys.argv[1:]]))
-"""
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["direct", "naive_rag"])
 def test_rows_of_a_baseline_are_the_prompts_that_it_is_measured_with_and_the_golden_answers(world, tmp_path, name):
@@ -220,20 +209,16 @@ def test_rows_of_a_baseline_are_the_prompts_that_it_is_measured_with_and_the_gol
     pq.write_table(pa.table({"id": ["1", "2", "3"]}), tmp_path / "demonstrations.parquet")
     options = ["--questions", str(tmp_path / "q.jsonl"), "--tokenizer", str(WEIGHTS), "--top-k", "2", "--retrieval-url", url]
     out = tmp_path / "rows.parquet"
-    done = subprocess.run(
-        [sys.executable, "-c", ROWS, name, *options, "--out", str(out), "--rows", "2", "--ids", str(tmp_path / "demonstrations.parquet")],
-        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    ids_path = str(tmp_path / "demonstrations.parquet")
+    done = forked.run("-m", "evaluation", "baseline-rows", name, *options, "--out", str(out), "--rows", "2", "--ids", ids_path)
     assert done.returncode == 0, done.stderr[-2000:]
     made = pq.read_table(out).to_pylist()
     assert len(made) == 2
     assert {row["id"] for row in made} < {"1", "2", "3"}
     (tmp_path / "q.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows if row["id"] == made[0]["id"]))
     before = len(asked["model"])
-    measured = subprocess.run(
-        [sys.executable, "-c", CODE.format(names=(name,), out=str(tmp_path)), *options, "--model", "m", "--model-url", f"{url}/v1"],
-        cwd=ROOT, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-    )  # fmt: skip
+    code = CODE.format(names=(name,), out=str(tmp_path))
+    measured = forked.run("-c", code, *options, "--model", "m", "--model-url", f"{url}/v1")
     assert measured.returncode == 0, measured.stderr[-2000:]
     (body,) = asked["model"][before:]
     codec = load_codec(str(WEIGHTS), bos=None)

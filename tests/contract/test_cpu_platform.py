@@ -11,13 +11,20 @@ from pathlib import Path
 
 import pytest
 
+from tests import forked
+
 pytestmark = pytest.mark.slow
 VERL = importlib.metadata.version("verl")
 
 
-def python(code: str, **environment: str) -> subprocess.CompletedProcess:
-    """Run code in a fresh interpreter without the platform unless the environment asks for it."""
-    env = {k: v for k, v in os.environ.items() if k != "VERL_PLATFORM"} | environment
+def python(code: str, platform: str = "") -> subprocess.CompletedProcess:
+    """Run code in a process of its own, without the platform unless asked for."""
+    return forked.run("-c", textwrap.dedent(code), VERL_PLATFORM=platform)
+
+
+def new_python(code: str, platform: str = "") -> subprocess.CompletedProcess:
+    """Run code in a new interpreter: there the platform is set up before anything else is imported."""
+    env = {**os.environ, "VERL_PLATFORM": platform}
     return subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, env=env, check=False)
 
 
@@ -103,7 +110,7 @@ def test_tokens_are_sampled_with_their_probabilities():
         wide = torch.randn(64, 49_152) * 3
         print(topk_topp_sampler.compiled_random_sample(wide).shape, topk_topp_sampler.compiled_random_sample(wide).max().item() < 49_152)
         """,
-        VERL_PLATFORM="cpu",
+        platform="cpu",
     )
     assert done.stdout.split()[-4:] == ["True", "0.0", "torch.Size([64])", "True"], done.stderr[
         -800:
@@ -111,7 +118,7 @@ def test_tokens_are_sampled_with_their_probabilities():
 
 
 def test_with_the_platform_every_obstacle_is_gone():
-    done = python(
+    done = new_python(
         """
         import verl, torch, importlib.metadata
         from verl.utils.device import get_device_name, get_device_id, get_nccl_backend, is_support_ipc
@@ -122,7 +129,7 @@ def test_with_the_platform_every_obstacle_is_gone():
         print([get_device_name(), str(get_device_id()), get_nccl_backend(), is_support_ipc(),
                EngineRegistry.get_engine_cls("language_model", "fsdp2").__name__, importlib.metadata.version("vllm")])
         """,
-        VERL_PLATFORM="cpu",
+        platform="cpu",
     )
     assert done.stdout.strip().splitlines()[-1] == ("['cpu', 'cpu', 'gloo', False, 'CPUEngine', '0.28.0+cpu']"), done.stderr[
         -800:
@@ -130,7 +137,7 @@ def test_with_the_platform_every_obstacle_is_gone():
 
 
 def test_without_the_platform_nothing_is_touched():
-    done = python("""
+    done = new_python("""
         import verl, sys
         print("research_rl.verl_plugin" in sys.modules, "research_rl.verl_plugin.cpu_platform" in sys.modules)
     """)

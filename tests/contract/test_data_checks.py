@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -21,6 +18,7 @@ from research_rl.errors import ConfigError, DataError
 from research_rl.methods.base import load_method
 from research_rl.questions import write_verl_parquet
 from research_rl.training.settings import Settings
+from tests import forked
 from tests.servers import app_in_thread
 
 ROOT = Path(__file__).parents[2]
@@ -180,11 +178,9 @@ def test_an_unknown_choice_is_told():
 
 def test_verls_own_command_ends_with_the_error_before_it_starts_ray(files):
     with app_in_thread(finds_nothing()) as url:
-        done = subprocess.run(
-            [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", "recipes/quickstart", "--config-name", "train",
-             f"data.train_files=[{files['train']}]", f"data.val_files=[{files['val']}]"],
-            capture_output=True, text=True, check=False, timeout=300,
-            env={**os.environ, "VERL_PLATFORM": "cpu", "RETRIEVAL_URL": url, "CONTROL_RETRIEVAL_URL": url, "OMP_NUM_THREADS": "1"},
+        done = forked.verl(
+            "--config-dir", "recipes/quickstart", "--config-name", "train", f"data.train_files=[{files['train']}]",
+            f"data.val_files=[{files['val']}]", VERL_PLATFORM="cpu", RETRIEVAL_URL=url, CONTROL_RETRIEVAL_URL=url,
         )  # fmt: skip
     assert done.returncode != 0
     assert "DataError" in done.stderr
@@ -256,10 +252,7 @@ def test_a_prompt_file_named_from_where_the_run_starts_reaches_a_worker_that_run
         "from research_rl.judge import JudgeSettings; "
         "print(JudgeSettings.from_mapping(settings_of(config).judge).template().template)"
     )
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
-    )
+    done = forked.run("-c", code, cwd=tmp_path)
     told = f"{['Costs $5. Who?: Who?'] * 2}\n${{question}}, $golden_answers, $prediction\n"
     assert done.stdout == told, done.stderr[-2000:]
 

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests import forked
+
 CODE = """
 import json, sys
 import httpx
@@ -46,10 +43,8 @@ def run(tmp_path, metrics):
         {"id": "2", "question": "What?", "golden_answers": ["x"]},
     ]
     (folder / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return subprocess.run(  # FlashRAG's Config sets environment variables and seeds of its whole process
-        [sys.executable, "-c", CODE, str(tmp_path), json.dumps(metrics)], cwd=ROOT, capture_output=True, text=True, check=False,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    # FlashRAG's Config sets environment variables and seeds of its whole process
+    return forked.run("-c", CODE, str(tmp_path), json.dumps(metrics))
 
 
 @pytest.mark.slow

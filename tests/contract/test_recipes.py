@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ from research_rl.training.train import jobs, stage_overrides, stages_of
 from research_rl.verl_plugin.doctor.examine import RECIPE, examine, refuse
 from research_rl.verl_plugin.doctor.lengths import set_engine_length
 from research_rl.verl_plugin.doctor.setup import Setup
+from tests import forked
 
 ROOT = Path(__file__).parents[2]
 RECIPES = sorted(
@@ -76,11 +74,7 @@ def test_a_supervised_recipe_composes_and_keeps_what_training_goes_on_from(recip
 
 @pytest.mark.parametrize("recipe", TRAINERS, ids=IDS)
 def test_verls_command_shows_the_whole_recipe(recipe):
-    done = subprocess.run(
-        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.parent), "--config-name", recipe.stem,
-         "--cfg", "job", "--resolve"],
-        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = forked.verl("--config-dir", str(recipe.parent), "--config-name", recipe.stem, "--cfg", "job", "--resolve")
     assert done.returncode == 0, done.stderr[-2000:]
     job = OmegaConf.create(done.stdout)
     assert job.actor_rollout_ref.rollout.agent.agent_loop_manager_class.endswith("SearchAgentLoopManager")
@@ -121,9 +115,6 @@ def test_the_readmes_table_of_hyper_parameters_is_what_the_gpu_recipe_sets(metho
 
 def test_a_staged_recipe_is_refused_by_verls_own_command():
     recipe = ROOT / "recipes" / "r1_searcher" / "gpu.yaml"
-    done = subprocess.run(
-        [sys.executable, "-m", "verl.trainer.main_ppo", "--config-dir", str(recipe.parent), "--config-name", "gpu"],
-        capture_output=True, text=True, cwd=ROOT, check=False, env={**os.environ, "VERL_PLATFORM": "cpu"},
-    )  # fmt: skip
+    done = forked.verl("--config-dir", str(recipe.parent), "--config-name", "gpu", VERL_PLATFORM="cpu")
     assert done.returncode != 0
     assert "this recipe has stages" in done.stderr

@@ -1,0 +1,56 @@
+"""A forked Python is like a new one in what it is given, what it has imported of ours and verl's, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+
+import pytest
+
+from tests import forked
+
+pytestmark = pytest.mark.slow
+
+
+def test_it_has_its_own_arguments_environment_directory_and_output(tmp_path):
+    (tmp_path / "here.py").write_text("import sys; print(__name__, sys.argv[1:], file=sys.stderr)")
+    code = "import json, os, sys; print(json.dumps([sys.argv, os.getcwd(), os.environ['COLOUR'], __name__]))"
+    done = forked.run("-c", code, "a", cwd=tmp_path, COLOUR="red")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert json.loads(done.stdout) == [["-c", "a"], str(tmp_path), "red", "__main__"]
+    assert forked.run("-m", "here", "b", cwd=tmp_path).stderr == "__main__ ['b']\n"
+
+
+def test_nothing_of_verl_or_ours_is_imported_before_and_no_thread_runs():
+    code = """
+import os, sys
+print(sorted({name.split(".")[0] for name in sys.modules} & {"verl", "hydra", "flashrag", "research_rl", "rag_serving", "evaluation"}))
+print("torch" in sys.modules, len(os.listdir(f"/proc/{os.getpid()}/task")))
+"""
+    assert forked.run("-c", code).stdout == "[]\nTrue 1\n"
+
+
+@pytest.mark.parametrize(
+    ("code", "returned", "told"),
+    [
+        ("raise SystemExit('a mistake')", 1, "a mistake"),
+        ("raise SystemExit(3)", 3, ""),
+        ("1 / 0", 1, "ZeroDivisionError: division by zero"),
+        ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
+        ("import atexit, sys; atexit.register(lambda: print('last', file=sys.stderr))", 0, "last"),
+    ],
+)
+def test_it_ends_as_a_new_one_would(code, returned, told):
+    done = forked.run("-c", code)
+    assert done.returncode == returned
+    assert told in done.stderr
+
+
+def test_one_that_takes_too_long_is_killed_and_what_it_wrote_is_told(tmp_path):
+    code = "import pathlib, time; print('so far', flush=True); pathlib.Path('there').touch(); time.sleep(300)"
+    process = forked.Process("-c", code, cwd=tmp_path)
+    while not (tmp_path / "there").exists():
+        time.sleep(0.01)
+    with pytest.raises(AssertionError, match="so far"):
+        process.wait(0)

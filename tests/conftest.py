@@ -8,8 +8,10 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-# several libraries in one process bring an OpenMP of their own, whose waiting threads take each other's cores
+# several libraries in one process bring an OpenMP of their own, whose waiting threads take each other's cores: one thread each, and
+# where a test opens an index, which sets the threads of its engines for the whole process, threads that sleep while they wait
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 from hypothesis import settings

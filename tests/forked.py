@@ -1,4 +1,4 @@
-"""`python -m …` and `python -c …` for tests, without the seconds of their imports: forked from a process that has made them.
+"""`python -m …`, `python -c …` and scripts for tests, without the seconds of their imports: forked from a process that has made them.
 
 What is imported beforehand is what stands beneath verl and FlashRAG (`LIBRARIES`). They themselves, Hydra (our plugin waits for its
 import) and all of ours are imported by the child, which has its own arguments, environment and working directory, as a new
@@ -31,7 +31,9 @@ LIBRARIES = (
 
 
 class Process:
-    """A Python that runs. `arguments` are those of the command line, `-m MODULE …` or `-c CODE …`; `environment` is added to the tests'."""
+    """A Python that runs. `arguments` are those of its command line (`-m MODULE …`, `-c CODE …` or `FILE …`); `environment` is added to the
+    tests'.
+    """
 
     def __init__(self, *arguments: str, cwd: Path = ROOT, **environment: str) -> None:
         """Start it."""
@@ -55,6 +57,14 @@ class Process:
             line += byte
         return line
 
+    def running(self) -> bool:
+        """Return whether it has not ended."""
+        return not select.select([self._status], [], [], 0)[0]
+
+    def kill(self) -> None:
+        """Kill it; `wait` for it afterwards."""
+        os.kill(self.pid, signal.SIGKILL)
+
     def wait(self, timeout_s: float = 300) -> subprocess.CompletedProcess[str]:
         """Return its exit code (negative: the signal that ended it) and what it wrote.
 
@@ -64,7 +74,7 @@ class Process:
         """
         late = not select.select([self._status], [], [], timeout_s)[0]
         if late:
-            os.kill(self.pid, signal.SIGKILL)
+            self.kill()
         code = int(self._read())
         os.close(self._status)
         written = []
@@ -131,7 +141,12 @@ def _become(request: dict) -> None:
     os.environ.clear()
     os.environ.update(request["environment"])
     os.chdir(request["cwd"])
-    kind, what, *rest = request["arguments"]
+    kind, *rest = sys.argv = request["arguments"]
+    if kind not in ("-m", "-c"):
+        sys.path.insert(0, str(Path(kind).parent))
+        runpy.run_path(kind, run_name="__main__")
+        return
+    what = rest.pop(0)
     sys.path.insert(0, request["cwd"])
     if kind == "-m":
         sys.argv = [what, *rest]

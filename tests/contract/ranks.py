@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from tests import forked
 
 WEIGHTS = Path(__file__).parents[2] / "quickstart" / "start_model" / "weights"
 
 
 def run_ranks(script: Path, ranks: int, arguments: Sequence[str]) -> None:
     """Run a script on that many ranks, as ``script RANK RANKS ARGUMENTS…``, to the end."""
-    environment = {**os.environ, "VERL_PLATFORM": "cpu", "OMP_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1"}
-    processes = [
-        subprocess.Popen(
-            [sys.executable, str(script), str(rank), str(ranks), *arguments], env=environment, stderr=subprocess.PIPE, text=True
-        )
-        for rank in range(ranks)
-    ]
-    told = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0] * ranks, told[0][-3000:]
+    environment = {"VERL_PLATFORM": "cpu", "TORCHDYNAMO_DISABLE": "1"}  # which torch.compile reads whenever it is called
+    processes = [forked.Process(str(script), str(rank), str(ranks), *arguments, **environment) for rank in range(ranks)]
+    done = [process.wait() for process in processes]
+    assert [one.returncode for one in done] == [0] * ranks, "\n".join(one.stderr[-3000:] for one in done)
 
 
 def engine_of(rank: int, ranks: int, rendezvous: str, packed: bool = False, lora_rank: int = 0, **checkpoint: Any) -> Any:

@@ -16,7 +16,7 @@ DOCS ?= .venv-docs
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs
 QUICKSTART = $(BIN)/python -m quickstart --run-dir $(RUN_DIR) --seed $(SEED) --port $(PORT)
 
-.PHONY: help install quickstart quickstart-fresh wikipedia wikipedia-fresh test test-cluster lint format docs docs-serve docs-reference doctor start-model clean
+.PHONY: help install quickstart quickstart-fresh wikipedia wikipedia-fresh test test-fast test-cluster lint format docs docs-serve docs-reference doctor start-model clean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9_-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
@@ -53,6 +53,9 @@ test: install ## all tests, the end-to-end run included
 
 test-cluster: install ## two Ray nodes and a service in namespaces of their own, and one node killed (as root)
 	$(BIN)/python -m pytest tests/cluster
+
+test-fast: install ## the tests of tests/unit, in about two minutes
+	$(BIN)/python -m pytest tests/unit
 
 lint: install ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

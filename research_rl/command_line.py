@@ -23,7 +23,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(epilog=f"{EXAMPLE}\n  {example}", formatter_class=_Help, **options)
         self.register("action", "parsers", _Subcommands)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
         """Parse as `ArgumentParser` does; an option that nobody knows is an error here already, which names the one it is most like."""
         found, rest = super().parse_known_args(args, namespace)
         unknown = [word for word in takewhile(lambda word: word != "--", rest) if word.startswith("-")]

@@ -14,7 +14,12 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).parents[2]
-OUTSIDE = ("recipes/**/README.md", "examples/README.md", "CONTRIBUTING.md", "CHANGELOG.md")  # pages of the site that do not stand in docs/
+OUTSIDE = (
+    "recipes/**/README.md",
+    "examples/README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)  # pages of the site that do not stand in docs/
 LINK = re.compile(r"(?P<before>\]\()(?P<target>[^)\s:#]+)(?P<anchor>#[^)\s]*)?(?P<after>\))")
 FENCE = re.compile(r"^(```|~~~).*?^\1", re.MULTILINE | re.DOTALL)
 

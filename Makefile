@@ -54,7 +54,7 @@ test: install ## all tests, the end-to-end run included
 test-cluster: install ## two Ray nodes and a service in namespaces of their own, and one node killed (as root)
 	$(BIN)/python -m pytest tests/cluster
 
-test-fast: install ## the tests of tests/unit, in about two minutes
+test-fast: install ## the tests of tests/unit only, while you work
 	$(BIN)/python -m pytest tests/unit
 
 lint: install ## ruff and pyright

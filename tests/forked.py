@@ -11,6 +11,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import runpy
@@ -20,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 from pathlib import Path
 from types import ModuleType
 
@@ -35,7 +37,7 @@ class Process:
     tests'.
     """
 
-    def __init__(self, *arguments: str, cwd: Path = ROOT, **environment: str) -> None:
+    def __init__(self, *arguments: str, cwd: Path | str = ROOT, **environment: str) -> None:
         """Start it."""
         self.arguments = arguments
         self._told = [tempfile.TemporaryFile("w+") for _ in range(2)]  # noqa: SIM115 (`wait` closes them)
@@ -86,7 +88,7 @@ class Process:
         return subprocess.CompletedProcess(self.arguments, code, *written)
 
 
-def run(*arguments: str, cwd: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: str, cwd: Path | str = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python to its end; see `Process`."""
     return Process(*arguments, cwd=cwd, **environment).wait()
 
@@ -157,8 +159,32 @@ def _become(request: dict) -> None:
         exec(compile(what, "<string>", "exec"), main.__dict__)
 
 
+def _end(raised: BaseException | None) -> None:
+    """End as the interpreter would, but for the seconds that it takes to free the libraries one object at a time."""
+    code = 0
+    if isinstance(raised, SystemExit):
+        code = raised.code if isinstance(raised.code, int) else int(raised.code is not None)
+        if isinstance(raised.code, str):
+            print(raised.code, file=sys.stderr)
+    elif raised is not None:
+        sys.excepthook(type(raised), raised, raised.__traceback__)
+        code = 1
+    threading._shutdown()  # type: ignore[attr-defined] (waits for threads)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 if __name__ == "__main__":
     for library in LIBRARIES:
         with contextlib.suppress(ImportError):  # without the training's environment there is less to import
             __import__(library)
-    _become(_serve(socket.socket(fileno=int(sys.argv[1]))))
+    gc.collect()
+    gc.freeze()  # or a child's first collection writes to, and so copies, all that they share
+    asked = _serve(socket.socket(fileno=int(sys.argv[1])))
+    try:
+        _become(asked)
+    except BaseException as raised:
+        _end(raised)
+    _end(None)

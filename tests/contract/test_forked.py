@@ -39,6 +39,7 @@ print("torch" in sys.modules, len(os.listdir(f"/proc/{os.getpid()}/task")))
         ("1 / 0", 1, "ZeroDivisionError: division by zero"),
         ("import os, signal; os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL, ""),
         ("import atexit, sys; atexit.register(lambda: print('last', file=sys.stderr))", 0, "last"),
+        ("import sys, threading; threading.Timer(0.1, lambda: print('after', file=sys.stderr)).start()", 0, "after"),
     ],
 )
 def test_it_ends_as_a_new_one_would(code, returned, told):

@@ -271,7 +271,7 @@ def test_killed_whenever_it_gets_further_the_same_command_completes_the_same_ind
         ended = process.wait()
         assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
         seen |= there()
-    assert killed >= 8
+    assert killed >= 5  # of some twenty files, those that come at the same moment count once
     assert {"corpus.done.json", "bm25.done.json", "00000.npy", "00002.npy"} <= seen
     assert tree(tmp_path / "broken") == tree(tmp_path / "whole")
 

@@ -61,6 +61,7 @@ RECIPES = {  # recipe: model, GiB of a GPU
     "r1_searcher_pp/gpu": ("Qwen2.5-7B", 80),
     "search_r1/gpu": ("Qwen2.5-7B", 80),
     "tool_calls/gpu": ("Qwen3-1.7B", 80),
+    "tool_calls/gpu_small": ("Qwen3-1.7B", 24),
     "wikipedia/gpu": ("SmolLM2-135M", 80),
 }
 

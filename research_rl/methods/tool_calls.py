@@ -23,6 +23,8 @@ from research_rl.types import Action, Answer, Conversation, Invalid, Passage, Re
 
 AnswerForm = Literal["boxed", "tag", "plain"]
 Outcome = Literal["em", "f1"]
+Form = Literal["paid", "required"]
+Thoughts = Literal["free", "required"]
 _FRAMES = re.compile(  # a template's frame of results in a recorded text: that of ChatML, that of Llama 3
     r"(?:<\|im_end\|>)?\s*<\|im_start\|>(?:user|tool)\s*<tool_response>.*?<\|im_start\|>assistant\n"
     r"|(?:<\|e[ou][mt]_id\|>)?<\|start_header_id\|>ipython<\|end_header_id\|>.*?<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
@@ -41,12 +43,15 @@ class ToolCallsMethod(Method):
         self, tools: Sequence[str] = ("search", "open"), format: str = "hermes", answer: AnswerForm = "boxed", outcome: Outcome = "f1",
         format_reward: float = 0.1, malformed_penalty: float = 0.0, unsearched_penalty: float = 0.0,
         prompt: Prompt = None, prompt_file: str | None = None, mcp: Mapping[str, Any] | None = None,
+        form: Form = "paid", thoughts: Thoughts = "free",
     ) -> None:  # fmt: skip
         r"""`tools`: names of `research_rl.tools`, or dotted paths; `format`: how the model writes a call (`research_rl.tools.formats`).
 
         `answer`: where the final message holds it: in `\boxed{}`, between `<answer>` tags, or it is the whole message. `format_reward`:
         of a well-formed trajectory whose answer is wrong. Two penalties are taken off: of a trajectory with a call that cannot be
         answered, and of one that answers without a search. `mcp`: a server whose tools are taken besides (`research_rl.tools.mcp`).
+        `form`: where it is required, an answer is paid only in a well-formed trajectory (ReCall's reward); `thoughts`: where they are
+        required, a trajectory is well-formed only if each message has one.
 
         Raises:
             ConfigError: an unknown tool, format or answer form, a prompt that cannot be (see `load_template`), or an MCP server that does
@@ -54,6 +59,9 @@ class ToolCallsMethod(Method):
         """
         known("tool_calls", "answer", answer, get_args(AnswerForm))
         known("tool_calls", "outcome", outcome, get_args(Outcome))
+        known("tool_calls", "form", form, get_args(Form))
+        known("tool_calls", "thoughts", thoughts, get_args(Thoughts))
+        self._gated, self._fewest_thoughts = form == "required", int(thoughts == "required")
         self.tools = _tools(tools, mcp)
         self.format_name, self._format = format, load_format(format)
         self._schemas = {name: tool.parameters for name, tool in self.tools.items()}
@@ -143,6 +151,7 @@ class ToolCallsMethod(Method):
             and all(isinstance(turn.action, ToolCalls) for turn in turns[:-1])
             and not any(call.error for call in calls_of(trajectory))
             and all(turn.text.count("<think>") <= turn.text.count("</think>") <= 1 for turn in turns)
+            and all(turn.text.count("</think>") >= self._fewest_thoughts for turn in turns)
         )
 
     def write_search(self, thought: str, query: str) -> str:
@@ -155,14 +164,15 @@ class ToolCallsMethod(Method):
 
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
         """Return the answer's EM or F1 (or the judge's verdict), or `format_reward` where that is 0 and the trajectory is well-formed, less
-        the penalties."""
+        the penalties. Where the form is required, a trajectory that is not well-formed gets nothing for its answer."""
         answer = self.answer(trajectory)
         overlap = self._outcome(answer, golden_answers) if answer else 0.0
         formed, called = self.well_formed(trajectory), calls_of(trajectory)
         malformed = any(call.error for call in called)
         unsearched = not trajectory.searches
         right = overlap if answer is None or judged is None else judged
-        score = right or (self._format_reward if formed else 0.0)
+        paid = 0.0 if self._gated and not formed else right
+        score = paid or (self._format_reward if formed else 0.0)
         score -= self._malformed * malformed + self._unsearched * unsearched
         calls = {f"calls/{name}": float(sum(call.name == name for call in called)) for name in self.tools}
         return Reward(score, {"answer": overlap, "format": float(formed), "malformed_call": float(malformed), **calls})

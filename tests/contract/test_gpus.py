@@ -14,7 +14,9 @@ sys.path.append(str(ROOT / "benchmarks"))
 import gpus  # noqa: E402
 
 ONE = [
-    recipe for recipe in gpus.RECIPES if "lora" in recipe or recipe in ("tool_calls/gpu", "wikipedia/gpu")
+    recipe
+    for recipe in gpus.RECIPES
+    if "lora" in recipe or recipe in ("tool_calls/gpu", "tool_calls/gpu_small", "wikipedia/gpu")
 ]  # meant for one GPU, and more
 PARAMETERS = {  # as published
     "Qwen2.5-7B": 7_615_616_512, "Qwen2.5-3B": 3_085_938_688, "Qwen3-1.7B": 1_720_574_976,

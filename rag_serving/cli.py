@@ -56,8 +56,13 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
         "index", help="build an index of a corpus; interrupted, the same command goes on",
         **example("rag-serving index --corpus corpus.jsonl --out index/ --engine bm25 dense --encoder intfloat/e5-base-v2"),
     )  # fmt: skip
+    source = index.add_mutually_exclusive_group(required=True)
+    source.add_argument("--corpus", type=Path, help="file (.jsonl, .tsv, each also .gz; .parquet) or folder of .txt and .md")
+    source.add_argument(
+        "--add", type=Path, help="the same, to be added to --index; what that was built with holds for them, too"
+    )
     index.add_argument(
-        "--corpus", type=Path, required=True, help="file (.jsonl, .tsv, each also .gz; .parquet) or folder of .txt and .md"
+        "--index", type=Path, help="with --add: directory made by `rag-serving index`, replaced once all is done"
     )
     index.add_argument("--format", help="flashrag, kilt, dpr, parquet or folder; default: by name and first row")
     index.add_argument("--out", type=Path, help="directory to make (not with --milvus)")
@@ -140,7 +145,7 @@ def _settings(options: argparse.Namespace) -> Any:
 def _index(options: argparse.Namespace) -> int:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
     try:
-        from rag_serving.indexing import BM25Options, DenseOptions, build_index
+        from rag_serving.indexing import BM25Options, DenseOptions, add_passages, build_index
     except ImportError as error:
         raise MissingExtraError(error.name or "numpy") from error
     dense = DenseOptions(
@@ -152,7 +157,12 @@ def _index(options: argparse.Namespace) -> int:
         options.max_length,
         adopt=options.adopt,
     )
-    if options.milvus:
+    if (options.add is None) != (options.index is None) or (options.add and (options.out or options.milvus)):
+        raise ServingError("--add FILE and --index DIR go together, and with neither --out nor --milvus")
+    memory = int(options.memory_gb * (1 << 30))
+    if options.add:
+        told = add_passages(options.add, options.index, options.format, options.device, memory, options.processes)
+    elif options.milvus:
         from rag_serving.indexing.remote import fill_milvus
 
         told = fill_milvus(
@@ -165,7 +175,7 @@ def _index(options: argparse.Namespace) -> int:
         bm25 = BM25Options(options.k1, options.b, options.language)
         told = build_index(
             options.corpus, options.out, options.force, options.engine, wanted, options.format, options.device, bm25,
-            int(options.memory_gb * (1 << 30)), options.processes,
+            memory, options.processes,
         )  # fmt: skip
     print(json.dumps({name: value for name, value in told.items() if name != "files"}))
     return 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +38,16 @@ class Corpus:
             raise IndexingError(
                 f"{directory}: {CORPUS} has {len(self._bytes)} bytes, {OFFSETS} says {int(self._offsets[-1])}; build the index again"
             )
+
+    @property
+    def offsets(self) -> np.ndarray:
+        """The byte at which each line begins and, last, the file's length."""
+        return np.asarray(self._offsets, dtype=np.int64)
+
+    def pieces(self, size: int) -> Iterator[bytes]:
+        """Yield the file, `size` bytes at a time."""
+        for start in range(0, len(self._bytes), size):
+            yield self._bytes[start : start + size]
 
     def __len__(self) -> int:
         return len(self._offsets) - 1

@@ -77,9 +77,10 @@ class LookupBuilder:
             parts.append(run[:, run[0] != 0])
         return _by_hash(np.stack([ids, np.arange(len(ids))])), _by_hash(np.concatenate(parts, axis=1))
 
-    def save(self, directory: Path) -> None:
-        """Write both tables."""
-        for name, table in zip((IDS, DOCUMENTS), self.arrays(), strict=True):
+    def save(self, directory: Path, before: Lookup | None = None) -> None:
+        """Write both tables; `before` is the lookup of the passages that come before those added here."""
+        tables = self.arrays() if before is None else before.followed_by(*self.arrays())
+        for name, table in zip((IDS, DOCUMENTS), tables, strict=True):
             np.save(directory / name, table)
 
 
@@ -110,6 +111,26 @@ class Lookup:
             for row in range(len(corpus)):
                 builder.add(corpus[row])
             self._ids, self._documents = builder.arrays()
+
+    def followed_by(self, ids: np.ndarray, documents: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return both tables of this corpus and one behind it, whose tables are given."""
+        size = len(self.corpus)
+        ids, documents = ids + np.array([[0], [size]]), documents + np.array([[0], [size], [size]])
+        old = np.array(self._documents)
+        goes_on = documents[1] == size  # a run that begins the second corpus may end the first
+        for column in np.flatnonzero(goes_on):
+            same = np.flatnonzero((old[2] == size) & (old[0] == documents[0, column]))
+            if len(same):
+                old[2, same[0]] = documents[2, column]
+            else:
+                goes_on[column] = False
+        return _by_hash(np.concatenate([self._ids, ids], axis=1)), _by_hash(
+            np.concatenate([old, documents[:, ~goes_on]], axis=1)
+        )
+
+    def holds(self, hashes: np.ndarray) -> np.ndarray:
+        """Return, per hash of an id, whether a passage here has one of the same hash."""
+        return np.isin(hashes, self._ids[0])
 
     def row(self, passage: str) -> int | None:
         """Return the row of the passage with this id."""

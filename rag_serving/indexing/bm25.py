@@ -48,11 +48,17 @@ class BM25Options:
 
 
 def build_bm25(
-    corpus: Corpus, directory: Path, options: BM25Options | None = None, memory: int = MEMORY, processes: int = 0
+    corpus: Corpus,
+    directory: Path,
+    options: BM25Options | None = None,
+    memory: int = MEMORY,
+    processes: int = 0,
+    before: Path | None = None,
 ) -> dict[str, Any]:
     """Write `directory/bm25` from the corpus in `directory`; return the settings it was built with.
 
-    `memory`: bytes for the postings under way; `processes`: 0 for one per core.
+    `memory`: bytes for the postings under way; `processes`: 0 for one per core; `before`: a `bm25` of the first passages of the corpus,
+    built with the same options, which are not split into words again where its files allow that. The result is the same.
 
     Raises:
         MissingExtraError: bm25s, numba or PyStemmer is not installed.
@@ -60,7 +66,7 @@ def build_bm25(
     try:
         from bm25s import BM25
 
-        from rag_serving.indexing.postings import write_postings
+        from rag_serving.indexing.postings import Unclear, Written, write_postings
     except ImportError as error:
         raise MissingExtraError(error.name or "bm25s") from error
     options, processes = options or BM25Options(), processes or os.cpu_count() or 1
@@ -69,9 +75,16 @@ def build_bm25(
         shutil.rmtree(folder, ignore_errors=True)
     part.mkdir()
     scratch, ends, total = part / "ids.part", array("q"), 0
-    terms = TermIds(directory, options.language, processes)
+    written = Written.read(before) if before is not None else None
+    first = len(written.lengths) if written else 0
+    terms = TermIds(directory, options.language, processes, first)
+    if written:
+        terms.tokenizer.load_vocab(str(before))
     shown: dict[str, Any] = {"disable": None, "file": sys.stderr}
-    with scratch.open("wb") as file, tqdm(total=len(corpus), desc="splitting into words", unit="passage", **shown) as bar:
+    with (
+        scratch.open("wb") as file,
+        tqdm(total=len(corpus) - first, desc="splitting into words", unit="passage", **shown) as bar,
+    ):
         for ids, lengths in terms:
             ids.tofile(file)
             ends.frombytes((total + np.cumsum(lengths, dtype=np.int64)).tobytes())
@@ -86,18 +99,14 @@ def build_bm25(
     words.save_vocab(str(part))
     words.save_stopwords(str(part))
     mapped = np.asarray(np.memmap(scratch, np.int32, "r+")) if total else np.empty(0, np.int32)
-    with tqdm(desc="scoring", unit="posting", unit_scale=True, **shown) as bar:
-        write_postings(
-            mapped,
-            np.frombuffer(ends, np.int64),
-            len(words.stem_to_sid),
-            part,
-            options.k1,
-            options.b,
-            memory,
-            processes,
-            bar.update,
-        )
+    try:
+        with tqdm(desc="scoring", unit="posting", unit_scale=True, **shown) as bar:
+            write_postings(
+                mapped, np.frombuffer(ends, np.int64), len(words.stem_to_sid), part, options.k1, options.b, memory, processes,
+                bar.update, written,
+            )  # fmt: skip
+    except Unclear:
+        return build_bm25(corpus, directory, options, memory, processes)
     del mapped
     scratch.unlink()
     np.save(part / HASHES, hashed(words.stem_to_sid))

@@ -35,6 +35,36 @@ class DenseOptions:
     adopt: str | None = None
 
 
+def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, Any], first: int, device: str) -> dict[str, Any]:
+    """Write `directory/dense`: the index in `old`, built with `settings`, and the corpus' passages from `first` on; return the settings."""
+    import faiss
+
+    from rag_serving.retrievers.encoder import Encoder
+
+    encoder = Encoder(
+        settings["encoder"], query_prefix=settings["query_prefix"], passage_prefix=settings["passage_prefix"],
+        pooling=settings["pooling"], max_length=settings["max_length"], device=device, half=device != "cpu",
+    )  # fmt: skip
+    index = faiss.read_index(str(old / settings["file"]))
+    if index.d != encoder.dimension:
+        raise IndexingError(
+            f"{old} holds vectors of {index.d} numbers, the encoder makes {encoder.dimension}: another model built it"
+        )
+    shards, part = directory / "vectors", directory / "dense.part"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    shards.mkdir(exist_ok=True)
+    encode(corpus, shards, encoder, DenseOptions.shard, first)
+    for file in sorted(shards.glob("*.npy")):
+        index.add(np.load(file))
+    faiss.write_index(index, str(part / settings["file"]))
+    shutil.rmtree(directory / "dense", ignore_errors=True)
+    part.rename(directory / "dense")
+    shutil.rmtree(shards, ignore_errors=True)
+    # what a type learns from the vectors it learnt from the first ones only: another index than one built in one go
+    return settings if settings["faiss"] == "Flat" else settings | {"added_from": [*settings.get("added_from", ()), first]}
+
+
 def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: str) -> dict[str, Any]:
     """Write `directory/dense`; return the settings it was built with.
 
@@ -88,10 +118,10 @@ def _index(corpus: Corpus, shards: Path, encoder: Any, options: DenseOptions, ou
     faiss.write_index(index, str(out))
 
 
-def encode(corpus: Corpus, shards: Path, encoder: Any, shard: int) -> None:
-    """Write the vectors of rows [i * shard, (i+1) * shard) to `shards/i.npy`, float32; those that are there already are kept."""
-    with tqdm(total=len(corpus), desc="encoding", unit="passage", disable=None) as bar:
-        for number, start in enumerate(range(0, len(corpus), shard)):
+def encode(corpus: Corpus, shards: Path, encoder: Any, shard: int, begin: int = 0) -> None:
+    """Write the vectors of `shard` rows each, from row `begin` on, to `shards/i.npy`, float32; those that are there already are kept."""
+    with tqdm(total=len(corpus) - begin, desc="encoding", unit="passage", disable=None) as bar:
+        for number, start in enumerate(range(begin, len(corpus), shard)):
             rows = range(start, min(start + shard, len(corpus)))
             path = shards / f"{number:05d}.npy"
             if not path.is_file():

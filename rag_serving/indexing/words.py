@@ -71,10 +71,10 @@ def _split(first: int, last: int) -> Any:
 
 
 class TermIds:
-    """Numbers the words of a corpus; afterwards `tokenizer` holds the vocabulary."""
+    """Numbers the words of a corpus from passage `first` on, beside those in `tokenizer`; afterwards that holds the vocabulary."""
 
-    def __init__(self, directory: Path, language: str = "en", processes: int = 1) -> None:
-        self._directory, self._language, self._processes = directory, language, processes
+    def __init__(self, directory: Path, language: str = "en", processes: int = 1, first: int = 0) -> None:
+        self._directory, self._language, self._processes, self._first = directory, language, processes, first
         self.tokenizer = tokenizer(language)
         self._global_ids: dict[int, array] = {}  # by process: its own ids' numbers here
 
@@ -95,8 +95,8 @@ class TermIds:
 
     def _pieces(self) -> Iterator[Any]:
         size = len(Corpus(self._directory))
-        bounds = [(first, min(first + CHUNK, size)) for first in range(0, size, CHUNK)]
-        if self._processes == 1 or size < _ALONE:
+        bounds = [(first, min(first + CHUNK, size)) for first in range(self._first, size, CHUNK)]
+        if self._processes == 1 or size - self._first < _ALONE:
             words = _Words(self._directory, self._language)
             yield from (words.split(*bound) for bound in bounds)
             return

@@ -1,0 +1,84 @@
+"""What building an index and adding to one share: a lock, stages that are each kept whole or not at all, the end."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import importlib.metadata
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from rag_serving import IndexingError
+from rag_serving.indexing.manifest import FORMAT_VERSION, MANIFEST, files_of, index_id, write_json
+from rag_serving.indexing.replace import put
+
+CORPUS_DONE = "corpus.done.json"
+_REQUEST = "request.json"
+
+
+@contextlib.contextmanager
+def locked(building: Path, out: Path) -> Iterator[None]:
+    building.parent.mkdir(parents=True, exist_ok=True)
+    lock = building.with_name(building.name + ".lock")
+    with lock.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise IndexingError(f"another process is building {out}; wait for it, or end it") from None
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)
+
+
+def take_up(building: Path, request: dict[str, Any]) -> None:
+    """Keep what an interrupted build of the same request left; drop what another left."""
+    with contextlib.suppress(OSError, ValueError):
+        if json.loads((building / _REQUEST).read_text()) == request:
+            tqdm.write(f"taking up the interrupted build in {building}")
+            return
+    shutil.rmtree(building, ignore_errors=True)
+    building.mkdir()
+    write_json(building / _REQUEST, request)
+
+
+def kept(done: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return what `work` returned when it was done before, else do it."""
+    if done.is_file():
+        return json.loads(done.read_text())
+    result = work()
+    write_json(done, result)
+    return result
+
+
+def finish(building: Path, out: Path, passages: int, corpus: dict[str, Any], engines: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest, put the index in its place, and return it. `corpus`: its source, format, hash and size."""
+    for done in [*building.glob("*.done.json"), building / _REQUEST]:
+        done.unlink()
+    for leftover in {"bm25", "dense", "bm25.part", "dense.part", "vectors"} - engines.keys():  # of a build with other engines
+        shutil.rmtree(building / leftover, ignore_errors=True)
+    manifest = {
+        "format_version": FORMAT_VERSION,
+        "index_id": index_id(corpus["sha256"], engines),
+        "passages": passages,
+        "corpus": corpus,
+        "engines": engines,
+        "files": files_of(building),
+        "versions": _versions(),
+    }
+    write_json(building / MANIFEST, manifest)
+    put(building, out)
+    return manifest
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("research-rl", "bm25s", "PyStemmer", "faiss-cpu", "sentence-transformers", "torch"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found

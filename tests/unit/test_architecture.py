@@ -146,6 +146,16 @@ def test_the_packages_import_without_any_extra():
     assert done.returncode == 0, done.stderr
 
 
+def test_the_retrieval_client_needs_httpx_and_tenacity_only():
+    code = "import sys\nfrom research_rl.retrieval import RetrievalClient, RetrievalSettings\nprint(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    loaded = {name.split(".")[0] for name in done.stdout.split()}
+    assert {"research_rl", "httpx", "tenacity"} <= loaded
+    extras = {"numpy", "pyarrow", "yaml", "omegaconf", "hydra", "pydantic", "fastapi", "bm25s", "numba", "faiss", "wandb"}
+    assert not loaded & (HEAVY - {"httpx"} | extras | OVER)
+
+
 @pytest.mark.parametrize("package", ["bm25s", "tqdm", "numpy"])
 def test_a_missing_extra_is_named(tmp_path, package):
     corpus = tmp_path / "c.jsonl"

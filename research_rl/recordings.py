@@ -67,8 +67,9 @@ def _thought(message: Mapping[str, Any]) -> str:
 def _text(message: Mapping[str, Any], number: int) -> str:
     content = message.get("content")
     parts = content if isinstance(content, list) else [{"text": content or ""}]
-    texts = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
-    if not all(isinstance(text, str) for text in texts):
+    found = [part.get("text") if isinstance(part, Mapping) else None for part in parts]
+    texts = [text for text in found if isinstance(text, str)]
+    if len(texts) < len(found):
         raise DataError(f"message {number} needs a text as content, or a list of texts, got {content!r:.80}")
     return "".join(texts)
 

@@ -135,15 +135,17 @@ class Session:
 
     async def _opened(self) -> Client:
         async with self._opening:
-            if self._client is None:
+            client = self._client
+            if client is None:
                 ready: asyncio.Future[Client] = asyncio.get_running_loop().create_future()
                 self._owner = asyncio.create_task(self._own(ready))
                 try:
-                    self._client = await asyncio.shield(ready)
+                    client = await asyncio.shield(ready)
                 except asyncio.CancelledError:
                     await self.close()
                     raise
-            return self._client
+                self._client = client
+            return client
 
     async def _own(self, ready: asyncio.Future[Client]) -> None:
         """Hold the session from its opening to its end: the client must be left in the task that entered it."""

@@ -71,6 +71,9 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     index.add_argument("--k1", type=float, default=1.5, help="bm25: how fast repetitions stop to count (default 1.5)")
     index.add_argument("--b", type=float, default=0.75, help="bm25: how much long passages are held back (default 0.75)")
     index.add_argument("--language", default="en", help="bm25: of stop words and stems: en, de, fr … (default en)")
+    index.add_argument(
+        "--title-weight", type=int, default=1, help="bm25: how often the words of a title are counted (default 1)"
+    )
     index.add_argument("--memory-gb", type=float, default=2.0, help="bm25: for the postings while they are sorted (default 2)")
     index.add_argument(
         "--processes", "--workers", type=int, default=0, help="bm25: that split text into words (default one per core)"
@@ -172,7 +175,7 @@ def _index(options: argparse.Namespace) -> int:
         raise ServingError("give --out DIR, or --milvus URI")
     else:
         wanted = dense if "dense" in options.engine else None
-        bm25 = BM25Options(options.k1, options.b, options.language)
+        bm25 = BM25Options(options.k1, options.b, options.language, options.title_weight)
         told = build_index(
             options.corpus, options.out, options.force, options.engine, wanted, options.format, options.device, bm25,
             memory, options.processes,

@@ -34,17 +34,25 @@ class BM25Options:
         k1: how fast repetitions of a word in a passage stop to count (Robertson's k1, ≥ 0).
         b: how much long passages are held back, 0 to 1. Pyserini's published results are for k1 0.9, b 0.4.
         language: of stop words and stems, see `vocabulary.LANGUAGES`.
+        title_weight: how often the words of a passage's title, the first line of several, are counted: 1 to 100.
     """
 
     k1: float = 1.5
     b: float = 0.75
     language: str = "en"
+    title_weight: int = 1
 
     def check(self) -> None:
         """Raise IndexingError for what cannot be."""
         if not (0 <= self.k1 < float("inf") and 0 <= self.b <= 1):
             raise IndexingError(f"BM25 needs k1 of 0 or more and b from 0 to 1, got k1 {self.k1} and b {self.b}")
+        if not 1 <= self.title_weight <= 100:
+            raise IndexingError(f"a title's words are counted 1 to 100 times, got a title weight of {self.title_weight}")
         tokenizer(self.language)
+
+    def described(self) -> dict[str, Any]:
+        """Return the settings as an index names them: a weight of 1 is not named, as it was not before there was one."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("title_weight", 1)}
 
 
 def build_bm25(
@@ -77,7 +85,7 @@ def build_bm25(
     scratch, ends, total = part / "ids.part", array("q"), 0
     written = Written.read(before) if before is not None else None
     first = len(written.lengths) if written else 0
-    terms = TermIds(directory, options.language, processes, first)
+    terms = TermIds(directory, options.language, processes, first, options.title_weight)
     if written:
         terms.tokenizer.load_vocab(str(before))
     shown: dict[str, Any] = {"disable": None, "file": sys.stderr}
@@ -114,4 +122,4 @@ def build_bm25(
         with path.open("rb") as file:
             os.fsync(file.fileno())
     part.rename(final)
-    return {**asdict(options), "method": engine.method}
+    return {**options.described(), "method": engine.method}

@@ -54,7 +54,12 @@ def build_index(
         bm25.check()
     format = format or detect(corpus)
     building = out.with_name(f".{out.name}.building")
-    request = {"corpus": source_of(corpus), "format": format, "dense": asdict(dense) if dense else None, "bm25": asdict(bm25)}
+    request = {
+        "corpus": source_of(corpus),
+        "format": format,
+        "dense": asdict(dense) if dense else None,
+        "bm25": bm25.described(),
+    }
     with locked(building, out):
         recover(out)
         if out.exists() and not force:

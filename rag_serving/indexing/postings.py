@@ -152,9 +152,11 @@ def write_postings(
         list(pool.map(lambda i: sort_and_count(ids, ends, cuts[i], cuts[i + 1], counted[i]), range(threads)))
         frequencies = sum(counted[1:], counted[0])
         known = np.zeros(terms, np.int64)  # in how many passages that come before each term is
+        old: tuple[np.ndarray, ...] = ()
         if before is not None:
-            known[: len(before.starts) - 1] = np.diff(before.starts)
-            old_idf, old_norms = inverse_frequencies(np.diff(before.starts), first), _norms(before.lengths, k1, b)
+            held = np.diff(before.starts)
+            known[: len(held)] = held
+            old = (before.starts, before.rows, before.scores, inverse_frequencies(held, first), _norms(before.lengths, k1, b))
         frequencies = frequencies + known
         starts = np.concatenate([[0], np.cumsum(frequencies)])
         postings = int(starts[-1])
@@ -174,11 +176,8 @@ def write_postings(
             low, high = bounds
             begin, end = int(starts[low]), int(starts[high])
             rows, scores = np.empty(end - begin, np.int32), np.empty(end - begin, np.float32)
-            if before is not None:
-                last = min(high, len(before.starts) - 1)
-                old = (before.starts, before.rows, before.scores, old_idf, old_norms)
-                if not _again(low, last, *old, starts, begin, idf, norms, rows, scores):
-                    raise Unclear
+            if old and not _again(low, min(high, len(old[0]) - 1), *old, starts, begin, idf, norms, rows, scores):
+                raise Unclear
             _fill(ids, ends, first, low, high, begin, cursors, idf, norms, rows, scores)
             for (path, offset), values in zip(files, (rows, scores), strict=True):
                 with path.open("r+b") as file:

@@ -18,6 +18,7 @@ import numpy as np
 
 from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
+from rag_serving.lookup import title_of
 from rag_serving.vocabulary import tokenizer
 
 CHUNK = 4_096  # passages that a process takes at a time
@@ -29,15 +30,15 @@ _worker: _Words
 class _Words:
     """One process's vocabulary. It tells which words and stems are new since it was last asked."""
 
-    def __init__(self, directory: Path, language: str) -> None:
-        self._corpus, self._tokenizer = Corpus(directory), tokenizer(language)
+    def __init__(self, directory: Path, language: str, title_weight: int) -> None:
+        self._corpus, self._tokenizer, self._title_weight = Corpus(directory), tokenizer(language), title_weight
         self._told_words, self._told_stems = 0, 0
 
     def split(self, first: int, last: int) -> tuple[int, bytes, bytes, list[str], list[tuple[str, str]]]:
         """Return (process, the ids of passages first … last, their numbers, new stems by id, new words with their stems)."""
         words = self._tokenizer
         ids, lengths = array("i"), array("i")
-        for passage in words.streaming_tokenize(self._corpus[row]["contents"] for row in range(first, last)):
+        for passage in words.streaming_tokenize(map(self._text, range(first, last))):
             ids.extend(passage)
             lengths.append(len(passage))
         stems = _since(words.stem_to_sid, self._told_stems)
@@ -45,17 +46,21 @@ class _Words:
         self._told_stems, self._told_words = len(words.stem_to_sid), len(words.word_to_id)
         return os.getpid(), ids.tobytes(), lengths.tobytes(), stems, pairs
 
+    def _text(self, row: int) -> str:
+        contents = self._corpus[row]["contents"]
+        return contents if self._title_weight == 1 else f"{title_of(contents)}\n" * (self._title_weight - 1) + contents
+
 
 def _since(ordered: dict[str, int], count: int) -> list[str]:
     """Return the keys of a dict after its first `count`, without a walk over those."""
     return [key for _, key in zip(range(len(ordered) - count), reversed(ordered), strict=False)][::-1]
 
 
-def _start(directory: Path, language: str) -> None:
+def _start(directory: Path, language: str, title_weight: int) -> None:
     global _worker
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = _Words(directory, language)
+    _worker = _Words(directory, language, title_weight)
 
 
 def _end_with_parent() -> None:
@@ -73,8 +78,10 @@ def _split(first: int, last: int) -> Any:
 class TermIds:
     """Numbers the words of a corpus from passage `first` on, beside those in `tokenizer`; afterwards that holds the vocabulary."""
 
-    def __init__(self, directory: Path, language: str = "en", processes: int = 1, first: int = 0) -> None:
-        self._directory, self._language, self._processes, self._first = directory, language, processes, first
+    def __init__(
+        self, directory: Path, language: str = "en", processes: int = 1, first: int = 0, title_weight: int = 1
+    ) -> None:
+        self._words, self._processes, self._first = (directory, language, title_weight), processes, first
         self.tokenizer = tokenizer(language)
         self._global_ids: dict[int, array] = {}  # by process: its own ids' numbers here
 
@@ -94,13 +101,13 @@ class TermIds:
             yield np.frombuffer(numbers, np.int32)[np.frombuffer(ids, np.int32)], np.frombuffer(lengths, np.int32)
 
     def _pieces(self) -> Iterator[Any]:
-        size = len(Corpus(self._directory))
+        size = len(Corpus(self._words[0]))
         bounds = [(first, min(first + CHUNK, size)) for first in range(self._first, size, CHUNK)]
         if self._processes == 1 or size - self._first < _ALONE:
-            words = _Words(self._directory, self._language)
+            words = _Words(*self._words)
             yield from (words.split(*bound) for bound in bounds)
             return
-        with ProcessPoolExecutor(self._processes, get_context("spawn"), _start, (self._directory, self._language)) as pool:
+        with ProcessPoolExecutor(self._processes, get_context("spawn"), _start, self._words) as pool:
             waiting: deque[Future[Any]] = deque()
             try:
                 for bound in bounds:

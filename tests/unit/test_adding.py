@@ -42,12 +42,12 @@ def files(index: Path) -> dict[str, bytes]:
 
 @settings(max_examples=40, deadline=None)
 @given(
-    parts=st.lists(st.lists(contents, min_size=1, max_size=6), min_size=2, max_size=4),
+    title_weight=st.sampled_from([1, 3]), parts=st.lists(st.lists(contents, min_size=1, max_size=6), min_size=2, max_size=4),
     k1=st.sampled_from([0.0, 0.9, 1.5]), b=st.sampled_from([0.0, 0.75, 1.0]), memory=st.sampled_from([1, 10_000]),
 )  # fmt: skip
-def test_an_index_that_was_added_to_is_byte_for_byte_the_one_built_in_one_go(parts, k1, b, memory):
+def test_an_index_that_was_added_to_is_byte_for_byte_the_one_built_in_one_go(title_weight, parts, k1, b, memory):
     with tempfile.TemporaryDirectory() as name:
-        folder, options, size = Path(name), BM25Options(k1, b), len(parts[0])
+        folder, options, size = Path(name), BM25Options(k1, b, title_weight=title_weight), len(parts[0])
         build_index(write(folder / "c.jsonl", parts[0]), folder / "grown", bm25=options, memory=memory, processes=1)
         for part in parts[1:]:
             add_passages(write(folder / "more.jsonl", part, size), folder / "grown", memory=memory, processes=1)
@@ -82,7 +82,7 @@ def test_old_passages_are_not_split_into_words_again(grown, monkeypatch):
     split, kind = [], bm25.TermIds
 
     def watched(*arguments):
-        split.append(arguments[-1])
+        split.append(arguments[3])
         return kind(*arguments)
 
     monkeypatch.setattr(bm25, "TermIds", watched)

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from rag_serving import IndexingError
 from rag_serving.cli import main
-from rag_serving.indexing import build_index, read_corpus
+from rag_serving.indexing import BM25Options, build_index, read_corpus
 from rag_serving.retrievers import load_index
 
 PASSAGES = [
@@ -162,3 +162,31 @@ def test_a_real_server_answers_and_a_busy_port_is_told(index):
     finally:
         server.send_signal(signal.SIGTERM)
         assert server.wait(30) in (0, -signal.SIGTERM)
+
+
+def test_a_title_counts_as_often_as_its_weight_says_and_an_index_without_one_is_as_before(tmp_path):
+    corpus = tmp_path / "c.jsonl"
+    passages = ["Marathon\nThe shoes of Greece.", "Greece\nThe shoes of Marathon.", "no title: marathon of Greece"]
+    corpus.write_text("".join(json.dumps({"id": str(i), "contents": text}) + "\n" for i, text in enumerate(passages)))
+    plain, weighted = (build_index(corpus, tmp_path / str(w), bm25=BM25Options(title_weight=w)) for w in (1, 3))
+    assert "title_weight" not in plain["engines"]["bm25"]
+    assert weighted["engines"]["bm25"]["title_weight"] == 3
+    assert plain["index_id"] != weighted["index_id"]
+
+    def scores(weight, query):
+        return {hit.id: hit.score for hit in load_index(tmp_path / str(weight)).search([query], 3)[0]}
+
+    assert scores(1, "marathon")["0"] == scores(1, "marathon")["1"]
+    assert scores(3, "marathon")["0"] > scores(3, "marathon")["1"]
+    written = tmp_path / "w.jsonl"  # the same as titles that are written three times
+    texts = ["Marathon Marathon " + passages[0], "Greece Greece " + passages[1], passages[2]]
+    written.write_text("".join(json.dumps({"id": str(i), "contents": text}) + "\n" for i, text in enumerate(texts)))
+    build_index(written, tmp_path / "written")
+    assert scores("written", "shoes marathon") == scores(3, "shoes marathon")
+
+
+@pytest.mark.parametrize("weight", [0, -1, 101])
+def test_a_title_weight_that_cannot_be_is_told(tmp_path, weight):
+    (tmp_path / "c.jsonl").write_text('{"id": "1", "contents": "a"}\n')
+    with pytest.raises(IndexingError, match="1 to 100 times"):
+        build_index(tmp_path / "c.jsonl", tmp_path / "i", bm25=BM25Options(title_weight=weight))

@@ -66,7 +66,7 @@ class Network:
 
     def hide(self, name: str, *directories: Path) -> None:
         """Let a machine see nothing in these directories."""
-        self._hidden[name] = list(directories)
+        self._hidden[name] = [one for one in directories if not any(other in one.parents for other in directories)]
 
     def start(
         self, name: str, command: Sequence[str], log: Path, environment: Mapping[str, str], directory: Path

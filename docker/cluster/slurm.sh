@@ -11,5 +11,8 @@
 set -euo pipefail
 : "${RETRIEVAL_URL:?the URL of the retrieval service, which every node must reach}"
 head=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+# without a token, whoever reaches Ray's port runs what he likes
+RAY_AUTH_TOKEN=$(openssl rand -hex 32)
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 export NNODES=$SLURM_JOB_NUM_NODES RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT=300
 srun --kill-on-bad-exit=1 ray symmetric-run --address "$head:6379" --min-nodes "$NNODES" -- python -m research_rl.train "$@"

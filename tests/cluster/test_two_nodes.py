@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from tests.cluster.machines import Network, unavailable
 ROOT = Path(__file__).parents[2]
 HEAD = "rrl-a"  # the machine on which the training is started
 STEPS = 4
+TOKEN = secrets.token_hex(32)  # without one, whoever reaches Ray's port runs what he likes
 pytestmark = pytest.mark.skipif(bool(reason := unavailable()), reason=reason)
 CPU = {"VERL_PLATFORM": "cpu"}
 
@@ -80,7 +82,7 @@ class Cluster:
         environment = {
             "PATH": f"{self._bin[name]}:{os.environ['PATH']}", "VERL_PLATFORM": "cpu",
             "RETRIEVAL_URL": f"http://{self.network.addresses['service']}:8765",
-            "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "180",
+            "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "180", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
         }  # fmt: skip
         return self.network.start(name, command, log, environment, self._directory[name])
 

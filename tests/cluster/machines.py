@@ -25,8 +25,8 @@ def _ip(*arguments: str) -> None:
 def unavailable() -> str:
     """Return why namespaces cannot be made here; empty: they can."""
     try:
-        _ip("netns", "add", HUB)
-        _ip("netns", "del", HUB)
+        _ip("netns", "add", f"{HUB}-{os.getpid()}")
+        _ip("netns", "del", f"{HUB}-{os.getpid()}")
     except FileNotFoundError:
         return "needs `ip` (iproute2)"
     except subprocess.CalledProcessError as error:

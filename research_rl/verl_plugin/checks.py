@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from typing import Any
@@ -37,6 +38,7 @@ def check_config(config: Any) -> None:
     """
     if "research_rl" not in config:
         return
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # Hydra lets it tell every request, a hundred before the run starts
     # verl resolves ${oc.env:…} in a Ray worker, which on a cluster started before does not have this process's environment
     OmegaConf.resolve(config)
     setup = Setup(config)

@@ -81,7 +81,7 @@ class Cluster:
         ]  # fmt: skip
         environment = {
             "PATH": f"{self._bin[name]}:{os.environ['PATH']}", "VERL_PLATFORM": "cpu",
-            "RETRIEVAL_URL": f"http://{self.network.addresses['service']}:8765",
+            "RETRIEVAL_URL": (url := f"http://{self.network.addresses['service']}:8765"), "CONTROL_RETRIEVAL_URL": url,
             "RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT": "180", "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": TOKEN,
         }  # fmt: skip
         return self.network.start(name, command, log, environment, self._directory[name])

@@ -122,7 +122,7 @@ def test_two_nodes_train_together_and_a_run_whose_node_dies_goes_on(cluster):
 
     assert cluster.network.kill("b") > 3
     assert run.wait(timeout=600) != 0, log.read_text()[-5000:]
-    assert node.wait(timeout=60) != 0
+    node.wait(timeout=60)
     reached = int(latest.read_text())
     assert reached < STEPS
 

@@ -11,15 +11,15 @@ import json
 import math
 import os
 import re
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from functools import cache
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
-from research_rl.errors import ConfigError, WrongServiceError, missing_extra, nearest
-from research_rl.outages import Persistence, UnavailableError, longest_wait_s
+from research_rl.errors import ConfigError, MissingExtraError, WrongServiceError, missing_extra, nearest
+from research_rl.outages import Persistence, longest_wait_s
 from research_rl.tools.base import Service, Tool, half_a_pair, told
 from research_rl.types import Passage
 
@@ -64,12 +64,11 @@ class McpSettings:
         settings = cls(**{**section, "tools": None if chosen is None else tuple(chosen)})
         if not settings.url.startswith(("http://", "https://")):
             raise ConfigError(f"mcp.url must start with http:// or https://, got {settings.url!r}")
-        for name in valid:
-            value = getattr(settings, name)
-            if name not in ("url", "tools", "token") and (
-                isinstance(value, bool) or not isinstance(value, (int, float)) or not value > 0
-            ):
-                raise ConfigError(f"mcp.{name} must be a positive number, got {value!r}")
+        for one in fields(cls):
+            value, kind = getattr(settings, one.name), {"int": int, "float": (int, float)}.get(str(one.type))
+            if kind and (isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf):
+                whole = "whole " if kind is int else ""
+                raise ConfigError(f"mcp.{one.name} must be a positive {whole}number, got {value!r}")
         return settings
 
 
@@ -124,30 +123,25 @@ class McpServer:
         self.tools = [McpTool(self, name, **described) for name, described in self._known.items()]
 
     def _read(self) -> None:
-        failures: list[Exception] = []
-
         async def read() -> None:
             session = self._session()
             try:
                 async with asyncio.timeout(self.settings.timeout_s):
                     await session.open()
-            except (ConfigError, UnavailableError, WrongServiceError, TimeoutError) as error:
-                failures.append(error)
             finally:
                 await session.close()
                 del self._sessions[asyncio.get_running_loop()]
 
-        # a thread of its own, because an event loop may run in this one
-        reader = threading.Thread(target=lambda: asyncio.run(read()))
-        reader.start()
-        reader.join()
-        for error in failures:
-            if isinstance(error, ConfigError):
-                raise error
-            raise ConfigError(
-                f"the MCP server at {self.settings.url} does not tell its tools ({error or 'no answer'}): is it running, is the URL right "
-                "(it often ends in /mcp), and does it want a token (MCP_TOKEN)?"
-            ) from error
+        with ThreadPoolExecutor(1) as thread:  # one of its own, because an event loop may run in this one
+            try:
+                thread.submit(asyncio.run, read()).result()
+            except (ConfigError, MissingExtraError):
+                raise
+            except Exception as error:
+                raise ConfigError(
+                    f"the MCP server at {self.settings.url} does not tell its tools ({error or 'no answer'}): is it running, is the "
+                    "URL right (it often ends in /mcp), and does it want a token (MCP_TOKEN)?"
+                ) from error
 
     def _session(self) -> Session:
         try:
@@ -162,6 +156,8 @@ class McpServer:
 
     def _check(self, listed: Sequence[Any]) -> None:
         """Look at the tools that a session was opened with. Raises ConfigError for the first one, WrongServiceError for others."""
+        from research_rl.tools.mcp_session import wrong_schema
+
         found = {
             tool.name: {"description": tool.description or "", "parameters": _schema(tool.input_schema)} for tool in listed
         }
@@ -185,6 +181,12 @@ class McpServer:
             raise ConfigError(
                 f"the MCP server at {url} has a tool whose name no call can hold: {odd[0]!r}; leave it out by mcp.tools"
             )
+        for name, described in taken.items():
+            if wrong := wrong_schema(described["parameters"]):
+                raise ConfigError(
+                    f"the MCP server at {url} has a tool, {name}, whose arguments are described by no JSON schema ({wrong}); leave it out "
+                    "by mcp.tools"
+                )
         if (size := len(json.dumps(taken))) > (most := self.settings.max_schema_characters):
             raise ConfigError(
                 f"the tools of the MCP server at {url} take {size:,} characters of every prompt, mcp.max_schema_characters={most:,}: name "

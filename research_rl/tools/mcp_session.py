@@ -13,12 +13,14 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import httpx2
+from jsonschema import SchemaError
+from jsonschema.validators import validator_for
 from mcp import Client
 from mcp.client.streamable_http import streamable_http_client
 from mcp.shared.exceptions import MCPError
 from mcp.types import CONNECTION_CLOSED, PARSE_ERROR, REQUEST_TIMEOUT, CallToolResult, Tool
 
-from research_rl.errors import WrongServiceError
+from research_rl.errors import ConfigError, WrongServiceError
 from research_rl.outages import UnavailableError
 
 # codes that the protocol leaves free
@@ -181,9 +183,9 @@ class Session:
                 return CallRefusedError(str(error))
         elif isinstance(error, (OSError, httpx2.TransportError)) and not isinstance(error, WrongServiceError):
             return UnavailableError(f"{type(error).__name__}: {error}")
-        if isinstance(error, (MCPError, httpx2.HTTPError)):
-            return WrongServiceError(f"what answers at {self._url} is no MCP server for us: {error}")
-        return error
+        if isinstance(error, (ConfigError, WrongServiceError)):  # of `check`
+            return error
+        return WrongServiceError(f"what answers at {self._url} is no MCP server for us: {error}")
 
     async def close(self) -> None:
         """End the session; calls that are under way fail as `UnavailableError`."""
@@ -202,3 +204,12 @@ async def _listed(client: Client) -> list[Tool]:
         if not cursor:
             break
     return tools
+
+
+def wrong_schema(schema: dict[str, Any]) -> str:
+    """Return what is wrong with a JSON schema; empty if nothing is."""
+    try:
+        validator_for(schema).check_schema(schema)
+    except SchemaError as error:
+        return f"{error.json_path}: {error.message:.200}"
+    return ""

@@ -229,15 +229,39 @@ def test_one_server_serves_event_loops_one_after_the_other(url):
         ({"max_tools": 2}, "has 4 tools, mcp.max_tools=2"),
         ({"max_schema_characters": 100}, "characters of every prompt"),
         ({"timeout_s": 0}, "mcp.timeout_s must be a positive number"),
+        ({"max_result_characters": 1e4}, "mcp.max_result_characters must be a positive whole number, got 10000.0"),
+        ({"deadline_s": float("inf")}, "mcp.deadline_s must be a positive number"),
         ({"uri": "x"}, "unknown keys ['uri']"),
         ({"url": "ftp://x"}, "must start with http"),
         ({"url": "http://127.0.0.1:9/mcp"}, "does not tell its tools (ConnectError"),
+        ({"url": "http://127.0.0.1:99999/mcp"}, "does not tell its tools ("),
+        ({"url": "http://[::1"}, "does not tell its tools ("),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_run(url, option, told):
     with pytest.raises(ConfigError) as refused:
         load_method("tool_calls", mcp={"url": url, **option})
     assert told in str(refused.value)
+
+
+def test_what_speaks_the_protocol_and_gives_nonsense_is_refused_before_the_run():
+    def nonsense(path, body):
+        return 200, {"jsonrpc": "2.0", "id": body["id"], "result": {"tools": 5}}
+
+    with json_server(nonsense) as address, pytest.raises(ConfigError, match="is no MCP server for us"):
+        server(f"{address}/mcp")
+
+
+@pytest.mark.parametrize("wrong", [{"properties": []}, {"required": 5}, {"properties": {"a": {"anyOf": None}}}])
+def test_a_schema_that_is_none_is_refused_before_the_run(wrong):
+    app = MCPServer("odd", log_level="CRITICAL")
+    app.add_tool(lambda a: a, "odd", description="")
+    app._tool_manager._tools["odd"].parameters = {"type": "object", **wrong}
+    with (
+        app_in_thread(app.streamable_http_app()) as address,
+        pytest.raises(ConfigError, match="odd, whose arguments are described"),
+    ):
+        server(f"{address}/mcp")
 
 
 def test_a_server_that_wants_a_token_gets_it_from_the_environment_and_another_is_refused(monkeypatch):
@@ -296,4 +320,5 @@ def test_without_the_package_the_message_says_what_to_install():
         "load_method('tool_calls', mcp={'url': 'http://127.0.0.1:9/mcp'})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 1
     assert "pip install 'research-rl[mcp]'" in done.stderr

@@ -34,7 +34,8 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     def write(part: Path) -> None:
         nonlocal count
-        with part.open("w", encoding="utf-8") as file:
+        # half a surrogate pair, which UTF-8 cannot say, is written as JSON can: escaped
+        with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
                 count += 1

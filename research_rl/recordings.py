@@ -43,7 +43,7 @@ def read_messages(messages: Sequence[Any]) -> tuple[str, list[Said]]:
             _check_answered(said, number)
             said.append(Said(_thought(message) + _text(message, number), _calls(message, number)))
         elif role == "tool":
-            call = message.get("tool_call_id")
+            call = str(message.get("tool_call_id"))
             if not said or call not in said[-1].calls or call in said[-1].results:
                 raise DataError(
                     f"message {number} answers the call {call!r}, which the message of the assistant before it does not make"
@@ -76,11 +76,15 @@ def _text(message: Mapping[str, Any], number: int) -> str:
 
 def _calls(message: Mapping[str, Any], number: int) -> dict[str, ToolCall]:
     try:
-        return {str(call["id"]): _call(call["function"]) for call in message.get("tool_calls") or ()}
+        made = [(str(call["id"]), _call(call["function"])) for call in message.get("tool_calls") or ()]
     except (TypeError, KeyError) as error:
         raise DataError(
             f"message {number}: tool_calls must be a list of {{id, function: {{name, arguments}}}} ({error!r})"
         ) from None
+    calls = dict(made)
+    if len(calls) < len(made):
+        raise DataError(f"message {number} makes two calls of one id: {', '.join(id for id, _ in made)}")
+    return calls
 
 
 def _call(function: Mapping[str, Any]) -> ToolCall:

@@ -55,6 +55,8 @@ def test_a_compressed_file_is_read(tmp_path):
         ('{"text": "a", "gold": []}', "gold must be a text or a list of texts"),
         ("[1]", "line 1: a JSON object is needed"),
         ("{", "line 1: not JSON"),
+        pytest.param("[" * 100_000 + "]" * 100_000, "line 1: not JSON", id="deep"),
+        pytest.param("9" * 5_000, "line 1: not JSON", id="long"),
         ("", "holds no row"),
     ],
 )
@@ -63,6 +65,12 @@ def test_a_bad_row_is_named_and_nothing_is_written(tmp_path, capsys, content, to
     assert rescore(tmp_path / "in.jsonl", tmp_path / "out.jsonl") == 1
     assert told in capsys.readouterr().err
     assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_half_a_surrogate_pair_in_a_response_stays_one(tmp_path):
+    rows = [{"text": GOOD + "\ud800", "gold": "Oslo"}]
+    assert rescore(write(tmp_path / "in.jsonl", rows), tmp_path / "out.jsonl") == 0
+    assert json.loads((tmp_path / "out.jsonl").read_text())["text"] == rows[0]["text"]
 
 
 def test_a_file_that_is_no_gzip_is_told(tmp_path, capsys):
@@ -137,6 +145,9 @@ def test_a_thought_that_stands_apart_and_arguments_that_are_no_json_count_as_suc
     method = load_method("tool_calls")
     read = method.read_messages([{"role": "assistant", "content": "\\boxed{Oslo}", "reasoning": "\\boxed{Bergen}"}])
     assert (method.answer(read), read.turns[0].text.count("<think>")) == ("Oslo", 1)
+    numbered = [{**one} for one in chat([QUERY], "\\boxed{Oslo}")]  # a call's id may be a number
+    numbered[2]["tool_calls"][0]["id"] = numbered[3]["tool_call_id"] = 7
+    assert method.read_messages(numbered).searches == ["Curie"]
     broken = method.read_messages(chat([("search", '{"query": ')], "\\boxed{Oslo}"))
     assert method.reward(broken, ["Oslo"]).components["malformed_call"] == 1.0
 
@@ -148,6 +159,11 @@ def test_a_thought_that_stands_apart_and_arguments_that_are_no_json_count_as_suc
         (lambda messages: [*messages, {"role": "user", "content": "And?"}], "message 6 is of the user"),
         (lambda messages: [*messages[:3], *messages[4:]], "before message 4, the calls ['0-0'] have no result"),
         (lambda messages: [*messages[:4], messages[3]], "message 5 answers the call '0-0'"),
+        (lambda messages: [*messages[:3], {**messages[3], "tool_call_id": []}], "message 4 answers the call '[]'"),
+        (
+            lambda messages: [{**messages[2], "tool_calls": messages[2]["tool_calls"] * 2}],
+            "message 1 makes two calls of one id: 0-0",
+        ),
         (lambda messages: [{"role": "assistant", "content": 7}], "message 1 needs a text"),
         (lambda messages: [{"role": "assistant", "tool_calls": [{}]}], "message 1: tool_calls must be a list of"),
     ],

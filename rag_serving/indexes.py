@@ -22,6 +22,12 @@ _PREFIX = re.compile(r"/indexes/([^/]*)(/.*)", re.DOTALL)
 _named: ContextVar[str | None] = ContextVar("named_index", default=None)  # by the request's path
 
 
+def below_root(scope: Mapping[str, Any]) -> str:
+    """Return a request's path, below that at which the application is mounted in another one, or stands behind a proxy."""
+    path, root = scope["path"], scope.get("root_path", "")
+    return path[len(root) :] if path.startswith(f"{root}/") else path
+
+
 class Indexes:
     """The services by name, the default first."""
 
@@ -32,9 +38,9 @@ class Indexes:
 
     def enter(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:
         """Note the index that a request's path names, and return its scope with the rest of the path."""
-        found = _PREFIX.fullmatch(scope["path"])
+        found = _PREFIX.fullmatch(below_root(scope))
         _named.set(found[1] if found else None)
-        return {**scope, "path": found[2]} if found else scope
+        return {**scope, "path": scope.get("root_path", "") + found[2]} if found else scope
 
     def _named_by_path(self) -> str | None:
         name = _named.get()

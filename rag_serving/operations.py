@@ -20,7 +20,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from rag_serving import metrics
-from rag_serving.indexes import Indexes
+from rag_serving.indexes import Indexes, below_root
 from rag_serving.leaving import ClientLeft, WhileWaiting
 from rag_serving.service import Refused, searched_index
 from rag_serving.settings import Settings
@@ -55,7 +55,8 @@ class Guard:
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         name = given if _ID.fullmatch(given) else f"{self._prefix}{next(self._numbers):08x}"
         token, untold = request_id.set(name), searched_index.set("")
-        path = scope["path"] if scope["path"] in self._paths else "other"
+        asked = below_root(scope)
+        path = asked if asked in self._paths else "other"
         started, status = time.perf_counter(), 0
 
         async def tagged(message: Any) -> None:
@@ -70,12 +71,12 @@ class Guard:
 
         try:
             try:
-                self._admit(scope, headers)
+                self._admit(asked, headers)
                 self._indexes.service()  # refuses a path that names an unknown index, whatever comes after it
                 body = await self._body(receive)
-                if body is not None and scope["method"] == "POST" and scope["path"] in self._direct:
+                if body is not None and scope["method"] == "POST" and asked in self._direct:
                     with WhileWaiting(receive):
-                        answer = await self._direct[scope["path"]](body)
+                        answer = await self._direct[asked](body)
                     await _send(tagged, 200, answer)
                 elif body is not None:
                     await self._app(scope, _replayed(body, receive), tagged)
@@ -95,8 +96,8 @@ class Guard:
             request_id.reset(token)
             searched_index.reset(untold)
 
-    def _admit(self, scope: Any, headers: dict[bytes, bytes]) -> None:
-        if self._tokens and scope["path"] not in OPEN_PATHS:
+    def _admit(self, path: str, headers: dict[bytes, bytes]) -> None:
+        if self._tokens and path not in OPEN_PATHS:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
             # every token is compared, so that time tells nothing
             if scheme.lower() != b"bearer" or not sum(hmac.compare_digest(given.strip(), token) for token in self._tokens):

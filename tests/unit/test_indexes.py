@@ -7,6 +7,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from rag_serving import ServingError
@@ -57,6 +58,24 @@ def test_every_wire_format_searches_the_default_or_the_index_that_its_path_names
         answer = http.post(f"{prefix}{path}", json=body)
         assert answer.headers["x-index-id"] == f"{name}-id"
         assert f"passage of {name}" in answer.text
+
+
+def test_inside_another_application_paths_are_those_below_its_mount(http):
+    app = FastAPI()
+    app.mount("/retrieval", http.app)
+    client = TestClient(app)
+    allowed = {"authorization": "Bearer secret"}
+    for path in ("", "/indexes/private"):
+        for open_ in ("/readyz", "/"):
+            assert client.get(f"/retrieval{path}{open_}").status_code == 200
+        assert client.post(f"/retrieval{path}/search", json={"query": "passage"}).status_code == 401
+        assert client.get(f"/retrieval{path}/v1/passages/1").status_code == 401
+        name = "private" if path else "wiki"
+        assert client.get(f"/retrieval{path}/v1/passages/1", headers=allowed).json()["title"] == name
+        answer = client.post(f"/retrieval{path}/search", json={"query": "passage"}, headers=allowed)
+        assert answer.headers["x-index-id"] == f"{name}-id"
+    assert client.get("/retrieval/indexes/nope/readyz").json()["reason"] == "index"
+    assert 'path="/retrieval' not in client.get("/retrieval/metrics", headers=allowed).text
 
 
 def test_our_own_requests_may_name_the_index_themselves(http):

@@ -33,6 +33,7 @@ class Indexes:
 
     def __init__(self, settings: Settings, load: Load = open_retriever) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="retriever")
+        self._loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")  # while others are searched already
         self.services = {name: Service(settings.of(name), load, name, self._thread) for name in settings.names}
         self._default = settings.names[0]
 
@@ -111,7 +112,7 @@ class Indexes:
     def start(self) -> None:
         """Load all, one after the other; returns at once."""
         for service in self.services.values():
-            service.start()
+            service.start(self._loading)
 
     async def reload(self) -> None:
         """Load each anew; see `Service.reload`."""
@@ -120,6 +121,7 @@ class Indexes:
 
     async def stop(self) -> None:
         """Answer what was admitted, then close all."""
+        self._loading.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(service.stop() for service in self.services.values()))
         ready = all(service.ready for service in self.services.values())
         self._thread.shutdown(wait=False, cancel_futures=not ready)

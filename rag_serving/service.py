@@ -47,7 +47,7 @@ class Answer:
 
 
 class Service:
-    """One index, which one thread loads, warms up, searches and closes."""
+    """One index, which one thread warms up, searches and closes."""
 
     def __init__(self, settings: Settings, load: Load, name: str, thread: ThreadPoolExecutor) -> None:
         """`settings` are this index's, `name` is its name in metrics; `thread` has one worker: that alone makes any retriever safe."""
@@ -61,6 +61,7 @@ class Service:
         self.damage: ServingError | None = None
         self.stage, self.started = "starting", time.monotonic()
         self.settled = threading.Event()  # ready, or failed for good
+        self._stopped = False
 
     @property
     def ready(self) -> bool:
@@ -89,12 +90,12 @@ class Service:
         """What is served."""
         return self._opened
 
-    def start(self) -> None:
-        """Load and warm up in the retriever's thread; returns at once."""
+    def start(self, loading: ThreadPoolExecutor) -> None:
+        """Load in a thread of `loading`, warm up in the retriever's; returns at once."""
         for gauge in (metrics.READY, metrics.DAMAGED, metrics.QUEUED):  # one with labels is not told before it has a value
             gauge.labels(self.name).set(0)
         self._batcher = self._new_batcher(self._search)
-        self._thread.submit(self._prepare)
+        loading.submit(self._prepare)
 
     def _new_batcher(self, search: Search) -> Batcher:
         return Batcher(
@@ -139,6 +140,7 @@ class Service:
 
     async def stop(self) -> None:
         """Answer what was admitted, then close the retriever."""
+        self._stopped = True
         if self._batcher is not None and self.ready:
             try:
                 await asyncio.wait_for(self._batcher.drain(), self.settings.drain_s)
@@ -153,7 +155,7 @@ class Service:
         try:
             opened = self._open(self._report)
             self._report("warming up")
-            opened.retriever.warm_up()
+            self._thread.submit(opened.retriever.warm_up).result()
             _settle()
             log.info(
                 "ready: %s passages, index %s, after %.1f s",
@@ -162,6 +164,8 @@ class Service:
             self._opened, self._first, self.stage = opened, opened, "ready"
             self._served(opened)
         except BaseException as error:
+            if self._stopped:  # meanwhile: there is no thread to warm it up in
+                return
             self.failure, self.stage = error, "failed"
             # an operator's mistake is told in a line; anything else is a defect and wants its traceback
             log.error("the index could not be loaded: %s", error, exc_info=not isinstance(error, (ServingError, ImportError)))

@@ -182,7 +182,5 @@ def _dense(settings: Settings, directory: Path, built_with: dict[str, Any], corp
     path = directory / "dense" / built_with["file"]
     if settings.vector_engine == "torch":
         return Dense(TorchEngine(path, settings.device), encoder, corpus)
-    import faiss
-
-    faiss.omp_set_num_threads(settings.engine_threads)
-    return Dense(FaissEngine(path, settings.nprobe, settings.ef_search), encoder, corpus)
+    engine = FaissEngine(path, settings.nprobe, settings.ef_search, threads=settings.engine_threads)
+    return Dense(engine, encoder, corpus)

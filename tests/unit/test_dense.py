@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import faiss
@@ -168,3 +169,13 @@ def test_an_index_that_is_not_is_refused_and_told_why(corpus, tmp_path, made, sa
     with pytest.raises(IndexingError, match=says):
         adopted(corpus, tmp_path, made(Encoder(minilm(), max_length=256)))
     assert not (tmp_path / "index").exists()
+
+
+def test_faiss_takes_as_many_threads_as_it_may_in_whichever_thread_searches(tmp_path):
+    index = faiss.IndexFlatIP(2)
+    index.add(np.eye(2, dtype=np.float32))
+    faiss.write_index(index, str(tmp_path / "flat.index"))
+    engine = FaissEngine(tmp_path / "flat.index", threads=3)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(engine.search, np.eye(2, dtype=np.float32), 1).result()
+        assert other.submit(faiss.omp_get_max_threads).result() == 3

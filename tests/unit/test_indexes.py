@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from pathlib import Path
 
 import httpx
@@ -174,6 +175,41 @@ def test_one_engine_thread_searches_all_indexes_and_each_is_reloaded():
         client.app.state.reload().result(10)
         assert serving() == ["wiki-1", "private-2"]  # what cannot be loaded again leaves the others alone
     assert len(threads) == 1
+
+
+def test_an_index_that_is_loaded_answers_while_another_one_is_loading():
+    gate = threading.Event()
+
+    def load(settings, report):
+        if "private" in settings.index:
+            gate.wait(10)
+        return Opened(DummyRetriever([("1", "passage")]), "w", "w")
+
+    with TestClient(create_app(Settings(index=NAMES, engine_timeout_s=0.2), load)) as client:
+        for _ in range(500):
+            if ready := client.get("/indexes/wiki/readyz").status_code == 200:
+                break
+            time.sleep(0.01)
+        assert ready
+        assert client.post("/search", json={"query": "passage"}).status_code == 200
+        assert client.get("/readyz").json()["indexes"]["private"]["status"] == "loading"
+        gate.set()
+        wait_ready(client)
+
+
+def test_a_server_that_ends_while_it_loads_has_not_failed():
+    gate, failed, loading = threading.Event(), threading.Event(), threading.Event()
+
+    def load(settings, report):
+        loading.set()
+        gate.wait(10)
+        return Opened(DummyRetriever([("1", "passage")]), "w", "w")
+
+    app = create_app(Settings(index=NAMES), load, on_failure=failed.set)
+    with TestClient(app):
+        assert loading.wait(5)
+    gate.set()
+    assert not failed.wait(0.2)
 
 
 def test_one_index_that_cannot_be_loaded_ends_the_start_with_its_name_in_health():

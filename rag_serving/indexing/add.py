@@ -31,6 +31,7 @@ def add_passages(
         IndexingError: the corpus is malformed or empty, an id of its is in the index, or the index is damaged or being built.
     """
     format = format or detect(corpus)
+    index = index.resolve()  # replaced is what a link leads to; "." has no name
     building = index.with_name(f".{index.name}.building")
     with locked(building, index):
         recover(index)

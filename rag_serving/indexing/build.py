@@ -53,6 +53,7 @@ def build_index(
     if "bm25" in engines:
         bm25.check()
     format = format or detect(corpus)
+    out = out.resolve()  # replaced is what a link leads to; "." has no name
     building = out.with_name(f".{out.name}.building")
     request = {
         "corpus": source_of(corpus),

@@ -6,10 +6,11 @@ import contextlib
 import fcntl
 import importlib.metadata
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from tqdm import tqdm
 
@@ -25,15 +26,24 @@ _REQUEST = "request.json"
 def locked(building: Path, out: Path) -> Iterator[None]:
     building.parent.mkdir(parents=True, exist_ok=True)
     lock = building.with_name(building.name + ".lock")
-    with lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise IndexingError(f"another process is building {out}; wait for it, or end it") from None
+    with _held(lock, out):
         try:
             yield
         finally:
             lock.unlink(missing_ok=True)
+
+
+def _held(lock: Path, out: Path) -> IO[str]:
+    while True:
+        file = lock.open("w")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.close()
+            raise IndexingError(f"another process is building {out}; wait for it, or end it") from None
+        if os.fstat(file.fileno()).st_nlink:
+            return file
+        file.close()  # its last holder removed it after it was opened here: a third process may lock one of this name
 
 
 def take_up(building: Path, request: dict[str, Any]) -> None:

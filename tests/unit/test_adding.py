@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import tempfile
 from pathlib import Path
@@ -15,6 +16,7 @@ from rag_serving import IndexingError
 from rag_serving.cli import main
 from rag_serving.indexing import BM25Options, DenseOptions, add, add_passages, bm25, build_index, read_manifest
 from rag_serving.indexing.postings import LENGTHS
+from rag_serving.indexing.stages import locked
 from rag_serving.indexing.verify import verify
 from rag_serving.lookup import Lookup
 from rag_serving.retrievers import load_index
@@ -137,6 +139,31 @@ def test_interrupted_the_old_index_is_served_and_the_same_command_goes_on(grown,
     assert load_index(grown / "index").size == 2
     assert add_passages(grown / "more.jsonl", grown / "index", processes=1)["passages"] == 4
     assert load_index(grown / "index").size == 4
+
+
+@pytest.mark.parametrize("given", [".", "../link"])
+def test_an_index_may_be_the_working_directory_or_a_link(grown, monkeypatch, given):
+    (grown / "link").symlink_to("index")
+    monkeypatch.chdir(grown / "index")
+    assert add_passages(grown / "more.jsonl", Path(given), processes=1)["passages"] == 4
+    assert load_index(grown / "link").size == 4
+    assert sorted(path.name for path in grown.iterdir()) == ["c.jsonl", "index", "link", "more.jsonl"]
+    assert (grown / "link").is_symlink()
+
+
+def test_a_lock_whose_holder_ends_just_now_is_not_shared_with_a_third_process(grown, monkeypatch):
+    flock, opened = fcntl.flock, []
+
+    def ended(file, how):
+        opened.append(file)
+        if len(opened) == 1:
+            (grown / ".index.building.lock").unlink()
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", ended)
+    with locked(grown / ".index.building", grown / "index"), pytest.raises(IndexingError, match="another process is building"):
+        add_passages(grown / "more.jsonl", grown / "index", processes=1)
+    assert len(opened) == 3
 
 
 def test_vectors_are_added_to_a_flat_index_which_finds_what_one_built_in_one_go_finds(tmp_path):

@@ -18,7 +18,7 @@ from rag_serving.retrievers import open_retriever
 from rag_serving.service import Load, Refused, Service
 from rag_serving.settings import Settings
 
-_PREFIX = re.compile(r"/indexes/([^/]*)(/.*)", re.DOTALL)
+_PREFIX = re.compile(r"(/indexes/([^/]*))/.*", re.DOTALL)
 _named: ContextVar[str | None] = ContextVar("named_index", default=None)  # by the request's path
 
 
@@ -38,10 +38,10 @@ class Indexes:
         self._default = settings.names[0]
 
     def enter(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:
-        """Note the index that a request's path names, and return its scope with the rest of the path."""
+        """Note the index that a request's path names, and return its scope: below the index's path all paths are as they are without."""
         found = _PREFIX.fullmatch(below_root(scope))
-        _named.set(found[1] if found else None)
-        return {**scope, "path": scope.get("root_path", "") + found[2]} if found else scope
+        _named.set(found[2] if found else None)
+        return {**scope, "root_path": scope.get("root_path", "") + found[1]} if found else scope
 
     def _named_by_path(self) -> str | None:
         name = _named.get()

@@ -54,9 +54,9 @@ class RetrievalSettings:
         """Raise ConfigError for values that cannot work."""
         if not self.url.startswith(("http://", "https://")):
             raise ConfigError(f"the retrieval URL must start with http:// or https://, got {self.url!r}")
-        if self.index is not None and not _INDEX_NAME.fullmatch(self.index):
+        if self.index is not None and not (isinstance(self.index, str) and _INDEX_NAME.fullmatch(self.index)):
             raise ConfigError(
-                f"retrieval.index must be the name of an index (letters, digits, '.', '_', '-'), got {self.index!r}"
+                f"retrieval.index must be the name of an index (letters, digits, '.', '_', '-'; a number in quotes), got {self.index!r}"
             )
         for name in ("deadline_s", "timeout_s", "max_attempts", "max_connections", "max_query_characters"):
             if getattr(self, name) <= 0:

@@ -89,6 +89,12 @@ def test_our_own_requests_may_name_the_index_themselves(http):
     assert http.get("/indexes/private/v1/passages/1").json()["title"] == "private"
 
 
+def test_the_pages_that_document_an_index_ask_that_index(http):
+    assert "'/indexes/private/openapi.json'" in http.get("/indexes/private/docs").text
+    assert http.get("/indexes/private/openapi.json").json()["servers"] == [{"url": "/indexes/private"}]
+    assert "servers" not in http.get("/openapi.json").json()
+
+
 def test_the_same_query_is_cached_for_each_index_by_itself(http):
     asked = [{"queries": ["passage of both"], "index": name} for name in (*NAMES, *NAMES)]
     assert [http.post("/v1/search", json=body).json()["cached"] for body in asked] == [[False], [False], [True], [True]]
@@ -295,6 +301,7 @@ async def test_the_training_client_searches_and_opens_in_the_index_of_its_settin
             await client.search(["passage"], 1)
 
 
-def test_the_training_client_refuses_a_name_that_would_be_another_path():
+@pytest.mark.parametrize("name", ["../admin", 2018])
+def test_the_training_client_refuses_a_name_that_is_none(name):
     with pytest.raises(ConfigError, match=r"retrieval\.index"):
-        RetrievalSettings("http://test:1", index="../admin")
+        RetrievalSettings("http://test:1", index=name)

@@ -162,8 +162,15 @@ def _index(options: argparse.Namespace) -> int:
     )
     if (options.add is None) != (options.index is None) or (options.add and (options.out or options.milvus)):
         raise ServingError("--add FILE and --index DIR go together, and with neither --out nor --milvus")
+    if not 0 < options.memory_gb < float("inf") or options.processes < 0:
+        raise ServingError("--memory-gb must be above 0, and --processes 0 (one per core) or more")
     memory = int(options.memory_gb * (1 << 30))
+    bm25 = BM25Options(options.k1, options.b, options.language, options.title_weight)
     if options.add:
+        if (bm25, dense, options.engine, options.force) != (BM25Options(), DenseOptions(), ["bm25"], False):
+            raise ServingError(
+                "--add takes no options of engines, nor --force: what --index was built with holds; for other options, build it anew"
+            )
         told = add_passages(options.add, options.index, options.format, options.device, memory, options.processes)
     elif options.milvus:
         from rag_serving.indexing.remote import fill_milvus
@@ -175,7 +182,6 @@ def _index(options: argparse.Namespace) -> int:
         raise ServingError("give --out DIR, or --milvus URI")
     else:
         wanted = dense if "dense" in options.engine else None
-        bm25 = BM25Options(options.k1, options.b, options.language, options.title_weight)
         told = build_index(
             options.corpus, options.out, options.force, options.engine, wanted, options.format, options.device, bm25,
             memory, options.processes,

@@ -33,6 +33,8 @@ def add_passages(
     format = format or detect(corpus)
     index = index.resolve()  # replaced is what a link leads to; "." has no name
     building = index.with_name(f".{index.name}.building")
+    if not index.parent.is_dir():
+        read_manifest(index)  # tells that there is no index; nothing is made
     with locked(building, index):
         recover(index)
         old = read_manifest(index)

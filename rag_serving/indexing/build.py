@@ -61,6 +61,7 @@ def build_index(
         "dense": asdict(dense) if dense else None,
         "bm25": bm25.described(),
     }
+    out.parent.mkdir(parents=True, exist_ok=True)
     with locked(building, out):
         recover(out)
         if out.exists() and not force:

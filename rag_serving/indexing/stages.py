@@ -24,7 +24,6 @@ _REQUEST = "request.json"
 
 @contextlib.contextmanager
 def locked(building: Path, out: Path) -> Iterator[None]:
-    building.parent.mkdir(parents=True, exist_ok=True)
     lock = building.with_name(building.name + ".lock")
     with _held(lock, out):
         try:

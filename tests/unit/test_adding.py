@@ -195,3 +195,25 @@ def test_a_type_that_learnt_from_the_first_vectors_is_another_index_than_one_bui
 def test_flags_that_do_not_go_together_are_told(flags, capsys):
     assert main(["index", *flags]) == 1
     assert "--add FILE and --index DIR go together" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        (["--title-weight", "3"], "--add takes no options of engines"),
+        (["--engine", "bm25", "dense"], "--add takes no options of engines"),
+        (["--force"], "--add takes no options of engines"),
+        (["--memory-gb", "nan"], "--memory-gb must be above 0"),
+        (["--processes", "-1"], "--processes 0 (one per core) or more"),
+    ],
+)
+def test_flags_that_would_be_without_effect_or_cannot_be_are_told(grown, flags, told, capsys):
+    assert main(["index", "--add", str(grown / "more.jsonl"), "--index", str(grown / "index"), *flags]) == 1
+    assert told in capsys.readouterr().err
+    assert read_manifest(grown / "index")["passages"] == 2
+
+
+def test_nothing_is_made_where_there_is_no_index(grown, capsys):
+    assert main(["index", "--add", str(grown / "more.jsonl"), "--index", str(grown / "nowhere" / "index")]) == 1
+    assert "is no index" in capsys.readouterr().err
+    assert not (grown / "nowhere").exists()

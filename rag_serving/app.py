@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import orjson
 from fastapi import FastAPI, Request, Response, Security
+from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import PlainTextResponse
 from fastapi.security import HTTPBearer
@@ -88,6 +89,11 @@ def create_app(
     async def _framework(_: Request, error: StarletteHTTPException) -> Response:
         reason = {400: "format", 404: "path", 405: "method"}.get(error.status_code, "http")
         return _Refusal(Refused(error.status_code, reason, str(error.detail)))
+
+    @app.exception_handler(RequestValidationError)
+    async def _parameters(_: Request, error: RequestValidationError) -> Response:
+        told = "; ".join(f"{problem['loc'][-1]}: {problem['msg']}" for problem in error.errors())
+        return _Refusal(Refused(422, "format", told))
 
     @app.exception_handler(Refused)
     async def _refused(_: Request, refused: Refused) -> Response:
@@ -175,9 +181,10 @@ def create_app(
         return await ours[indexes.service(request.index).name].open(request)
 
     @app.get("/v1/passages/{id:path}", tags=["v1"], response_model=wire_v1.PassageResponse, dependencies=guarded)
-    async def v1_passage(id: str, index: str | None = None) -> Response:
-        """One passage by its id, percent-encoded."""
-        return _json(await ours[indexes.service(index).name].passage(id))
+    async def v1_passage(id: str, index: str | None = None, metadata: bool = False) -> Response:
+        """One passage by its id, percent-encoded; with `metadata=true` what the corpus says of it beside its text."""
+        passage = await ours[indexes.service(index).name].passage(id, metadata)
+        return Response(orjson.dumps(passage), media_type="application/json")
 
     @app.get("/", include_in_schema=False)
     async def page() -> Response:

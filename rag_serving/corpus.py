@@ -2,13 +2,15 @@
 
 `corpus.jsonl` holds one ``{"id", "contents"}`` per line, `corpus.offsets.npy` the byte at which each line begins and, last, the file's
 length (int64, rows + 1). All processes that serve an index share its pages, and none holds the passages in memory of its own.
+`metadata.jsonl` and `metadata.offsets.npy` are the same for what the corpus says of its passages beside their text; an index whose
+corpus says nothing has neither.
 """
 
 from __future__ import annotations
 
 import json
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +18,28 @@ import numpy as np
 from rag_serving import IndexingError
 
 CORPUS, OFFSETS = "corpus.jsonl", "corpus.offsets.npy"
+METADATA, METADATA_OFFSETS = "metadata.jsonl", "metadata.offsets.npy"
 
 
-class Corpus:
-    """Rows of `directory/corpus.jsonl`."""
+class Lines:
+    """The lines of a file, by row."""
 
-    def __init__(self, directory: Path) -> None:
-        """Map the files.
+    def __init__(self, directory: Path, name: str, offsets: str) -> None:
+        """Map `directory/name`, whose lines begin where `directory/offsets` says.
 
         Raises:
             IndexingError: one is missing, or they do not belong together.
         """
         self.directory = directory
         try:
-            self._offsets = np.load(directory / OFFSETS, mmap_mode="r")
-            with (directory / CORPUS).open("rb") as file:
+            self._offsets = np.load(directory / offsets, mmap_mode="r")
+            with (directory / name).open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
-            raise IndexingError(f"{directory}: the corpus cannot be read ({error}); build the index again") from None
+            raise IndexingError(f"{directory}: {name} cannot be read ({error}); build the index again") from None
         if int(self._offsets[-1]) != len(self._bytes):
             raise IndexingError(
-                f"{directory}: {CORPUS} has {len(self._bytes)} bytes, {OFFSETS} says {int(self._offsets[-1])}; build the index again"
+                f"{directory}: {name} has {len(self._bytes)} bytes, {offsets} says {int(self._offsets[-1])}; build the index again"
             )
 
     @property
@@ -52,10 +55,34 @@ class Corpus:
     def __len__(self) -> int:
         return len(self._offsets) - 1
 
+    def line(self, row: int) -> bytes:
+        """Return a row as it stands in the file, without the newline."""
+        return self._bytes[int(self._offsets[row]) : int(self._offsets[row + 1]) - 1]
+
+    def size(self, rows: Sequence[int]) -> int:
+        """Return the bytes that these rows take together, without reading them."""
+        return sum(int(self._offsets[row + 1]) - int(self._offsets[row]) for row in rows)
+
+
+class Corpus(Lines):
+    """Rows of `directory/corpus.jsonl`; `metadata` holds what is said of them beside their text, None: nothing of any."""
+
+    def __init__(self, directory: Path) -> None:
+        """Map the files.
+
+        Raises:
+            IndexingError: one is missing, or they do not belong together.
+        """
+        super().__init__(directory, CORPUS, OFFSETS)
+        # mapped at once: a directory that is replaced later has the files of another index
+        self.metadata = Lines(directory, METADATA, METADATA_OFFSETS) if (directory / METADATA).exists() else None
+        if self.metadata is not None and len(self.metadata) != len(self):
+            raise IndexingError(f"{directory}: {METADATA} is of another corpus than {CORPUS}; build the index again")
+
     def __getitem__(self, row: int) -> dict[str, str]:
         """Return ``{"id", "contents"}`` of a row."""
         return json.loads(self.line(row))
 
-    def line(self, row: int) -> bytes:
-        """Return a row as it stands in the file, without the newline."""
-        return self._bytes[int(self._offsets[row]) : int(self._offsets[row + 1]) - 1]
+    def metadata_of(self, row: int) -> bytes:
+        """Return a row's metadata as JSON: an object, empty where the corpus says nothing; null where it was too large to be kept."""
+        return (self.metadata is not None and self.metadata.line(row)) or b"{}"

@@ -129,6 +129,7 @@ class Settings(BaseSettings):
         default=5, ge=1, description="passages on a page of /v1/open, where a request names no size; at most max_top_k"
     )
     max_passages: int = Field(default=20_000, ge=1, description="most passages in one answer: queries times passages per query")
+    max_metadata_bytes: int = Field(default=8_000_000, ge=0, description="most metadata in one answer")
     max_body_bytes: int = Field(default=8_000_000, ge=1_000, description="largest request")
     max_head_bytes: int = Field(default=65_536, ge=1_000, description="largest address and headers of a request")
     max_connections: int = Field(

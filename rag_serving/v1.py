@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
@@ -38,12 +38,14 @@ class V1:
             Refused: as `Service.search`.
         """
         started = time.perf_counter()
+        before = self._opened() if request.metadata else None
         excluded = Exclusion(request.exclude_titles, request.exclude_ids)
         answer, left_out = await self._search(request.queries, request.top_k, excluded)
         each_us = SNIPPET_US if request.snippet else COPIED_US if request.max_characters is None else DECODED_US
+        said = await self._said(answer, before[0]) if before else [None] * len(answer.hits)
         told: dict[str, Any] = {
             "request_id": request_id.get(), "index_id": answer.index_id,
-            "results": await built(partial(_hits, request), each_us, answer.hits, request.queries),
+            "results": await built(partial(_hits, request), each_us, answer.hits, request.queries, said),
             "cached": answer.cached,
         }  # fmt: skip
         if excluded:
@@ -73,13 +75,34 @@ class V1:
         passages = sum(map(len, answer.hits))
         return answer, await aside(lambda: [list(filter(excluded.keeps, hits)) for hits in answer.hits], passages, EXCLUDED_US)
 
-    async def passage(self, name: str) -> dict[str, Any]:
+    async def _said(self, answer: Answer, before: Opened) -> list[list[bytes]]:
+        """Return the metadata of each hit, from the index that answered; `before` was served when the search began."""
+        for opened in (before, self._service.opened):
+            if opened is not None and opened.corpus is not None and opened.index_id == answer.index_id:
+                return await asyncio.to_thread(self._said_of, opened, opened.corpus, answer.hits)
+        raise Refused(503, "not_ready", "the index was replaced while this was answered; ask again", retry_after_s=1)
+
+    def _said_of(self, opened: Opened, corpus: Corpus, results: list[list[Hit]]) -> list[list[bytes]]:
+        lookup = self._looked_up(corpus)
+        said = iter(self._metadata(corpus, [_row(lookup, hit.id, opened) for hits in results for hit in hits]))
+        return [list(islice(said, len(hits))) for hits in results]
+
+    def _metadata(self, corpus: Corpus, rows: Sequence[int]) -> list[bytes]:
+        size, limit = corpus.metadata.size(rows) if corpus.metadata else 0, self._service.settings.max_metadata_bytes
+        if size > limit:
+            raise Refused(
+                413, "max_metadata_bytes",
+                f"{size} bytes of metadata in one answer; the limit max_metadata_bytes is {limit}: ask for fewer passages",
+            )  # fmt: skip
+        return list(map(corpus.metadata_of, rows))
+
+    async def passage(self, name: str, metadata: bool = False) -> dict[str, Any]:
         """Answer `/v1/passages/{id}`.
 
         Raises:
             Refused: 404 for an unknown id, 501 where the passages are elsewhere, 503 while there is no index.
         """
-        return await asyncio.to_thread(self._passage, *self._opened(), name)
+        return await asyncio.to_thread(self._passage, *self._opened(), name, metadata)
 
     async def documents(self, request: wire_v1.DocumentsRequest) -> dict[str, Any]:
         """Answer `/v1/documents`.
@@ -125,17 +148,17 @@ class V1:
             )  # fmt: skip
         return {
             "index_id": opened.index_id, "id": request.id, "title": title_of(corpus[row]["contents"]), "page": page, "pages": pages,
-            "passages": _passages(corpus, document[(page - 1) * size : page * size]),
+            "passages": self._passages(corpus, document[(page - 1) * size : page * size], request.metadata),
         }  # fmt: skip
 
-    def _passage(self, opened: Opened, corpus: Corpus, name: str) -> dict[str, Any]:
+    def _passage(self, opened: Opened, corpus: Corpus, name: str, metadata: bool) -> dict[str, Any]:
         lookup = self._looked_up(corpus)
         row = _row(lookup, name, opened)
-        passage = corpus[row]
+        (passage,) = self._passages(corpus, [row], metadata)
         title = title_of(passage["contents"])
         rows = lookup.titled(title) if title else [range(row, row + 1)]
         return {
-            "id": passage["id"], "contents": passage["contents"], "title": title,
+            **passage, "title": title,
             "position": sum(len(range(run.start, min(run.stop, row))) for run in rows), "total": sum(map(len, rows)),
         }  # fmt: skip
 
@@ -151,8 +174,17 @@ class V1:
             runs = _merged([run for name in request.ids or () for run in self._named(lookup, name, opened)])
         rows = islice(chain.from_iterable(runs), request.start, max(request.start, stop))
         return {
-            "index_id": opened.index_id, "total": sum(map(len, runs)), "passages": _passages(corpus, rows),
+            "index_id": opened.index_id, "total": sum(map(len, runs)),
+            "passages": self._passages(corpus, list(rows), request.metadata),
         }  # fmt: skip
+
+    def _passages(self, corpus: Corpus, rows: Sequence[int], metadata: bool) -> list[dict[str, Any]]:
+        found: list[dict[str, Any]] = [
+            {"id": passage["id"], "contents": passage["contents"]} for passage in map(corpus.__getitem__, rows)
+        ]
+        for passage, said in zip(found, self._metadata(corpus, rows), strict=True) if metadata else ():
+            passage["metadata"] = orjson.Fragment(said)
+        return found
 
     @staticmethod
     def _named(lookup: Lookup, name: str, opened: Opened) -> list[range]:
@@ -184,16 +216,19 @@ class V1:
             return self._lookup
 
 
-def _hits(request: wire_v1.SearchRequest, hits: list[Hit], query: str) -> list[Any]:
-    return [_hit(query, hit, request) for hit in hits]
+def _hits(request: wire_v1.SearchRequest, hits: list[Hit], query: str, said: list[bytes] | None) -> list[Any]:
+    return [_hit(query, hit, request, metadata) for hit, metadata in zip(hits, said or [None] * len(hits), strict=True)]
 
 
-def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest) -> Any:
+def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest, metadata: bytes | None) -> Any:
     if hit.line is not None and request.max_characters is None and not request.snippet:
-        return orjson.Fragment(hit.line[:-1] + b', "score": ' + orjson.dumps(hit.score) + b"}")
+        more = b"" if metadata is None else b', "metadata": ' + metadata
+        return orjson.Fragment(hit.line[:-1] + b', "score": ' + orjson.dumps(hit.score) + more + b"}")
     told: dict[str, Any] = {"id": hit.id, "contents": hit.contents[: request.max_characters], "score": hit.score}
     if request.snippet:
         told["snippet"] = snippet(query, hit.contents, SNIPPET_CHARACTERS if request.snippet is True else request.snippet)
+    if metadata is not None:
+        told["metadata"] = orjson.Fragment(metadata)
     return told
 
 
@@ -202,10 +237,6 @@ def _row(lookup: Lookup, name: str, opened: Opened) -> int:
     if row is None:
         raise Refused(404, "passage", f"the index {opened.index_id} has no passage with the id {name[:100]!r}")
     return row
-
-
-def _passages(corpus: Corpus, rows: Iterable[int]) -> list[dict[str, str]]:
-    return [{"id": passage["id"], "contents": passage["contents"]} for passage in map(corpus.__getitem__, rows)]
 
 
 def _merged(runs: list[range]) -> list[range]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -11,6 +11,10 @@ from rag_serving.wire import Document, Queries, TopK
 Ids = Annotated[
     list[str],
     Field(description="ids of passages, or of documents: a passage's id without its number, page of page#3, page-3 and page_3"),
+]
+
+Metadata = Annotated[
+    bool, Field(description="add what the corpus says of each passage beside its text; max_metadata_bytes in all")
 ]
 
 IndexName = Annotated[
@@ -28,13 +32,20 @@ class SearchRequest(BaseModel):
         default=False, description="add the part of the passage around most words of the query; true: 300 characters"
     )
     max_characters: int | None = Field(default=None, ge=0, description="cut contents after so many")
+    metadata: Metadata = False
     exclude_titles: list[str] = Field(
         default=[], description="leave out passages with these titles, the first line of contents"
     )
     exclude_ids: Ids = Field(default=[], description="leave out these passages and documents; page* leaves out what begins so")
 
 
-class Hit(Document):
+class Passage(Document):
+    """A passage; `metadata`, where it was asked for: null if it was too large to be kept at indexing."""
+
+    metadata: dict[str, Any] | None = None
+
+
+class Hit(Passage):
     """A passage and its score; `snippet` where it was asked for."""
 
     score: float
@@ -74,6 +85,8 @@ class DocumentsRequest(BaseModel):
         default=None, ge=0, alias="to", description="where to end, not included; at most max_top_k further"
     )
 
+    metadata: Metadata = False
+
     @model_validator(mode="after")
     def _one_of_two(self) -> DocumentsRequest:
         if (self.title is None) == (self.ids is None):
@@ -86,7 +99,7 @@ class DocumentsResponse(BaseModel):
 
     index_id: str
     total: int
-    passages: list[Document]
+    passages: list[Passage]
 
 
 class OpenRequest(BaseModel):
@@ -102,6 +115,7 @@ class OpenRequest(BaseModel):
         description="passages per page, up to max_top_k; default: the server's open_passages",
         json_schema_extra={"minimum": 1},
     )
+    metadata: Metadata = False
 
 
 class OpenResponse(BaseModel):
@@ -112,10 +126,10 @@ class OpenResponse(BaseModel):
     title: str
     page: int
     pages: int
-    passages: list[Document]
+    passages: list[Passage]
 
 
-class PassageResponse(Document):
+class PassageResponse(Passage):
     """One passage; its title, the first line of its contents; which of the passages with this title it is, from 0, and of how many."""
 
     title: str

@@ -60,5 +60,7 @@ def add_passages(
                 lambda: add_dense(rows, building, index / "dense", old["engines"]["dense"], len(before), device),
             )
         facts["repaired"] += old["corpus"].get("repaired", 0)
+        for name in ("passages", "left_out") if "metadata" in facts else ():
+            facts["metadata"][name] += old["corpus"].get("metadata", {}).get(name, 0)
         added = [*old["corpus"].get("added", ()), {"source": corpus.name, "passages": len(rows) - len(before)}]
         return finish(building, index, len(rows), {**old["corpus"], **facts, "added": added}, built)

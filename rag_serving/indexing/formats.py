@@ -1,5 +1,7 @@
 """Corpora of many formats as one stream of passages ``{"id", "contents"}``, contents = title, newline, text.
 
+FlashRAG's rows and those of tables may have more fields: a passage's metadata.
+
 | format | what | recognised by |
 |---|---|---|
 | flashrag | JSON lines with `id` and `contents`, or `id`, `title`, `text` | .jsonl, .jsonl.gz |
@@ -23,7 +25,8 @@ from rag_serving import IndexingError
 
 FORMATS = ("flashrag", "kilt", "dpr", "parquet", "folder")
 PASSAGE_WORDS = 100
-Passage = dict[str, str]
+Passage = dict[str, Any]
+_OF_PASSAGES = frozenset({"id", "contents", "title", "text"})
 
 
 def detect(path: Path) -> str:
@@ -47,13 +50,17 @@ def detect(path: Path) -> str:
         with _open(path) as lines:
             try:
                 return "kilt" if "wikipedia_title" in json.loads(lines.readline()) else "flashrag"
-            except (json.JSONDecodeError, UnicodeDecodeError, TypeError, OSError, EOFError):
+            except (ValueError, RecursionError, TypeError, OSError, EOFError):
                 return "flashrag"  # whose reader says what is wrong, with the line
     raise IndexingError(f"the format of {path} cannot be told from its name; pass --format, one of: {', '.join(FORMATS)}")
 
 
-def read_corpus(path: Path, format: str | None = None, progress: Callable[[int], Any] = lambda read: None) -> Iterator[Passage]:
+def read_corpus(
+    path: Path, format: str | None = None, progress: Callable[[int], Any] = lambda read: None, metadata: bool = False
+) -> Iterator[Passage]:
     """Yield the passages of `path` in order; `progress` is told bytes of the file as they are read.
+
+    With `metadata`, a passage of which the corpus says more than id, title and text has a third key of this name, a dict.
 
     Raises:
         IndexingError: the file is missing or a row is malformed; the message names file and line.
@@ -64,9 +71,15 @@ def read_corpus(path: Path, format: str | None = None, progress: Callable[[int],
     if not path.exists():
         raise IndexingError(f"no corpus at {path}")
     try:
-        yield from {"flashrag": _flashrag, "kilt": _kilt, "dpr": _dpr, "parquet": _parquet, "folder": _folder}[chosen](
-            path, progress
-        )
+        if chosen in ("kilt", "folder"):  # pages: what is said of one is not said of a passage
+            yield from (_kilt if chosen == "kilt" else _folder)(path, progress)
+        else:
+            rows = {"flashrag": _rows, "dpr": _dpr, "parquet": _parquet}[chosen](path, progress, metadata)
+            for where, row in rows:
+                found = passage(row, where)
+                if metadata and (more := _more(row)):
+                    found["metadata"] = more
+                yield found
     except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
         raise IndexingError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
@@ -112,19 +125,26 @@ def passage(row: Any, where: str) -> Passage:
     return {"id": str(row["id"]), "contents": contents}
 
 
-def _rows(path: Path, progress: Callable[[int], Any]) -> Iterator[tuple[str, Any]]:
+def _more(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what a row says beside id, title and text, itself or in an object `metadata`; null says nothing."""
+    more = {name: value for name, value in row.items() if name not in _OF_PASSAGES and value is not None}
+    if isinstance(inner := more.get("metadata"), dict):
+        del more["metadata"]
+        more |= {name: value for name, value in inner.items() if value is not None}
+    return more
+
+
+def _rows(path: Path, progress: Callable[[int], Any], metadata: bool = False) -> Iterator[tuple[str, Any]]:
     with _open(path, progress) as lines:
         for number, line in enumerate(lines, 1):
             if line.strip():
                 try:
                     yield f"{path}, line {number}", json.loads(line)
-                except json.JSONDecodeError as error:
+                except (
+                    ValueError,
+                    RecursionError,
+                ) as error:  # also a number of thousands of digits, and nesting without an end
                     raise IndexingError(f"{path}, line {number}: no JSON ({error}), got {line.strip()[:80]!r}") from None
-
-
-def _flashrag(path: Path, progress: Callable[[int], Any]) -> Iterator[Passage]:
-    for where, row in _rows(path, progress):
-        yield passage(row, where)
 
 
 def cut(text: str, words: int = PASSAGE_WORDS) -> Iterator[str]:
@@ -158,7 +178,7 @@ def kilt_page(row: Any, where: str) -> tuple[str, str, str]:
     return page, title, " ".join(body[1:] if body and body[0] == title else body)
 
 
-def _dpr(path: Path, progress: Callable[[int], Any]) -> Iterator[Passage]:
+def _dpr(path: Path, progress: Callable[[int], Any], metadata: bool) -> Iterator[tuple[str, Any]]:
     csv.field_size_limit(1 << 24)
     with _open(path, progress, newline="") as lines:
         rows = csv.reader(lines, delimiter="\t")
@@ -174,21 +194,21 @@ def _dpr(path: Path, progress: Callable[[int], Any]) -> Iterator[Passage]:
                 raise IndexingError(f"{path}, line {rows.line_num}: {error}") from None
             if len(values) != len(header):
                 raise IndexingError(f"{path}, line {rows.line_num}: {len(values)} fields where the header names {len(header)}")
-            yield passage(dict(zip(header, values, strict=True)), f"{path}, line {rows.line_num}")
+            yield f"{path}, line {rows.line_num}", dict(zip(header, values, strict=True))
 
 
-def _parquet(path: Path, progress: Callable[[int], Any]) -> Iterator[Passage]:
+def _parquet(path: Path, progress: Callable[[int], Any], metadata: bool) -> Iterator[tuple[str, Any]]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     try:
         file = pq.ParquetFile(path)
-        columns = [name for name in ("id", "contents", "title", "text") if name in file.schema_arrow.names]
+        columns = [name for name in file.schema_arrow.names if metadata or name in _OF_PASSAGES]
         number, per_row = 0, path.stat().st_size / max(1, file.metadata.num_rows)
         for batch in file.iter_batches(batch_size=4096, columns=columns):
             for row in batch.to_pylist():
                 number += 1
-                yield passage(row, f"{path}, row {number}")
+                yield f"{path}, row {number}", row
             progress(int(per_row * batch.num_rows))
     except (pa.ArrowInvalid, OSError) as error:
         raise IndexingError(f"{path} is no parquet file that can be read: {error}") from None

@@ -47,9 +47,10 @@ def _names(directory: Path) -> Iterator[str]:
             yield path.relative_to(directory).as_posix()
 
 
-def index_id(corpus_sha256: str, engines: dict[str, Any]) -> str:
-    """Return the name of an index: the same corpus with the same settings has the same name on every machine."""
-    return hashlib.sha256(json.dumps([corpus_sha256, engines], sort_keys=True).encode()).hexdigest()[:16]
+def index_id(corpus_sha256: str, engines: dict[str, Any], metadata_sha256: str | None = None) -> str:
+    """Return the name of an index: the same corpus with the same metadata and settings has the same name on every machine."""
+    named = [corpus_sha256, engines] if metadata_sha256 is None else [corpus_sha256, engines, metadata_sha256]
+    return hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def read_manifest(directory: Path) -> dict[str, Any]:

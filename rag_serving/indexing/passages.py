@@ -1,4 +1,4 @@
-"""A corpus of any format → `corpus.jsonl` with its offsets and its lookup of ids and titles."""
+"""A corpus of any format → `corpus.jsonl` with its offsets and its lookup of ids and titles, and what it says beside them."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from rag_serving import IndexingError
 from rag_serving.corpus import CORPUS, OFFSETS, Corpus
 from rag_serving.indexing.formats import Passage, read_corpus
+from rag_serving.indexing.metadata import MetadataWriter
 from rag_serving.lookup import Lookup, LookupBuilder
 
 _PIECE = 1 << 22  # bytes copied at a time
@@ -34,7 +35,7 @@ def source_of(corpus: Path) -> list[Any]:
 
 def write_corpus(corpus: Path, format: str, building: Path, before: Corpus | None = None) -> dict[str, Any]:
     """Stream the corpus into FlashRAG's form, behind the passages of `before`. Memory: 16 bytes a passage (its offset, and a hash of its
-    id), 16 a document.
+    id), 8 more with metadata, 16 a document.
 
     Raises:
         IndexingError: it is malformed or empty, or an id occurs twice.
@@ -43,6 +44,7 @@ def write_corpus(corpus: Path, format: str, building: Path, before: Corpus | Non
     total = sum(entry[1] for entry in source_of(corpus))
     with (
         (building / CORPUS).open("wb") as file,
+        MetadataWriter(building, before) as metadata,
         tqdm(total=total, unit="B", unit_scale=True, desc="reading passages", disable=None) as bar,
     ):
         if before is not None:
@@ -50,7 +52,8 @@ def write_corpus(corpus: Path, format: str, building: Path, before: Corpus | Non
             for piece in before.pieces(_PIECE):
                 file.write(piece)
                 digest.update(piece)
-        for passage in read_corpus(corpus, format, bar.update):
+        for passage in read_corpus(corpus, format, bar.update, metadata=True):
+            metadata.add(passage.pop("metadata", None))
             line, mended = _line(passage)
             repaired += mended
             file.write(line)
@@ -59,6 +62,7 @@ def write_corpus(corpus: Path, format: str, building: Path, before: Corpus | Non
             lookup.add(json.loads(line) if mended else passage)
         file.flush()
         os.fsync(file.fileno())
+        said = metadata.finish()
     if not lookup.ids:
         raise IndexingError(f"{corpus} has no passages")
     _refuse_repeated(np.frombuffer(lookup.ids, dtype=np.int64), corpus, format)
@@ -68,7 +72,7 @@ def write_corpus(corpus: Path, format: str, building: Path, before: Corpus | Non
         _refuse_known(np.frombuffer(lookup.ids, dtype=np.int64), corpus, format, known)
     lookup.save(building, known)
     np.save(building / OFFSETS, np.frombuffer(offsets, dtype=np.int64))
-    return {"sha256": digest.hexdigest(), "bytes": offsets[-1], "repaired": repaired}
+    return {"sha256": digest.hexdigest(), "bytes": offsets[-1], "repaired": repaired, **said}
 
 
 def _line(passage: Passage) -> tuple[bytes, bool]:

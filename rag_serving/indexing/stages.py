@@ -73,7 +73,7 @@ def finish(building: Path, out: Path, passages: int, corpus: dict[str, Any], eng
         shutil.rmtree(building / leftover, ignore_errors=True)
     manifest = {
         "format_version": FORMAT_VERSION,
-        "index_id": index_id(corpus["sha256"], engines),
+        "index_id": index_id(corpus["sha256"], engines, corpus.get("metadata", {}).get("sha256")),
         "passages": passages,
         "corpus": corpus,
         "engines": engines,

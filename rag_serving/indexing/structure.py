@@ -7,14 +7,14 @@ of many GiB takes minutes.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from rag_serving import IndexingError
-from rag_serving.corpus import CORPUS, OFFSETS
+from rag_serving.corpus import CORPUS, METADATA, METADATA_OFFSETS, OFFSETS
 
 _BLOCKS, _BLOCK = 64, 4096  # sampled of an array: how many, and their elements
 
@@ -26,27 +26,37 @@ def check_structure(directory: Path, manifest: dict[str, Any]) -> None:
         IndexingError: the file, and what is wrong with it.
     """
     rows = int(manifest["passages"])
-    _corpus(directory, rows)
+    _lines(directory, CORPUS, OFFSETS, rows, "passage", _passage)
+    if METADATA in manifest["files"]:
+        _lines(directory, METADATA, METADATA_OFFSETS, rows, "metadata", _metadata)
     if "bm25" in manifest["engines"]:
         _bm25(directory / "bm25", rows)
 
 
-def _corpus(directory: Path, rows: int) -> None:
-    path = directory / OFFSETS
+def _passage(line: bytes) -> bool:
+    passage = json.loads(line)
+    return isinstance(passage["id"], str) and isinstance(passage["contents"], str)
+
+
+def _metadata(line: bytes) -> bool:
+    return line in (b"\n", b"null\n") or isinstance(json.loads(line), dict)
+
+
+def _lines(directory: Path, name: str, offsets_name: str, rows: int, what: str, fits: Callable[[bytes], bool]) -> None:
+    path = directory / offsets_name
     offsets = _array(path, "iu", rows + 1)
     _require(int(offsets[0]) == 0, path, "does not begin at 0")
     _require(all((np.diff(block) > 0).all() for block in _blocks(offsets)), path, "does not rise")
-    size = (directory / CORPUS).stat().st_size
-    _require(int(offsets[-1]) == size, path, f"ends at {int(offsets[-1])}, but {CORPUS} has {size} bytes")
-    with (directory / CORPUS).open("rb") as file:
+    size = (directory / name).stat().st_size
+    _require(int(offsets[-1]) == size, path, f"ends at {int(offsets[-1])}, but {name} has {size} bytes")
+    with (directory / name).open("rb") as file:
         for row, which in ((0, "first"), (rows - 1, "last")):
             file.seek(int(offsets[row]))
             try:
-                passage = json.loads(file.read(int(offsets[row + 1] - offsets[row])))
-                good = isinstance(passage["id"], str) and isinstance(passage["contents"], str)
+                good = fits(file.read(int(offsets[row + 1] - offsets[row])))
             except (ValueError, KeyError, TypeError):
                 good = False
-            _require(good, directory / CORPUS, f"its {which} line is no passage")
+            _require(good, directory / name, f"its {which} line is no {what}")
 
 
 def _bm25(folder: Path, rows: int) -> None:

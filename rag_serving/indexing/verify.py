@@ -39,6 +39,8 @@ def verify(directory: Path) -> list[str]:
     told = [f"{len(manifest['files'])} files have the hashes of the manifest"]
     check_structure(directory, manifest)
     told.append(f"{manifest['passages']} passages; arrays, offsets and types fit them")
+    if said := manifest["corpus"].get("metadata"):
+        told.append(f"{said['passages']} passages have metadata; those of {said['left_out']} more were left out")
     corpus = Corpus(directory)
     return told + [_found_again(directory, corpus, engine) for engine in manifest["engines"]]
 

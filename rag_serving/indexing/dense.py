@@ -55,8 +55,11 @@ def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, An
     part.mkdir()
     shards.mkdir(exist_ok=True)
     encode(corpus, shards, encoder, DenseOptions.shard, first)
-    for file in sorted(shards.glob("*.npy")):
-        index.add(np.load(file))
+    try:
+        for file in sorted(shards.glob("*.npy")):
+            index.add(np.load(file))
+    except RuntimeError:
+        raise IndexingError(f"FAISS adds no vectors to an index like {old / settings['file']}: build the index anew") from None
     faiss.write_index(index, str(part / settings["file"]))
     shutil.rmtree(directory / "dense", ignore_errors=True)
     part.rename(directory / "dense")

@@ -7,6 +7,7 @@ import json
 import tempfile
 from pathlib import Path
 
+import faiss
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -187,6 +188,20 @@ def test_a_type_that_learnt_from_the_first_vectors_is_another_index_than_one_bui
     told = add_passages(write(tmp_path / "more.jsonl", ["Cairo"], 2), tmp_path / "index")
     assert told["engines"]["dense"] == {**built["engines"]["dense"], "added_from": [2]}
     assert load_index(tmp_path / "index").search(["Cairo"], 1)[0][0].id == "doc-2"
+
+
+def test_an_adopted_index_that_takes_no_more_vectors_is_told(tmp_path):
+    passages, flat = ["Rome", "Paris"], tmp_path / "flat" / "dense"
+    corpus = write(tmp_path / "c.jsonl", passages)
+    built = build_index(corpus, tmp_path / "flat", engines=("dense",), dense=DenseOptions(minilm(), max_length=16))
+    vectors = faiss.read_index(str(flat / built["engines"]["dense"]["file"])).reconstruct_n(0, 2)
+    named = faiss.IndexIDMap2(faiss.IndexFlatIP(vectors.shape[1]))
+    named.add_with_ids(vectors, np.arange(2))
+    faiss.write_index(named, str(tmp_path / "named.index"))
+    dense = DenseOptions(minilm(), max_length=16, adopt=str(tmp_path / "named.index"))
+    build_index(corpus, tmp_path / "index", engines=("dense",), dense=dense)
+    with pytest.raises(IndexingError, match="FAISS adds no vectors to an index like"):
+        add_passages(write(tmp_path / "more.jsonl", ["Cairo"], 2), tmp_path / "index")
 
 
 @pytest.mark.parametrize(

@@ -138,8 +138,9 @@ class McpServer:
             except (ConfigError, MissingExtraError):
                 raise
             except Exception as error:
+                why = str(error) or f"no answer within {self.settings.timeout_s:g} s"
                 raise ConfigError(
-                    f"the MCP server at {self.settings.url} does not tell its tools ({error or 'no answer'}): is it running, is the "
+                    f"the MCP server at {self.settings.url} does not tell its tools ({why}): is it running, is the "
                     "URL right (it often ends in /mcp), and does it want a token (MCP_TOKEN)?"
                 ) from error
 

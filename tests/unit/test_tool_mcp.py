@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -250,6 +251,11 @@ def test_what_speaks_the_protocol_and_gives_nonsense_is_refused_before_the_run()
 
     with json_server(nonsense) as address, pytest.raises(ConfigError, match="is no MCP server for us"):
         server(f"{address}/mcp")
+
+
+def test_a_server_that_never_answers_is_told_before_the_run():
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(ConfigError, match=r"no answer within 0\.2 s"):
+        server(f"http://127.0.0.1:{silent.getsockname()[1]}/mcp", timeout_s=0.2)
 
 
 @pytest.mark.parametrize("wrong", [{"properties": []}, {"required": 5}, {"properties": {"a": {"anyOf": None}}}])

@@ -22,8 +22,6 @@ def main(arguments: list[str] | None = None) -> int:
     What cannot be parsed ends the program with 2.
     """
     arguments = sys.argv[1:] if arguments is None else arguments
-    # torch and FAISS each bring an OpenMP: while one computes, the other's threads must not take its cores to wait. Read when they load
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         options = _parser(arguments).parse_args(arguments)
         commands = {

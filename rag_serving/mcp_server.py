@@ -125,7 +125,7 @@ def http_app(server: MCPServer[None], settings: Settings, names: Iterable[str] =
         streamable_http_path=PATH, json_response=True, stateless_http=True, transport_security=security,
         max_request_body_size=settings.max_body_bytes,
     )  # fmt: skip
-    return Guard(app, settings, frozenset({PATH}), {})
+    return Guard(app, settings, frozenset({PATH}))
 
 
 def serve_stdio(service: Client) -> None:

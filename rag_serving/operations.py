@@ -37,13 +37,19 @@ class Guard:
     """ASGI middleware; the limits are those of the settings."""
 
     def __init__(
-        self, app: Any, settings: Settings, paths: frozenset[str], direct: dict[str, Direct], indexes: Indexes
+        self,
+        app: Any,
+        settings: Settings,
+        paths: frozenset[str],
+        direct: dict[str, Direct] | None = None,
+        indexes: Indexes | None = None,
     ) -> None:
         """`paths` are the application's own: others are counted together, so that strangers cannot fill the metrics with names.
 
-        POST to a path of `direct` is answered by that, from body to body, without the application.
+        POST to a path of `direct` is answered by that, from body to body, without the application. `indexes` are those that a path may
+        name; None: none.
         """
-        self._app, self._settings, self._paths, self._direct, self._indexes = app, settings, paths, direct, indexes
+        self._app, self._settings, self._paths, self._direct, self._indexes = app, settings, paths, direct or {}, indexes
         # a random number for every request would cost as much as searching a small index
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
         self._tokens = [token.get_secret_value().encode() for token in settings.tokens]
@@ -51,7 +57,9 @@ class Guard:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        headers, scope = dict(scope["headers"]), self._indexes.enter(scope)
+        headers = dict(scope["headers"])
+        if self._indexes is not None:
+            scope = self._indexes.enter(scope)
         given = headers.get(b"x-request-id", b"").decode("latin-1")
         name = given if _ID.fullmatch(given) else f"{self._prefix}{next(self._numbers):08x}"
         token, untold = request_id.set(name), searched_index.set("")
@@ -72,7 +80,8 @@ class Guard:
         try:
             try:
                 self._admit(asked, headers)
-                self._indexes.service()  # refuses a path that names an unknown index, whatever comes after it
+                if self._indexes is not None:
+                    self._indexes.service()  # refuses a path that names an unknown index, whatever comes after it
                 body = await self._body(receive)
                 if body is not None and scope["method"] == "POST" and asked in self._direct:
                     with WhileWaiting(receive):

@@ -13,7 +13,8 @@ from research_rl.methods.base import prompt_pieces, with_prompt_texts
 from research_rl.training.rollback import LR_FROM_CONFIG
 from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.verl_plugin.config import settings_of
-from research_rl.verl_plugin.doctor.examine import examine, refuse
+from research_rl.verl_plugin.doctor.environment import hooks
+from research_rl.verl_plugin.doctor.examine import RECIPE, examine, refuse
 from research_rl.verl_plugin.doctor.lengths import set_engine_length
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.manifest import finish_last
@@ -42,7 +43,7 @@ def check_config(config: Any) -> None:
     # verl resolves ${oc.env:…} in a Ray worker, which on a cluster started before does not have this process's environment
     OmegaConf.resolve(config)
     setup = Setup(config)
-    findings = examine(setup)
+    findings = examine(setup, (hooks, *RECIPE))
     for finding in findings:
         if finding.level != "error":
             print(f"research_rl: {'warning: ' * (finding.level == 'warning')}{finding.name}: {finding}")

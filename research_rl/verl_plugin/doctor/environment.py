@@ -11,6 +11,7 @@ from research_rl.errors import ConfigError
 from research_rl.verl_plugin.doctor.finding import Finding, check, error, ok
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.versions import KNOWN, known, table
+from research_rl.verl_plugin.hooks import moved
 
 
 @check("versions", "")
@@ -45,6 +46,13 @@ def verl_plugin(_: Setup) -> Iterator[Finding]:
         yield error(
             "verl must call our checks before it trains", f"{validate_config.__module__}.validate_config", "pip install -e ."
         )
+
+
+@check("hooks", "verl has everything that the plugin takes hold of")
+def hooks(_: Setup) -> Iterator[Finding]:
+    """Look for what a newer verl has moved or renamed."""
+    for told in moved():
+        yield error(told, "", f"Install a verl that was tried: {', '.join(sorted({one['verl'] for one in KNOWN.values()}))}")
 
 
 @check("plugin of vLLM", "vLLM finds the plugin")

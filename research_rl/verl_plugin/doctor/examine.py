@@ -22,7 +22,7 @@ from research_rl.verl_plugin.doctor import (
 from research_rl.verl_plugin.doctor.finding import Check, Finding, check
 from research_rl.verl_plugin.doctor.setup import Setup
 
-ENVIRONMENT = (environment.versions, environment.verl_plugin, environment.vllm_plugin)
+ENVIRONMENT = (environment.versions, environment.verl_plugin, environment.hooks, environment.vllm_plugin)
 RECIPE = (
     *(section.section, section.sampling, section.until, section.reward),
     *(training.trainer, training.estimator, training.policy_loss, training.dynamic_sampling),

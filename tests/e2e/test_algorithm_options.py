@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens_of_two_policies(tmp_path):
     few = "actor_rollout_ref.rollout.n=2"  # so that many questions teach nothing
     options = "+algorithm_option=[gspo,dynamic_sampling,colocate_async]"
-    command = quickstart(tmp_path / "run", *SMALL, "--steps", "3", few, options)
+    command = quickstart(tmp_path / "run", "--steps", "3", *SMALL, few, options)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     log = tmp_path / "run" / "train.log"
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + (log.read_text()[-5000:] if log.exists() else "")

@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", help="further Hydra overrides for verl, for example trainer.logger=[console,wandb]"
     )
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     stop_on_signals()
     adopt_orphans()
     try:

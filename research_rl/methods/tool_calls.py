@@ -156,11 +156,17 @@ class ToolCallsMethod(Method):
 
     def write_search(self, thought: str, query: str) -> str:
         call = self._format.write("search", {"query": query})
-        return call if self._format.stands_alone else f"{thought.strip()}\n{call}".lstrip()
+        return self._after(thought, call, self._format.stands_alone)
 
     def write_answer(self, thought: str, answer: str) -> str:
         written = {"boxed": f"\\boxed{{{answer}}}", "tag": f"<answer>{answer}</answer>", "plain": answer}[self._form]
-        return written if self._form == "plain" else f"{thought.strip()}\n{written}".lstrip()
+        return self._after(thought, written, self._form == "plain")
+
+    def _after(self, thought: str, written: str, stands_alone: bool) -> str:
+        """Return what is written after a thought: a block of its own where one is required, else text, where text may stand beside it."""
+        if self._fewest_thoughts:
+            return f"<think>{thought.strip()}</think>\n{written}"
+        return written if stands_alone else f"{thought.strip()}\n{written}".lstrip()
 
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
         """Return the answer's EM or F1 (or the judge's verdict), or `format_reward` where that is 0 and the trajectory is well-formed, less

@@ -53,8 +53,9 @@ class UpTo(Retriever):
 
 async def started(retriever: Retriever, **options) -> Service:
     """Return a service over it that is ready."""
-    service = Indexes(Settings(**options), lambda *_: Opened(retriever, "i", "f")).service()
-    service.start()
+    indexes = Indexes(Settings(**options), lambda *_: Opened(retriever, "i", "f"))
+    indexes.start()
+    service = indexes.service()
     while not service.ready:
         await asyncio.sleep(0.001)
     return service

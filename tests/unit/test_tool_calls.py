@@ -19,7 +19,7 @@ from research_rl.scoring import trajectory_metrics
 from research_rl.tools.base import Tool, Toolbox
 from research_rl.tools.formats import FORMATS
 from research_rl.tools.open import OpenTool
-from research_rl.types import Answer, Budget, Invalid, OpenedPage, Passage, StopReason, ToolCalls
+from research_rl.types import Answer, Budget, Invalid, OpenedPage, Passage, StopReason, ToolCalls, Trajectory, Turn
 from tests.tool_families import FAMILIES, codec_of
 
 PASSAGES = [Passage("w1", "Marie Curie\nShe won two Nobel Prizes."), Passage("w2", "Radium\nAn element.")]
@@ -306,3 +306,15 @@ def test_the_mask_is_one_exactly_on_what_was_sampled_in_random_conversations():
         assert sampled == written[: len(sampled)]
         seen = [token for token, mask in zip(done.response_ids, done.response_mask, strict=True) if not mask]
         assert seen == codec.encode("".join(turn.observation for turn in done.turns))
+
+
+@pytest.mark.parametrize("format", ["hermes", "qwen_coder", "llama3"])
+@pytest.mark.parametrize("answer", ["boxed", "tag", "plain"])
+def test_what_a_demonstration_writes_is_well_formed_where_thoughts_are_required(format, answer):
+    method = load_method("tool_calls", format=format, answer=answer, form="required", thoughts="required")
+    asked = Turn(method.write_search("Who?", "q"), method.parse(method.write_search("Who?", "q")), "…")
+    told = Turn(method.write_answer("I know.", "Oslo"), method.parse(method.write_answer("I know.", "Oslo")))
+    trajectory = Trajectory("?", [], [], [], [], (asked, told), StopReason.ANSWERED, True)
+    assert method.well_formed(trajectory)
+    assert method.answer(trajectory) == "Oslo"
+    assert method.reward(trajectory, ["Oslo"]).score > method.reward(trajectory, ["Rome"]).score

@@ -15,12 +15,13 @@ import pytest
 
 from data_preprocess.world.write import write_world
 from research_rl.training.processes import start_service, wait_until_healthy
+from tests import small_vllm
 from tests.servers import free_port
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CPUs is for Linux")]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+ENVIRONMENT = os.environ | small_vllm.ENVIRONMENT
 
 
 def test_a_model_served_by_the_command_is_measured_and_a_kill_costs_only_what_was_under_way(tmp_path):

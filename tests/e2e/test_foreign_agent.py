@@ -14,36 +14,25 @@ pytest.importorskip("openai")
 import openai
 
 from research_rl.codec import load_codec
-from research_rl.inference.engine import vllm_server
 from research_rl.methods.base import load_method
+from tests.small_vllm import copy_model, serving
 
 ROOT = Path(__file__).parents[2]
 TEMPLATE = ROOT / "research_rl" / "tools" / "chatml.jinja"
 PAGE = ROOT / "docs" / "tool_calls.md"
-WEIGHTS = (
-    ROOT / "quickstart" / "start_model" / "weights"
-)  # has never seen a tool: what it says is noise, and what is asked for counts
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CPUs is for Linux")]
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """Yield a client, and the folder of the model that is served as `m`."""
-    folder = tmp_path_factory.mktemp("model")
-    for file in WEIGHTS.iterdir():
-        shutil.copy(file, folder)
+    folder = copy_model(
+        tmp_path_factory.mktemp("model")
+    )  # has never seen a tool: what it says is noise, and what is asked for counts
     shutil.copy(TEMPLATE, folder / "chat_template.jinja")
-    options = ["--dtype", "float32", "--max-model-len", "1024", "--max-num-seqs", "4"]
-    options += ["--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
-    with pytest.MonkeyPatch.context() as environment:
-        for name, value in {
-            "OMP_NUM_THREADS": "1",
-            "VLLM_CPU_KVCACHE_SPACE": "1",
-            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-        }.items():
-            environment.setenv(name, value)
-        with vllm_server(str(folder), "m", options, folder / "vllm.log") as url:
-            yield openai.OpenAI(base_url=url, api_key="none", timeout=120, max_retries=0), folder
+    options = ["--max-model-len", "1024", "--max-num-seqs", "4", "--enable-auto-tool-choice", "--tool-call-parser", "hermes"]
+    with serving(folder, *options) as url:
+        yield openai.OpenAI(base_url=url, api_key="none", timeout=120, max_retries=0), folder
 
 
 def test_the_server_shows_the_model_the_prompt_that_it_was_trained_with(served):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import shutil
 import sys
 from pathlib import Path
 
@@ -14,12 +12,11 @@ from transformers import AutoTokenizer
 
 from research_rl.errors import GenerationError
 from research_rl.inference.agent import SearchAgent
-from research_rl.inference.engine import vllm_server
 from research_rl.inference.openai_server import CompletionsServer
 from tests.servers import json_server
+from tests.small_vllm import copy_model, serving
 
 ROOT = Path(__file__).parents[2]
-WEIGHTS = ROOT / "quickstart" / "start_model" / "weights"
 METHOD = {"method": "research", "method_options": {"prompt_file": str(ROOT / "recipes" / "quickstart" / "prompt.txt")}}
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vLLM for CPUs is for Linux")]
 
@@ -27,23 +24,13 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
     """The starting model, to whose tokenizer `</search>` is a special token, with a context of 512; yields its URL and folder."""
-    folder = tmp_path_factory.mktemp("model")
-    for file in WEIGHTS.iterdir():
-        shutil.copy(file, folder)
+    folder = copy_model(tmp_path_factory.mktemp("model"))
     tokenizer = json.loads((folder / "tokenizer.json").read_text())
     for token in tokenizer["added_tokens"]:
         token["special"] |= token["content"] == "</search>"
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
-    environment = {"OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
-    before = {name: os.environ.get(name) for name in environment}
-    os.environ.update(environment)
-    options = ["--dtype", "float32", "--max-model-len", "512", "--max-num-seqs", "8"]
-    try:
-        with vllm_server(str(folder), "m", options, folder / "vllm.log") as url:
-            yield url, folder
-    finally:
-        for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+    with serving(folder, "--max-model-len", "512", "--max-num-seqs", "8") as url:
+        yield url, folder
 
 
 @pytest.fixture

@@ -117,7 +117,7 @@ def difference(before: Sequence[Record], after: Sequence[Record], metric: str) -
 def queries(rows: Sequence[Record]) -> dict[str, Any]:
     """Return what a model's own queries do: for what share of the questions it was shown an answer, and how often it searches, by kind."""
     shown = [bool(answer_rank((turn["observation"] for turn in row["turns"]), row["golden_answers"])) for row in rows]
-    found: dict[str, Any] = {"answer_recall": round(mean(map(float, shown)), 4)}
+    found: dict[str, Any] = {"answer_recall": round(mean(map(float, shown)), 4), **opening(rows)}
     for kind in ("hops", "type"):
         groups: dict[str, list[float]] = defaultdict(list)
         for row in rows:
@@ -128,6 +128,29 @@ def queries(rows: Sequence[Record]) -> dict[str, Any]:
                 for name, values in sorted(groups.items())
             }
     return found
+
+
+def opening(rows: Sequence[Record]) -> dict[str, Any]:
+    """Return how often documents are opened and when it pays; nothing where none is.
+
+    `opens`: calls of `open` per question; `opened`: share of questions with one; `searched_recall`: for what share of the questions a search
+    alone showed an answer; `em_by_where`: EM and number of the questions where a search showed an answer first, where only what was opened
+    did, and where nothing did.
+    """
+    called = [[[call["name"] for call in turn.get("action", {}).get("calls", ())] for turn in row["turns"]] for row in rows]
+    opens = [sum(name == "open" for names in turns for name in names) for turns in called]
+    if not any(opens):
+        return {}
+    where: dict[str, list[float]] = {"searched": [], "opened": [], "nowhere": []}
+    for row, turns in zip(rows, called, strict=True):
+        rank = answer_rank((turn["observation"] for turn in row["turns"]), row["golden_answers"])
+        place = "nowhere" if not rank else "opened" if "open" in turns[rank - 1] else "searched"
+        where[place].append(row["metrics"]["em"])
+    return {
+        "opens": round(mean(opens), 4), "opened": round(mean(float(bool(count)) for count in opens), 4),
+        "searched_recall": round(len(where["searched"]) / len(rows), 4),
+        "em_by_where": {name: {"em": round(mean(values), 4), "n": len(values)} for name, values in where.items() if values},
+    }  # fmt: skip
 
 
 def step_seconds(run_dir: Path) -> list[dict[str, float]]:

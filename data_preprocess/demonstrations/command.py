@@ -57,7 +57,7 @@ def add_demonstrations(commands: Any) -> None:
     )
     parser.add_argument("--dev", type=int, default=0, help="of these rows, how many go to dev.parquet (default 0)")
     parser.add_argument("--seed", type=int, default=1, help="of the choice of questions, wordings and habits")
-    parser.add_argument("--max-searches", type=int, default=3, help="most searches of a row")
+    parser.add_argument("--max-searches", type=int, default=3, help="most searches of a row, opened pages included")
     parser.add_argument(
         "--evidence", choices=["auto", "all", "any"], default="auto",
         help="whether all supporting passages must be found or one does (default: all where metadata.hops is 2 or more)",
@@ -158,9 +158,11 @@ async def _make(options: argparse.Namespace, files: Sequence[Sequence[Task]], ha
     split = sentence_splitter("en")
     made = Made()
     async with RetrievalClient(RetrievalSettings(options.retrieval_url, deadline_s=30)) as client:
+        method = load_method(options.method, **options.method_options)
+        opens = "open" in method.tools
         maker = Maker(
-            load_method(options.method, **options.method_options), codec, client.search,
-            lambda task, rng: plan(task, habits, split, options.max_searches, options.max_quote_words, rng),
+            method, codec, client,
+            lambda task, rng: plan(task, habits, split, options.max_searches, options.max_quote_words, rng, opens),
             options.top_k, options.seed, options.max_observation_tokens, options.max_tokens,
         )  # fmt: skip
         with tqdm(total=sum(map(len, files)), unit="question", disable=None) as progress:

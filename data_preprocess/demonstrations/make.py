@@ -16,8 +16,9 @@ from research_rl.codec import HFCodec, encode_row
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, neutralize
 from research_rl.questions import Dropped
-from research_rl.rollout import Codec, SearchFunction, observe
-from research_rl.types import Answer, Search, StopReason, ToolCalls, Trajectory, Turn
+from research_rl.rollout import Codec, observe
+from research_rl.tools.base import Service, Toolbox
+from research_rl.types import Answer, Passage, Search, StopReason, ToolCall, ToolCalls, Trajectory, Turn
 
 QUERIES = 64  # of one request
 _MALFORMED = "it does not read back in the method's protocol"
@@ -55,6 +56,7 @@ class Made:
     rows: list[dict[str, Any]] = field(default_factory=list)
     reasons: Counter[str] = field(default_factory=Counter)  # why questions were skipped
     searches: Counter[int] = field(default_factory=Counter)
+    calls: Counter[str] = field(default_factory=Counter)  # of tools, by name
     habits: Counter[str] = field(default_factory=Counter)
     tokens: list[tuple[int, int]] = field(default_factory=list)  # of each row, and those of them that are targets
 
@@ -63,7 +65,8 @@ class Made:
 class _Play:
     task: Task
     plan: Plan
-    query: str = ""
+    toolbox: Toolbox
+    asked: Search | ToolCall | None = None
     turns: list[Turn] = field(default_factory=list)
     end: Told | None = None
 
@@ -72,11 +75,11 @@ class Maker:
     """Makes demonstrations of one method."""
 
     def __init__(
-        self, method: Method, codec: Codec, search: SearchFunction, plans: Callable[[Task, random.Random], Plan], top_k: int, seed: int,
+        self, method: Method, codec: Codec, service: Service, plans: Callable[[Task, random.Random], Plan], top_k: int, seed: int,
         observation_tokens: int | None = None, max_tokens: int | None = None,
     ) -> None:  # fmt: skip
         """`codec`: `NoTokens`, or the tokenizer that counts; `observation_tokens`: as in a rollout; `max_tokens`: of a row."""
-        self._method, self._codec, self._search, self._plans = method, codec, search, plans
+        self._method, self._codec, self._service, self._plans = method, codec, service, plans
         self._top_k, self._seed, self._observation_tokens, self._max_tokens = top_k, seed, observation_tokens, max_tokens
         self._forbidden = (*method.tags, *codec.special_tokens)
 
@@ -86,42 +89,56 @@ class Maker:
         Raises:
             RetrievalError: from the service.
         """
-        plays = [_Play(task, self._plans(task, random.Random(f"{self._seed}/{task.id}"))) for task in tasks]
+        plays = [
+            _Play(task, self._plans(task, random.Random(f"{self._seed}/{task.id}")), Toolbox(self._method.tools, self._service))
+            for task in tasks
+        ]
         live = [play for play in plays if self._advance(play, None, made)]
         while live:
-            queries = [play.query for play in live]
-            parts = [queries[at : at + QUERIES] for at in range(0, len(queries), QUERIES)]
-            found = [row for rows in await asyncio.gather(*(self._search(part, self._top_k) for part in parts)) for row in rows]
+            found = await self._answers(live)
             live = [play for play, results in zip(live, found, strict=True) if self._advance(play, results, made)]
         for play in plays:
             if play.end and (most is None or len(made.rows) < most):
                 self._finish(play, play.end, made)
 
-    def _advance(self, play: _Play, results: Any, made: Made) -> bool:
+    async def _answers(self, plays: Sequence[_Play]) -> list[list[Passage]]:
+        """Return what each is shown for what it asks: searches go in batches, calls to the method's tools."""
+        queries = [play.asked.query for play in plays if isinstance(play.asked, Search)]
+        parts = [queries[at : at + QUERIES] for at in range(0, len(queries), QUERIES)]
+        batches = await asyncio.gather(*(self._service.search(part, self._top_k) for part in parts))
+        calls = [play.toolbox(play.asked, self._top_k) for play in plays if isinstance(play.asked, ToolCall)]
+        found, results = iter([row for rows in batches for row in rows]), iter(await asyncio.gather(*calls))
+        return [next(found if isinstance(play.asked, Search) else results) for play in plays]
+
+    def _advance(self, play: _Play, results: list[Passage] | None, made: Made) -> bool:
         """Send a plan what was found; return whether it asks on."""
         passages = None
         if results is not None:
-            text, _, passages = observe(self._method, self._codec, [results], self._observation_tokens)
+            text, _, shown = observe(self._method, self._codec, [results], self._observation_tokens)
             said = play.turns[-1]
-            play.turns[-1] = Turn(said.text, said.action, text, passages)
+            play.turns[-1] = Turn(said.text, said.action, text, shown)
+            passages = (*shown, *(one for one in results if not one.id)) if self._method.tools else shown
         try:
-            thought, query = play.plan.send(passages)  # type: ignore[arg-type]  # None starts a generator
+            thought, wish = play.plan.send(passages)  # type: ignore[arg-type]  # None starts a generator
         except StopIteration as end:
             play.end = end.value
             return False
         except Dropped as reason:
             made.reasons[str(reason)] += 1
             return False
-        text = self._follow(
-            play, self._method.write_search(neutralize(thought, self._forbidden), neutralize(query, self._forbidden))
-        )
+        text = self._follow(play, self._written(neutralize(thought, self._forbidden), wish))
         action = self._method.parse(text)
-        if not isinstance(action, Search | ToolCalls) or len(action.queries) != 1:
+        play.asked = asked_for(action)
+        if play.asked is None or (isinstance(wish, ToolCall) and play.asked != wish):
             made.reasons[_MALFORMED] += 1
             return False
         play.turns.append(Turn(text, action))
-        [play.query] = action.queries
         return True
+
+    def _written(self, thought: str, wish: Search | ToolCall) -> str:
+        if isinstance(wish, Search):
+            return self._method.write_search(thought, neutralize(wish.query, self._forbidden))
+        return self._method.write_call(thought, wish.name, wish.arguments)
 
     def _follow(self, play: _Play, text: str) -> str:
         """Return a turn without the space before its first word if white space stands there already, or nothing (messages)."""
@@ -149,7 +166,15 @@ class Maker:
             made.tokens.append((len(ids), sum(mask)))
         made.rows.append(row)
         made.searches[len(trajectory.searches)] += 1
+        made.calls.update(call.name for turn in turns if isinstance(turn.action, ToolCalls) for call in turn.action.calls)
         made.habits.update(end.habits)
+
+
+def asked_for(action: object) -> Search | ToolCall | None:
+    """Return the one thing that a turn asks for; None if it asks for nothing, for several, or for what cannot be answered."""
+    if isinstance(action, ToolCalls):
+        return action.calls[0] if len(action.calls) == 1 and not action.calls[0].error else None
+    return action if isinstance(action, Search) else None
 
 
 def summary(made: Made) -> dict[str, Any]:
@@ -163,5 +188,5 @@ def summary(made: Made) -> dict[str, Any]:
     return {
         "rows": len(made.rows), "skipped": dict(made.reasons.most_common()),
         "searches": {str(count): rows for count, rows in sorted(made.searches.items())},
-        "habits": dict(sorted(made.habits.items())), **({"tokens": tokens} if tokens else {}),
+        "habits": dict(sorted(made.habits.items())), **({"calls": dict(made.calls)} if made.calls else {}), **({"tokens": tokens} if tokens else {}),
     }  # fmt: skip

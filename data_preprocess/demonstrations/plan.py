@@ -1,7 +1,7 @@
 """What a policy that reads well would think and ask, question by question; the protocol in which it is written is the method's.
 
-A plan is a generator: it yields (thought, query), is sent the passages that were shown, and returns the thought and the answer at the end.
-So the queries of many questions can be sent together.
+A plan is a generator: it yields a thought and what is asked for, is sent the passages that were shown, and returns the thought and the
+answer at the end. So the queries of many questions can be sent together.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ import re
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 
-from data_preprocess.demonstrations.evidence import Needed, Split, Task, content_words, holds, proof
+from data_preprocess.demonstrations.evidence import Needed, Split, Task, content_words, holds, proof, title_of
+from research_rl.metrics import normalize_answer
 from research_rl.questions import Dropped
-from research_rl.types import Passage
+from research_rl.tools.open import page_of
+from research_rl.types import Passage, Search, ToolCall
 
 _ASKS = re.compile(
     r"(?:(?:in|on|at|from|for|to|by|of|with|about) )?(?:who|whom|whose|what|which|when|where|why|how)\b", re.IGNORECASE
@@ -39,16 +41,22 @@ class Told:
     habits: tuple[str, ...] = ()
 
 
-Plan = Generator[tuple[str, str], Sequence[Passage], Told]
+Plan = Generator[tuple[str, Search | ToolCall], Sequence[Passage], Told]
+Asking = Generator[tuple[str, Search | ToolCall], Sequence[Passage], None]
 
 
-def plan(task: Task, habits: Habits, split: Split, max_searches: int, max_words: int, rng: random.Random) -> Plan:
-    """Return the plan of a question. `max_words`: of a sentence that is quoted.
+def plan(
+    task: Task, habits: Habits, split: Split, max_searches: int, max_words: int, rng: random.Random, opens: bool = False
+) -> Plan:  # fmt: skip
+    """Return the plan of a question.
+
+    `max_searches`: with what is opened, as in a rollout; `max_words`: of a sentence that is quoted; `opens`: the policy can open the
+    document of a passage, and does where a search shows that the passage is there, and not yet what it says.
 
     Raises:
         Dropped: from the generator: the passages do not lead to the answer; the message is the reason.
     """
-    return _Reader(task, habits, split, max_searches, max_words, rng).plan()
+    return _Reader(task, habits, split, max_searches, max_words, rng, opens).plan()
 
 
 @dataclass
@@ -59,8 +67,10 @@ class _Reader:
     max_searches: int
     max_words: int
     rng: random.Random
+    opens: bool
     read: list[Passage] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)  # ids, once for every page
     quoted: list[str] = field(default_factory=list)
     answer: str = ""  # in the words of the golden answer that the passages hold
     shown: list[str] = field(default_factory=list)  # habits
@@ -76,11 +86,11 @@ class _Reader:
             if stops and new and self.task.all_needed:
                 self.shown.append("stop_early")
                 return Told(_says(new), self._guess(name), tuple(self.shown))
-            if len(self.asked) == self.max_searches:
+            if not self._may_ask():
                 raise Dropped(f"not found in {self.max_searches} searches")
             thought = _says(new) if new else " The passages do not help."
             yield from self._search(f"{thought} I need to look up {name}.", self._query_for(name))
-        if repeats and len(self.asked) < self.max_searches:
+        if repeats and self._may_ask():
             self.shown.append("extra_search")
             words, question = " ".join(content_words(self.task.question)), self.task.question
             yield from self._search(" I will search once more to be sure.", question if words in self.asked else words)
@@ -90,11 +100,47 @@ class _Reader:
         concludes = f" So the answer is {self.answer}." if self.task.all_needed else ""
         return Told(f"{_says(quotes)}{concludes}", self.answer, tuple(self.shown))
 
-    def _search(self, thought: str, query: str) -> Generator[tuple[str, str], Sequence[Passage], None]:
+    def _may_ask(self) -> bool:
+        return len(self.asked) + len(self.opened) < self.max_searches
+
+    def _search(self, thought: str, query: str) -> Asking:
         self.asked.append(query)
-        found = yield thought, query
-        known = {passage.id for passage in self.read}
-        self.read += [passage for passage in found if passage.id not in known]
+        self._take((yield thought, Search(query)))
+        while self.opens and self._may_ask() and (passage := self._worth_opening()):
+            yield from self._open(passage)
+
+    def _take(self, found: Sequence[Passage]) -> None:
+        """Note what was shown. What is known of a passage already gives way to more of it."""
+        shown = {passage.id: passage for passage in found if passage.id}
+        known = {passage.id: passage for passage in self.read}
+        longer = {name: one for name, one in shown.items() if name not in known or len(one.contents) > len(known[name].contents)}
+        self.read = list((known | longer).values())
+
+    def _worth_opening(self) -> Passage | None:
+        """Return the first passage that was shown of a document that is needed, if it was not opened and what was shown proves nothing."""
+        if not self.task.all_needed and self._complete():
+            return None
+        titles = {normalize_answer(needed.title) for needed in self.task.needed}
+        for passage in self.read:
+            if passage.id in self.opened or normalize_answer(title_of(passage)) not in titles:
+                continue
+            if not self.task.all_needed or not self._telling(passage):
+                return passage
+        return None
+
+    def _open(self, passage: Passage) -> Asking:
+        """Open a document where the passage stands, and read on as long as no needed passage of it was seen."""
+        thought, asked = f" {title_of(passage)} may say it.", {"id": passage.id}
+        while True:
+            self.opened.append(passage.id)
+            found = yield thought, ToolCall("open", asked)
+            seen = len(self._evidence())
+            self._take(found)
+            page, pages = page_of(found)
+            there = len(self._evidence()) > seen or any(one.id == passage.id for one in self._evidence())
+            if there or page >= pages or not self._may_ask():
+                return
+            thought, asked = " I need to read on.", {"id": passage.id, "page": page + 1}
 
     def _first(self) -> tuple[str, str]:
         """Return the first thought and query."""
@@ -171,9 +217,16 @@ class _Reader:
         """Return the sentence with the answer; else the one that names another needed passage; else the nearest to the question."""
         if not self.task.yes_no and (held := self._proof([passage], self.task.answers)):
             return held
+        nearest = self._proof([passage], ())
+        return self._telling(passage) or (nearest and (nearest[0], ""))
+
+    def _telling(self, passage: Passage) -> tuple[str, str] | None:
+        """Return the sentence with the answer, and the answer; else the one that names another needed passage; None if there is neither."""
+        if not self.task.yes_no and (held := self._proof([passage], self.task.answers)):
+            return held
         others = [needed.name for needed in self.task.needed if not needed.is_(passage)]
-        nearest = self._proof([passage], others) or self._proof([passage], ())
-        return nearest and (nearest[0], "")
+        pointing = self._proof([passage], others) if others else None
+        return pointing and (pointing[0], "")
 
     def _guess(self, name: str) -> str:
         """Return the answer of a policy that stops too early: what it would have looked up next."""

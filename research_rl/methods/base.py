@@ -32,7 +32,7 @@ from research_rl.types import (
 
 Prompt = str | Sequence[str] | None  # the option `prompt`: a template's text, or pieces of it that are joined
 _TEMPLATES = Path(__file__).parent / "templates"
-_UNWRITTEN = "the method {} does not say how a demonstration reads: give its class write_search and write_answer"
+_UNWRITTEN = "the method {} does not say how a demonstration reads: give its class write_search and write_answer (with tools, write_call too)"
 
 
 class TemplateCodec(Protocol):
@@ -106,6 +106,10 @@ class Method(ABC):
 
     def write_answer(self, thought: str, answer: str) -> str:
         """Return the last turn, with the final answer; see `write_search`."""
+        raise ConfigError(_UNWRITTEN.format(self.name))
+
+    def write_call(self, thought: str, name: str, arguments: Mapping[str, Any]) -> str:
+        """Return a turn that ends in the call of a tool; see `write_search`."""
         raise ConfigError(_UNWRITTEN.format(self.name))
 
     def check_template(self, codec: TemplateCodec) -> None:  # noqa: B027 - most methods ask nothing of it

@@ -155,8 +155,10 @@ class ToolCallsMethod(Method):
         )
 
     def write_search(self, thought: str, query: str) -> str:
-        call = self._format.write("search", {"query": query})
-        return self._after(thought, call, self._format.stands_alone)
+        return self.write_call(thought, "search", {"query": query})
+
+    def write_call(self, thought: str, name: str, arguments: Mapping[str, Any]) -> str:
+        return self._after(thought, self._format.write(name, arguments), self._format.stands_alone)
 
     def write_answer(self, thought: str, answer: str) -> str:
         written = {"boxed": f"\\boxed{{{answer}}}", "tag": f"<answer>{answer}</answer>", "plain": answer}[self._form]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from research_rl.tools.base import Service, Tool, told
 from research_rl.types import Passage
+
+
+_PAGE = re.compile(r"Page (\d+) of (\d+)\.")
 
 
 class OpenTool(Tool):
@@ -28,3 +32,9 @@ class OpenTool(Tool):
         if found is None:
             return [told("there is no passage with this id, or its document has no such page")]
         return [*found.passages, Passage("", f"Page {found.page} of {found.pages}.")]
+
+
+def page_of(result: Sequence[Passage]) -> tuple[int, int]:
+    """Return which page of how many a result of `open` is; (0, 0) for one that is none."""
+    said = _PAGE.fullmatch(result[-1].contents) if result and not result[-1].id else None
+    return (int(said[1]), int(said[2])) if said else (0, 0)

@@ -21,7 +21,7 @@ from data_preprocess.demonstrations.plan import Habits, plan
 from research_rl.codec import HFCodec, encode_row
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, load_method, method_names
-from research_rl.types import Answer, Passage, Search, StopReason, ToolCalls
+from research_rl.types import Answer, OpenedPage, Passage, Search, StopReason, ToolCalls
 from tests.models import WEIGHTS
 from tests.tool_families import FAMILIES, codec_of
 
@@ -58,24 +58,35 @@ def split(text: str) -> list[str]:
     return re.split(r"(?<=[.])\s+", text)
 
 
-async def search(queries, top_k):
-    """Return the passages that share most words with the query, those of the title twice as dear."""
-    found = []
-    for query in queries:
-        words = set(query.lower().split())
-        parts = [(one.contents.lower(), title_of(one).lower()) for one in CORPUS]
-        scored = [(sum(len(words & set(re.findall(r"\w+", part))) for part in both), -n) for n, both in enumerate(parts)]
-        found.append([CORPUS[-n] for score, n in sorted(scored, reverse=True)[:top_k] if score])
-    return found
+class Library:
+    """Finds the passages that share most words with the query, those of the title twice as dear; a page is one passage."""
+
+    def __init__(self, corpus=CORPUS):
+        self.corpus = corpus
+
+    async def search(self, queries, top_k):
+        found = []
+        for query in queries:
+            words = set(query.lower().split())
+            parts = [(one.contents.lower(), title_of(one).lower()) for one in self.corpus]
+            scored = [(sum(len(words & set(re.findall(r"\w+", part))) for part in both), -n) for n, both in enumerate(parts)]
+            found.append([self.corpus[-n] for score, n in sorted(scored, reverse=True)[:top_k] if score])
+        return found
+
+    async def open(self, passage_id, page=None):
+        [passage] = [one for one in self.corpus if one.id == passage_id]
+        document = [one for one in self.corpus if title_of(one) == title_of(passage)]
+        number = document.index(passage) + 1 if page is None else page
+        return OpenedPage([document[number - 1]], number, len(document)) if 1 <= number <= len(document) else None
 
 
-def make(method: Method, rows, habits=PERFECT, seed=1, top_k=1, searches=3, codec=None, **limits) -> Made:
+def make(method: Method, rows, habits=PERFECT, seed=1, top_k=1, searches=3, codec=None, corpus=CORPUS, **limits) -> Made:
     made = Made()
     maker = Maker(
         method,
         codec or NoTokens(),
-        search,
-        lambda task, rng: plan(task, habits, split, searches, 40, rng),
+        Library(corpus),
+        lambda task, rng: plan(task, habits, split, searches, 40, rng, "open" in method.tools),
         top_k,
         seed,
         **limits,
@@ -128,6 +139,69 @@ def test_a_demonstration_of_tool_calls_is_written_in_the_chat_template(family):
         ids, mask = encode_row(codec, one)
         assert sum(mask) == sum(len(codec.encode(piece["text"])) + 1 for piece in one["segments"] if piece["learn"])
         assert codec.decode(ids).count(codec.decode([codec.end_of_turn([])])) > len(calls)
+
+
+VILLAGE = [
+    Passage(
+        "v-1",
+        "Vella Marsh\nVella Marsh is a village in the north, known for its mill, its market and the long bridge over the river. "
+        "Its church was built by Odo Brand. It has a school.",
+    ),
+    Passage("v-2", "Vella Marsh\nThe market is held on Mondays."),
+    Passage("v-3", "Vella Marsh\nThe teacher Ines Kaal founded it in 1911."),
+    Passage("w-1", "Odo Brand\nOdo Brand was a mason of whom little is known but that he came from the town of Ulm."),
+]
+CHURCH = row("church", "who built the church of Vella Marsh", "Odo Brand", hops=1) | {
+    "metadata": {"supporting_ids": ["v-1"], "supporting_titles": ["Vella Marsh"], "hops": 1}
+}
+SCHOOL = row("school", "who is the teacher that founded the village school of Vella Marsh", "Ines Kaal", hops=1) | {
+    "metadata": {"supporting_ids": ["v-3"], "supporting_titles": ["Vella Marsh"], "hops": 1}
+}
+MASON = row("mason", "Which town did the builder of the church of Vella Marsh come from?", "Ulm") | {
+    "metadata": {"supporting_ids": ["v-1", "w-1"], "supporting_titles": ["Vella Marsh", "Odo Brand"], "hops": 2}
+}
+
+
+def called(method: Method, one: dict) -> list[tuple]:
+    actions = [method.parse(piece["text"]) for piece in one["segments"] if piece["learn"]]
+    calls = [call for action in actions if isinstance(action, ToolCalls) for call in action.calls]
+    return [(call.name, *(value for name, value in call.arguments.items() if name != "query")) for call in calls]
+
+
+def of_village(tools, rows, searches=4) -> tuple[Method, Made]:
+    method = load_method("tool_calls", tools=tools)
+    return method, make(method, rows, codec=codec_of("chatml"), corpus=VILLAGE, searches=searches)
+
+
+def test_what_a_search_shows_the_beginning_of_is_opened():
+    method, made = of_village(["search_titles", "open"], [CHURCH])
+    assert called(method, made.rows[0]) == [("search",), ("open", "v-1")]
+    first, _, opened, _, answer = (piece["text"] for piece in made.rows[0]["segments"])
+    assert "Odo Brand" not in first
+    assert opened.startswith("Vella Marsh may say it.")
+    assert "The passage says: Its church was built by Odo Brand." in answer
+    assert made.calls == {"search": 1, "open": 1}
+
+
+def test_a_document_is_read_on_until_the_passage_that_proves_the_answer():
+    method, made = of_village(["search", "open"], [SCHOOL])
+    assert called(method, made.rows[0]) == [("search",), ("open", "v-1"), ("open", "v-1", 2), ("open", "v-1", 3)]
+    assert "The teacher Ines Kaal founded it in 1911." in made.rows[0]["segments"][-1]["text"]
+
+
+def test_nothing_is_opened_where_the_passage_says_it_already():
+    method, made = of_village(["search", "open"], [CHURCH])
+    assert called(method, made.rows[0]) == [("search",)]
+
+
+def test_of_two_hops_each_passage_is_opened_that_does_not_tell_what_is_needed():
+    method, made = of_village(["search_titles", "open"], [MASON])
+    assert called(method, made.rows[0]) == [("search",), ("open", "v-1"), ("search",)]  # how the second begins says enough
+
+
+@pytest.mark.parametrize(("tools", "searches"), [(["search"], 4), (["search", "open"], 2)])
+def test_a_question_whose_proof_is_not_reached_leads_to_no_row(tools, searches):
+    assert not of_village(tools, [SCHOOL], searches)[1].rows
 
 
 def test_demonstrations_of_tool_calls_need_the_models_tokenizer():
@@ -240,11 +314,11 @@ def test_tokens_are_counted_and_rows_that_are_too_long_skipped():
     assert make(RESEARCH, [SINGLE], codec=codec, max_tokens=20).reasons == {"longer than 20 tokens": 1}
 
 
-class Service:
+class Service(Library):
     """Stands in for the retrieval service's client."""
 
     def __init__(self, settings):
-        self.search = search
+        super().__init__()
 
     async def __aenter__(self):
         return self

@@ -331,6 +331,25 @@ def test_without_kinds_of_questions_none_are_told_apart():
     assert set(queries([record("1", 1.0, 1, "bonn")])) == {"answer_recall"}
 
 
+def test_the_summary_says_where_an_answer_was_shown_first_and_what_came_of_it():
+    def turn(name: str, observation: str) -> dict:
+        return {"text": "", "observation": observation, "action": {"kind": "ToolCalls", "calls": [{"name": name, "arguments": {}}]}}
+
+    last = {"text": "", "observation": "", "action": {"kind": "Answer", "text": "bonn"}}
+    shown = {
+        "searched": [turn("search", "bonn"), turn("open", "bonn"), last],
+        "opened": [turn("search", "a town"), turn("open", "ulm"), turn("open", "bonn"), last],
+        "nowhere": [turn("search", "a town"), last],
+    }
+    rows = [{**record(name, float(name == "opened"), 1, ""), "turns": turns} for name, turns in shown.items()]
+    found = queries(rows)
+    assert (found["opens"], found["opened"], found["searched_recall"]) == (1.0, 0.6667, 0.3333)
+    assert found["em_by_where"] == {
+        "searched": {"em": 0.0, "n": 1}, "opened": {"em": 1.0, "n": 1}, "nowhere": {"em": 0.0, "n": 1},
+    }  # fmt: skip
+
+
+
 def test_of_a_step_that_was_done_twice_the_last_attempt_counts(tmp_path):
     import os
 

@@ -66,13 +66,16 @@ def add_world(commands: Any) -> None:
     world.add_argument("--scale", type=float, default=1.0, help="size of the corpus; 1.0 is 2,100 passages")
     for split, count in (("train", 2_000), ("dev", 60), ("test", 200)):
         world.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} questions (default {count})")
+    world.add_argument(
+        "--documents", action="store_true", help="documents of several passages, whose facts stand where only opening them shows them"
+    )  # fmt: skip
     world.set_defaults(run=run_world)
 
 
 def run_world(options: argparse.Namespace) -> dict[str, Any]:
     """Write a world and return its card."""
     counts: dict[Split, int] = {"train": options.train, "dev": options.dev, "test": options.test}
-    return write_world(options.out, options.seed, options.scale, counts)
+    return write_world(options.out, options.seed, options.scale, counts, options.documents)
 
 
 def add_corpus(commands: Any) -> None:

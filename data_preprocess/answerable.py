@@ -1,22 +1,36 @@
 """``python -m data_preprocess answerable``: the questions of a set that a service can help with, for training.
 
-A question whose answer is not among the first passages teaches little: all its rollouts fail alike, and their group has no advantages.
+A question whose answer no search can reach teaches little: all its rollouts fail alike, and their group has no advantages. But where only
+questions are kept that the first search answers, a policy learns that a second one is never worth it.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from data_preprocess.convert import Conversion, convert, source_of, write_split
+from data_preprocess.demonstrations.evidence import Task, holds, task_of
 from data_preprocess.sources import read_rows
-from research_rl.errors import ConfigError
-from research_rl.metrics import is_yes_no
+from research_rl.errors import ConfigError, missing_extra
+from research_rl.metrics import answer_rank
 from research_rl.questions import to_flashrag
-from research_rl.recall import answer_recall
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.types import Passage
+
+BATCH = 64  # queries of a request
+
+
+class Searcher(Protocol):
+    """What is asked: `RetrievalClient` is one."""
+
+    async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
+        """Return, per query, at most `top_k` passages."""
+        ...
 
 
 def add_answerable(commands: Any) -> None:
@@ -32,6 +46,11 @@ def add_answerable(commands: Any) -> None:
         "--top-k", type=int, default=5, help="an answer must be in so many passages of the bare question (default 5)"
     )
     parser.add_argument(
+        "--searches", type=int, default=1,
+        help="after so many an answer must have been found: the bare question, then the titles of its supporting passages, each as soon as "
+        "the question or a passage names it (default 1)",
+    )  # fmt: skip
+    parser.add_argument(
         "--out", type=Path, required=True, help="directory of SPLIT.jsonl, .parquet, .dropped.jsonl and .card.json"
     )
     parser.add_argument("--split", default="train", help="name of the split")
@@ -46,20 +65,60 @@ def run_answerable(options: argparse.Namespace) -> dict[str, Any]:
         DataError: the file is missing or malformed, or no question is left.
         RetrievalError: the service does not answer.
     """
-    if options.top_k < 1:
-        raise ConfigError(f"--top-k must be at least 1, got {options.top_k}")
+    for name in ("top_k", "searches"):
+        if getattr(options, name) < 1:
+            raise ConfigError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(options, name)}")
     done: Conversion = convert("flashrag", read_rows(str(options.questions)), options.split, strict=True)
-    asked = [question for question in done.questions if not is_yes_no(question.golden_answers)]
+    tasks = [task_of(to_flashrag(question), "any", {}) for question in done.questions]
 
-    async def ask() -> list[int]:
+    async def ask() -> dict[str, int]:
         async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
-            return await answer_recall([to_flashrag(question) for question in asked], client, options.top_k)
+            return await searches_needed([task for task in tasks if not task.yes_no], client, options.top_k, options.searches)
 
-    ranks = asyncio.run(ask())
-    lost = {question.id for question, rank in zip(asked, ranks, strict=True) if not rank}
-    for question in done.questions:
-        if question.id in lost:
-            done.drop(question.id, f"no answer in the first {options.top_k} passages", question.question)
+    needed = asyncio.run(ask())
+    reason = f"no answer in the first {options.top_k} passages" + (
+        f" of {options.searches} searches" if options.searches > 1 else ""
+    )
+    for question, task in zip(done.questions, tasks, strict=True):
+        if not task.yes_no and not needed[task.id]:
+            done.drop(question.id, reason, question.question)
+    lost = {name for name, searches in needed.items() if not searches}
     done.questions = [question for question in done.questions if question.id not in lost]
-    card = {"dataset": "answerable", "top_k": options.top_k, "source": source_of(str(options.questions), None, None)}
+    card = {"dataset": "answerable", "top_k": options.top_k, "searches": options.searches}
+    counts = {str(number): count for number, count in sorted(Counter(needed.values()).items()) if number}
+    card |= {"questions_by_searches": counts, "source": source_of(str(options.questions), None, None)}
     return write_split(options.out, options.split, done, card)
+
+
+async def searches_needed(tasks: Sequence[Task], service: Searcher, top_k: int, most: int) -> dict[str, int]:
+    """Return by question's id how many searches show an answer; 0 where `most` do not.
+
+    The first query is the bare question. A further one is the title of a supporting passage that was not shown yet, and that the question
+    or a passage shown before names: what a policy could know.
+    """
+    try:
+        from tqdm import tqdm
+    except ModuleNotFoundError as error:
+        raise missing_extra("tqdm", "data") from error
+    found = dict.fromkeys((task.id for task in tasks), 0)
+    shown: dict[str, list[Passage]] = {task.id: [] for task in tasks}
+    asked: dict[str, set[str]] = {task.id: set() for task in tasks}
+    wanted = [(task, task.question) for task in tasks]
+    for number in range(1, most + 1):
+        for start in tqdm(range(0, len(wanted), BATCH), unit="batch", disable=None):
+            batch = wanted[start : start + BATCH]
+            for (task, query), passages in zip(batch, await service.search([query for _, query in batch], top_k), strict=True):
+                asked[task.id].add(query)
+                shown[task.id] += passages
+                if answer_rank((passage.contents for passage in passages), task.answers):
+                    found[task.id] = number
+        left = [task for task, _ in wanted if not found[task.id]]
+        wanted = [(task, title) for task in left if (title := _next_title(task, shown[task.id], asked[task.id]))]
+    return found
+
+
+def _next_title(task: Task, shown: Sequence[Passage], asked: set[str]) -> str:
+    """Return the title of a supporting passage that is named, was not shown and not asked for; empty if there is none."""
+    seen = "\n".join((task.question, *(passage.contents for passage in shown)))
+    left = [one for one in task.needed if one.name and one.name not in asked and not any(map(one.is_, shown))]
+    return next((one.name for one in left if holds(seen, one.name)), "")

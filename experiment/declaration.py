@@ -15,7 +15,7 @@ from research_rl.methods.base import load_method
 Control = Literal["no_evidence", "random", "empty", "closed_book"]
 Baseline = Literal["direct", "naive_rag", "few_shot"]
 SupervisedBaseline = Literal["direct", "naive_rag"]
-COUNTS = ("top_k", "max_searches", "max_turn_tokens", "response_tokens", "concurrency")
+COUNTS = ("top_k", "max_searches", "max_turn_tokens", "response_tokens", "concurrency", "answerable_searches")
 OPTIONAL_COUNTS = ("max_observation_tokens", "answerable_at", "control_questions")
 
 
@@ -58,6 +58,9 @@ class Declaration:
     cold_start: ColdStart | None = None  # null: RL starts from the model as it comes
     train: str | None = None  # the recipe of the reinforcement learning; null: none
     answerable_at: int | None = None  # RL's questions: an answer is in so many passages of the bare question; null: all
+    answerable_searches: int = (
+        1  # of so many searches: the bare question, then the titles of its evidence that are named by then
+    )
     controls: Sequence[Control] = get_args(Control)
     baselines: Sequence[Baseline] = get_args(Baseline)  # of the model as it comes
     supervised_baselines: Sequence[SupervisedBaseline] = ()  # trained on the cold start's questions, by its recipe

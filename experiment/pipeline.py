@@ -145,6 +145,7 @@ class Pipeline:
         command = [
             *(sys.executable, "-m", "data_preprocess", "answerable", "--questions", str(self.run_dir / "data" / "train.jsonl")),
             *("--retrieval-url", self.services.url(), "--top-k", top_k, "--out", str(out)),
+            *("--searches", str(self.declaration.answerable_searches)),
         ]
         run_child(command, self.run_dir / "logs" / "answerable.log", self.console, lambda: "asking the training questions")
         card = json.loads((out / "train.card.json").read_text(encoding="utf-8"))

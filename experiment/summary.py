@@ -133,9 +133,9 @@ def queries(rows: Sequence[Record]) -> dict[str, Any]:
 def opening(rows: Sequence[Record]) -> dict[str, Any]:
     """Return how often documents are opened and when it pays; nothing where none is.
 
-    `opens`: calls of `open` per question; `opened`: share of questions with one; `searched_recall`: for what share of the questions a search
-    alone showed an answer; `em_by_where`: EM and number of the questions where a search showed an answer first, where only what was opened
-    did, and where nothing did.
+    `opens`: calls of `open` per question; `opened`: share of questions with one; `searched_recall`: share of questions for which a search
+    showed an answer before any page did; `em_by_where`: EM and number of the questions where a search showed an answer first, where only
+    what was opened did, and where nothing did.
     """
     called = [[[call["name"] for call in turn.get("action", {}).get("calls", ())] for turn in row["turns"]] for row in rows]
     opens = [sum(name == "open" for names in turns for name in names) for turns in called]

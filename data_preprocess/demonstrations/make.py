@@ -188,5 +188,6 @@ def summary(made: Made) -> dict[str, Any]:
     return {
         "rows": len(made.rows), "skipped": dict(made.reasons.most_common()),
         "searches": {str(count): rows for count, rows in sorted(made.searches.items())},
-        "habits": dict(sorted(made.habits.items())), **({"calls": dict(made.calls)} if made.calls else {}), **({"tokens": tokens} if tokens else {}),
+        "habits": dict(sorted(made.habits.items())), **({"calls": dict(made.calls)} if made.calls else {}),
+        **({"tokens": tokens} if tokens else {}),
     }  # fmt: skip

@@ -70,7 +70,8 @@ class _Reader:
     opens: bool
     read: list[Passage] = field(default_factory=list)
     asked: list[str] = field(default_factory=list)
-    opened: list[str] = field(default_factory=list)  # ids, once for every page
+    calls: int = 0
+    opened: set[str] = field(default_factory=set)  # ids of the passages on the pages that were read
     quoted: list[str] = field(default_factory=list)
     answer: str = ""  # in the words of the golden answer that the passages hold
     shown: list[str] = field(default_factory=list)  # habits
@@ -101,10 +102,11 @@ class _Reader:
         return Told(f"{_says(quotes)}{concludes}", self.answer, tuple(self.shown))
 
     def _may_ask(self) -> bool:
-        return len(self.asked) + len(self.opened) < self.max_searches
+        return self.calls < self.max_searches
 
     def _search(self, thought: str, query: str) -> Asking:
         self.asked.append(query)
+        self.calls += 1
         self._take((yield thought, Search(query)))
         while self.opens and self._may_ask() and (passage := self._worth_opening()):
             yield from self._open(passage)
@@ -113,7 +115,9 @@ class _Reader:
         """Note what was shown. What is known of a passage already gives way to more of it."""
         shown = {passage.id: passage for passage in found if passage.id}
         known = {passage.id: passage for passage in self.read}
-        longer = {name: one for name, one in shown.items() if name not in known or len(one.contents) > len(known[name].contents)}
+        longer = {
+            name: one for name, one in shown.items() if name not in known or len(one.contents) > len(known[name].contents)
+        }
         self.read = list((known | longer).values())
 
     def _worth_opening(self) -> Passage | None:
@@ -132,8 +136,9 @@ class _Reader:
         """Open a document where the passage stands, and read on as long as no needed passage of it was seen."""
         thought, asked = f" {title_of(passage)} may say it.", {"id": passage.id}
         while True:
-            self.opened.append(passage.id)
+            self.calls += 1
             found = yield thought, ToolCall("open", asked)
+            self.opened |= {passage.id, *(one.id for one in found)}
             seen = len(self._evidence())
             self._take(found)
             page, pages = page_of(found)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from data_preprocess.world import documents
 from data_preprocess.world.world import SPLITS, Question, Split, World
 from research_rl.files import write_jsonl, write_text
 from research_rl.questions import write_verl_parquet
@@ -23,19 +24,27 @@ def to_flashrag(question: Question) -> dict[str, Any]:
     }
 
 
-def write_world(out: Path, seed: int, scale: float, counts: dict[Split, int]) -> dict[str, Any]:
-    """Write one world into `out` and return its card.
+def write_world(
+    out: Path, seed: int, scale: float, counts: dict[Split, int], in_documents: bool = False
+) -> dict[str, Any]:  # fmt: skip
+    """Write one world into `out` and return its card. `in_documents`: see `documents`.
 
     Besides corpus and questions this writes the *control*: the test questions again (data source `world_control`) and a corpus
     from which every passage that proves one of them is removed. Whoever still answers them does not owe it to search.
     """
     world = World(seed, scale)
-    questions = {split: [to_flashrag(q) for q in world.questions(split, counts[split])] for split in SPLITS}
+    asked = {split: world.questions(split, counts[split]) for split in SPLITS}
+    questions = {split: [to_flashrag(question) for question in asked[split]] for split in SPLITS}
+    if in_documents:
+        for split in SPLITS:
+            for question, row in zip(asked[split], questions[split], strict=True):
+                row["metadata"] |= documents.evidence(world, question)
+    passages = list(documents.passages(world) if in_documents else world.passages())
     evidence = {passage for question in questions["test"] for passage in question["metadata"]["supporting_ids"]}
     card: dict[str, Any] = {"seed": seed, "scale": scale, "questions": counts}
-    card["passages"] = write_jsonl(out / "corpus.jsonl", world.passages())
+    card["passages"] = write_jsonl(out / "corpus.jsonl", passages)
     card["passages_without_evidence"] = write_jsonl(
-        out / "corpus_without_evidence.jsonl", (p for p in world.passages() if p["id"] not in evidence)
+        out / "corpus_without_evidence.jsonl", (p for p in passages if p["id"] not in evidence)
     )
     for split in SPLITS:
         write_jsonl(out / f"{split}.jsonl", questions[split])

@@ -32,7 +32,7 @@ from research_rl.types import (
 
 Prompt = str | Sequence[str] | None  # the option `prompt`: a template's text, or pieces of it that are joined
 _TEMPLATES = Path(__file__).parent / "templates"
-_UNWRITTEN = "the method {} does not say how a demonstration reads: give its class write_search and write_answer (with tools, write_call too)"
+_UNWRITTEN = "the method {} does not say how a demonstration reads: give its class write_search, write_answer and, with tools, write_call"
 
 
 class TemplateCodec(Protocol):

@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from research_rl.tools.base import Service, Tool, told
 from research_rl.types import Passage
 
-
 _PAGE = re.compile(r"Page (\d+) of (\d+)\.")
 
 

@@ -17,7 +17,9 @@ class SearchTitlesTool(Tool):
     """Search the corpus, and show of each passage the title and how its text begins."""
 
     name: ClassVar[str] = "search"
-    description: ClassVar[str] = "Search the corpus. Returns the best passages: id in brackets, title, how it begins. Open one to read it."
+    description: ClassVar[str] = (
+        "Search the corpus. Returns the best passages: id in brackets, title, how it begins. Open one to read it."
+    )
     parameters: ClassVar[dict[str, Any]] = SearchTool.parameters
 
     async def call(self, service: Service, arguments: Mapping[str, Any], top_k: int) -> list[Passage]:

@@ -11,8 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_preprocess.__main__ import main
+from data_preprocess.answerable import searches_needed
 from data_preprocess.coverage import Asked, Phrases
 from data_preprocess.coverage_command import evidence_rank
+from data_preprocess.demonstrations.evidence import task_of
 from rag_serving.retrievers.base import Hit, Retriever
 from research_rl.metrics import answer_rank, normalize_answer
 from research_rl.types import Passage
@@ -172,8 +174,9 @@ def test_questions_that_the_service_cannot_help_with_are_left_out_on_record_and_
     with in_thread(Everything()) as url:
         assert main([*options, "--retrieval-url", url, "--top-k", "1"]) == 0
         capsys.readouterr()
-        assert main([*options, "--retrieval-url", url, "--top-k", "0"]) == 1
-    assert "--top-k must be at least 1, got 0" in capsys.readouterr().err
+        for name in ("--top-k", "--searches"):
+            assert main([*options, "--retrieval-url", url, name, "0"]) == 1
+            assert f"{name} must be at least 1, got 0" in capsys.readouterr().err
     kept = [json.loads(line)["question"] for line in (tmp_path / "out" / "train.jsonl").read_text().splitlines()]
     assert kept == ["Where was Orla born?", "Is it so?"]
     dropped = [json.loads(line) for line in (tmp_path / "out" / "train.dropped.jsonl").read_text().splitlines()]
@@ -182,3 +185,38 @@ def test_questions_that_the_service_cannot_help_with_are_left_out_on_record_and_
     ]
     card = json.loads((tmp_path / "out" / "train.card.json").read_text())
     assert (card["rows_read"], card["questions"], card["top_k"]) == (5, 2, 1)
+
+
+class Titles:
+    """Finds the passage whose title is the query, and of a question the one that it names first."""
+
+    PASSAGES = ("Samantha\nA song by Yoko Ono.", "Yoko Ono\nAn artist who married John Lennon.", "Uri\nA river.")
+
+    def __init__(self):
+        self.queries = []
+
+    async def search(self, queries, top_k):
+        self.queries += queries
+        found = [
+            [text for text in self.PASSAGES if text.partition("\n")[0].lower() in query.lower()][:top_k] for query in queries
+        ]
+        return [[Passage(text[:3], text) for text in texts] for texts in found]
+
+
+def asked(identifier, question, answer, *titles):
+    return task_of(
+        {"id": identifier, "question": question, "golden_answers": [answer], "metadata": {"supporting_titles": list(titles)}}, "any", {}
+    )  # fmt: skip
+
+
+async def test_a_second_search_goes_for_what_the_first_one_named():
+    tasks = [
+        asked("bridge", "who married the writer of Samantha", "John Lennon", "Samantha", "Yoko Ono"),
+        asked("at once", "who wrote Samantha", "Yoko Ono", "Samantha"),
+        asked("unnamed", "what is the longest stream", "Uri", "Uri"),
+        asked("nowhere", "who sang Samantha", "Nobody", "Samantha", "Uri"),
+    ]
+    assert await searches_needed(tasks, Titles(), 1, 1) == {"bridge": 0, "at once": 1, "unnamed": 0, "nowhere": 0}
+    service = Titles()
+    assert await searches_needed(tasks, service, 1, 3) == {"bridge": 2, "at once": 1, "unnamed": 0, "nowhere": 0}
+    assert service.queries[len(tasks) :] == ["Yoko Ono"]

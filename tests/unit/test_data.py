@@ -8,11 +8,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from data_preprocess.__main__ import main
-from data_preprocess.world import SPLITS, World
+from data_preprocess.world import SPLITS, World, documents
 from data_preprocess.world.names import all_words, inventory
 from research_rl.errors import DataError
 from research_rl.files import write_jsonl
 from research_rl.questions import read_questions
+from research_rl.tools.search_titles import beginning
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +62,24 @@ def test_every_question_is_proved_by_its_supporting_passages(world):
             assert question.golden_answers == ("yes" if same else "no",)
         else:
             assert question.golden_answers[0] == question.chain[-1][2]
+
+
+def test_in_documents_no_search_that_shows_titles_shows_a_fact(world):
+    written = list(documents.passages(world))
+    contents = {passage["id"]: passage["contents"] for passage in written}
+    assert len(contents) == len(written)
+    for question in world.questions("test", 200):
+        found = documents.evidence(world, question)
+        assert found["hops"] == len(question.supporting) == len(found["supporting_ids"])
+        for identifier, title, (entity, _, value) in zip(
+            found["supporting_ids"], found["supporting_titles"], question.chain, strict=True
+        ):  # fmt: skip
+            assert entity == title
+            assert contents[identifier].startswith(f"{title}\n")
+            assert contents[identifier].endswith(f" {value}.")
+            assert value not in beginning(contents[identifier])
+            document = [name for name in contents if name.partition("#")[0] == identifier.partition("#")[0]]
+            assert sum(value in contents[name] for name in document) == 1
 
 
 def test_comparisons_are_half_yes(world):

@@ -80,12 +80,14 @@ class Library:
         return OpenedPage([document[number - 1]], number, len(document)) if 1 <= number <= len(document) else None
 
 
-def make(method: Method, rows, habits=PERFECT, seed=1, top_k=1, searches=3, codec=None, corpus=CORPUS, **limits) -> Made:
+def make(
+    method: Method, rows, habits=PERFECT, seed=1, top_k=1, searches=3, codec=None, corpus=CORPUS, service=Library, **limits
+) -> Made:
     made = Made()
     maker = Maker(
         method,
         codec or NoTokens(),
-        Library(corpus),
+        service(corpus),
         lambda task, rng: plan(task, habits, split, searches, 40, rng, "open" in method.tools),
         top_k,
         seed,
@@ -197,6 +199,25 @@ def test_nothing_is_opened_where_the_passage_says_it_already():
 def test_of_two_hops_each_passage_is_opened_that_does_not_tell_what_is_needed():
     method, made = of_village(["search_titles", "open"], [MASON])
     assert called(method, made.rows[0]) == [("search",), ("open", "v-1"), ("search",)]  # how the second begins says enough
+
+
+def test_what_stood_on_a_page_already_is_not_opened_again():
+    class Pages(Library):
+        async def open(self, passage_id, page=None):
+            name = next(title_of(one) for one in self.corpus if one.id == passage_id)
+            return OpenedPage([one for one in self.corpus if title_of(one) == name], 1, 1)
+
+    method = load_method("tool_calls", tools=["search_titles", "open"])
+    lead = "Of this much was written by people who were not there, and little by those who were, as far as it is known. "
+    corpus = [
+        Passage(f"{name}-{n}", f"{name}\n{lead}{told}")
+        for name, told in (("Arl", "It makes lamps."), ("Bor", "It makes lamps."))
+        for n in (1, 2)
+    ]
+    same = {"supporting_ids": ["Arl-2", "Bor-2"], "supporting_titles": ["Arl", "Bor"], "hops": 2}
+    task = {"id": "same", "question": "Do Arl and Bor make the same goods?", "golden_answers": ["yes"], "metadata": same}
+    made = make(method, [task], codec=codec_of("chatml"), corpus=corpus, searches=4, top_k=4, service=Pages)
+    assert [name for name, *_ in called(method, made.rows[0])] == ["search", "open", "open"]
 
 
 @pytest.mark.parametrize(("tools", "searches"), [(["search"], 4), (["search", "open"], 2)])

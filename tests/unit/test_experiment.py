@@ -333,7 +333,11 @@ def test_without_kinds_of_questions_none_are_told_apart():
 
 def test_the_summary_says_where_an_answer_was_shown_first_and_what_came_of_it():
     def turn(name: str, observation: str) -> dict:
-        return {"text": "", "observation": observation, "action": {"kind": "ToolCalls", "calls": [{"name": name, "arguments": {}}]}}
+        return {
+            "text": "",
+            "observation": observation,
+            "action": {"kind": "ToolCalls", "calls": [{"name": name, "arguments": {}}]},
+        }
 
     last = {"text": "", "observation": "", "action": {"kind": "Answer", "text": "bonn"}}
     shown = {
@@ -347,7 +351,6 @@ def test_the_summary_says_where_an_answer_was_shown_first_and_what_came_of_it():
     assert found["em_by_where"] == {
         "searched": {"em": 0.0, "n": 1}, "opened": {"em": 1.0, "n": 1}, "nowhere": {"em": 0.0, "n": 1},
     }  # fmt: skip
-
 
 
 def test_of_a_step_that_was_done_twice_the_last_attempt_counts(tmp_path):

@@ -120,7 +120,7 @@ def test_settings_are_what_json_gives_back(tmp_path):
     assert settings["cold_start.demonstrations.nq"] == 5
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "recipes" / "wikipedia").glob("experiment*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/experiment*.yaml")), ids=lambda path: path.stem)
 def test_a_declaration_that_is_shipped_is_sound_and_its_files_are_there(monkeypatch, path):
     monkeypatch.chdir(ROOT)  # prompts are named from here
     one = read_declaration(path)
@@ -129,16 +129,17 @@ def test_a_declaration_that_is_shipped_is_sound_and_its_files_are_there(monkeypa
     assert Path(one.cold_start.recipe).is_file()
 
 
-def test_the_recipe_of_the_experiment_speaks_the_same_protocol_by_itself(monkeypatch):
+@pytest.mark.parametrize("name", ["experiment", "experiment_tool_calls"])
+def test_the_recipe_of_the_experiment_speaks_the_same_protocol_by_itself(monkeypatch, name):
     monkeypatch.chdir(ROOT)  # prompts are named from here
-    one = read_declaration(Path("recipes/wikipedia/experiment.yaml"))
+    one = read_declaration(Path(f"recipes/wikipedia/{name}.yaml"))
     shared = yaml.safe_load((ROOT / "research_rl" / "config" / "wikipedia.yaml").read_text())
     recipe = yaml.safe_load(Path(str(one.train)).read_text())
     section = {**shared["research_rl"], **recipe["research_rl"]}
     for name in ("method", "method_options", "top_k", "max_searches", "max_turn_tokens"):
         assert section[name] == getattr(one, name), name
     assert section.get("max_observation_tokens") == one.max_observation_tokens
-    assert shared["data"]["max_response_length"] == one.response_tokens
+    assert {**shared["data"], **recipe.get("data", {})}["max_response_length"] == one.response_tokens
     assert one.cold_start is not None
     assert all(Path(name).is_file() for name in (one.cold_start.recipe, one.few_shot_prompt))
 

@@ -26,6 +26,22 @@ CORPUS_FORMATS = ("kilt", "hotpotqa", "wikiextractor", "dpr", "flashrag")
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        cards = options.run(options)
+    except (DataError, MissingExtraError, GenerationError, ValueError, OSError) as error:
+        print(f"data_preprocess: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("data_preprocess: interrupted; the same command goes on where that is possible", file=sys.stderr)
+        return 130
+    for card in cards if isinstance(cards, list) else [cards]:
+        print(card if isinstance(card, str) else json.dumps(card, ensure_ascii=False))
+    return 0
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
     parser = Parser(
         prog="python -m data_preprocess", description=__doc__,
         example="python -m data_preprocess hotpotqa --input hotpot_train_v1.1.json --hold-out dev=200 --out data/hotpotqa",
@@ -41,18 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     add_coverage(commands)
     add_answerable(commands)
     add_world(commands)
-    options = parser.parse_args(arguments)
-    try:
-        cards = options.run(options)
-    except (DataError, MissingExtraError, GenerationError, ValueError, OSError) as error:
-        print(f"data_preprocess: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("data_preprocess: interrupted; the same command goes on where that is possible", file=sys.stderr)
-        return 130
-    for card in cards if isinstance(cards, list) else [cards]:
-        print(card if isinstance(card, str) else json.dumps(card, ensure_ascii=False))
-    return 0
+    return parser
 
 
 def add_world(commands: Any) -> None:

@@ -7,15 +7,17 @@ import asyncio
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from data_preprocess.coverage import Asked, figures, scan, share
 from research_rl.errors import ConfigError, missing_extra
 from research_rl.files import write_text
 from research_rl.metrics import answer_rank, is_yes_no
 from research_rl.questions import clean, read_questions
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import Passage
+
+if TYPE_CHECKING:
+    from data_preprocess.coverage import Asked
 
 _BATCH = 64  # questions of a request
 _ROWS = {
@@ -51,6 +53,8 @@ def run_coverage(options: argparse.Namespace) -> dict[str, Any] | str:
         DataError: a file is missing or malformed.
         RetrievalError: the service does not answer.
     """
+    from data_preprocess.coverage import Asked, figures, scan  # with the readers of corpora
+
     ranks = _numbers(options.top_k)
     sets = [[Asked.of(row) for row in read_questions(path)] for path in options.questions]
     seen = scan([asked for questions in sets for asked in questions], options.passages, options.workers)
@@ -80,6 +84,8 @@ async def ask(questions: Sequence[Asked], url: str, ranks: Sequence[int], by_id:
         from tqdm import tqdm
     except ModuleNotFoundError as error:
         raise missing_extra("tqdm", "data") from error
+    from data_preprocess.coverage import share
+
     answers: list[int] = []
     evidence: list[int] = []
     async with RetrievalClient(RetrievalSettings(url)) as client:

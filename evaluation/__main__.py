@@ -6,9 +6,13 @@ import argparse
 import asyncio
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from evaluation.baseline_rows import add_baseline_rows
+from evaluation.baselines import add_baseline
+from evaluation.compare import add_report
 from evaluation.config import defaults_from
 from evaluation.judge import add_judge
 from evaluation.rescore import rescore_file
@@ -20,7 +24,6 @@ from research_rl.errors import (
     JudgeError,
     MissingExtraError,
     RetrievalError,
-    missing_extra,
 )
 from research_rl.inference.served import TOP_K, add_model, add_questions, add_sampling
 from research_rl.methods.base import load_method
@@ -28,36 +31,14 @@ from research_rl.metrics import METRICS, NORMALIZERS
 from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
-try:
-    from evaluation.baseline_rows import add_baseline_rows
-    from evaluation.baselines import add_baseline
-    from evaluation.compare import add_report
-    from evaluation.run import run
-    from evaluation.score import score_file, table
-    from research_rl.recall import answer_recall
-except ModuleNotFoundError as error:
-    sys.exit(f"evaluation: {missing_extra(error.name or 'tqdm', 'eval')}")
-
 RANKS = (1, 5, 10, 20, 50, 100)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
-    parser = Parser(
-        prog="python -m evaluation", description=__doc__,
-        example="python -m evaluation score answers.jsonl --pred-field pred --gold-field answer",
-    )  # fmt: skip
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    given = sys.argv[1:] if arguments is None else arguments
     try:
-        add_run(commands, arguments if arguments is not None else sys.argv[1:])
-        add_rescore(commands)
-        add_score(commands)
-        add_baseline(commands)
-        add_baseline_rows(commands)
-        add_judge(commands)
-        add_recall(commands)
-        add_report(commands)
-        options = parser.parse_args(arguments)
+        options = make_parser(given).parse_args(given)
         result = options.run(options)
     except (ConfigError, DataError, GenerationError, JudgeError, MissingExtraError, RetrievalError) as error:
         print(f"evaluation: {error}", file=sys.stderr)
@@ -69,7 +50,25 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def add_run(commands: Any, arguments: list[str]) -> None:
+def make_parser(arguments: Sequence[str] = ()) -> Parser:
+    """Return the parser; `arguments` are those that it is made for: `run --config FILE` changes defaults."""
+    parser = Parser(
+        prog="python -m evaluation", description=__doc__,
+        example="python -m evaluation score answers.jsonl --pred-field pred --gold-field answer",
+    )  # fmt: skip
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_run(commands, arguments)
+    add_rescore(commands)
+    add_score(commands)
+    add_baseline(commands)
+    add_baseline_rows(commands)
+    add_judge(commands)
+    add_recall(commands)
+    add_report(commands)
+    return parser
+
+
+def add_run(commands: Any, arguments: Sequence[str]) -> None:
     """Add the evaluation of a served model."""
     parser = commands.add_parser(
         "run", help="roll out questions over an OpenAI-compatible server and a retrieval service",
@@ -88,9 +87,16 @@ def add_run(commands: Any, arguments: list[str]) -> None:
     parser.add_argument(
         "--config", type=Path, default=None, help="YAML with any of these options, which the command line overrides"
     )
-    parser.set_defaults(run=run)
-    if arguments[:1] == ["run"]:
+    parser.set_defaults(run=run_questions)
+    if list(arguments[:1]) == ["run"]:
         defaults_from(parser, arguments)
+
+
+def run_questions(options: argparse.Namespace) -> dict[str, Any]:
+    """Roll out the questions and return the summary."""
+    from evaluation.run import run  # with SciPy
+
+    return run(options)
 
 
 def add_rescore(commands: Any) -> None:
@@ -147,6 +153,8 @@ def add_score(commands: Any) -> None:
 
 def run_score(options: argparse.Namespace) -> dict[str, Any] | str:
     """Return the metrics, as a table or for JSON."""
+    from evaluation.score import score_file, table  # with SciPy
+
     method = load_method(options.method, **options.method_options) if options.method else None
     names = [name.strip() for name in options.metrics.split(",") if name.strip()]
     result = score_file(
@@ -169,6 +177,8 @@ def add_recall(commands: Any) -> None:
 
 def run_recall(options: argparse.Namespace) -> dict[str, Any]:
     """Return the answer recall at k, and at the usual smaller k."""
+    from research_rl.recall import answer_recall  # with tqdm
+
     top_k = options.top_k
     questions = list(read_questions(options.questions))
 

@@ -31,7 +31,6 @@ import httpx
 
 from evaluation.flashrag_parts import ServedGenerator, ServedRetriever, ShownGenerator
 from evaluation.flashrag_prompt import CHOICES, set_form, uses_chat_template
-from evaluation.run import summarize
 from research_rl.errors import ConfigError, missing_extra
 from research_rl.files import write_text
 from research_rl.inference.context import LONGER
@@ -92,6 +91,8 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
+    from evaluation.run import summarize  # with SciPy: a package that is missing is told before anybody is asked
+
     config, tokenizer, chat = prepare(options)
     questions = list(read_questions(options.questions))
     keep_settings(options, options.out)

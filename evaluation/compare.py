@@ -11,13 +11,15 @@ from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from evaluation.statistics import Difference, Estimate, estimate, paired
 from research_rl.errors import ConfigError, DataError
 from research_rl.files import write_text
 from research_rl.inference.sampling import read_log
 from research_rl.web.page import render, subplots, svg
+
+if TYPE_CHECKING:
+    from evaluation.statistics import Difference, Estimate
 
 FOLDER = Path(__file__).parent
 COST = ("searches", "sampled_tokens", "seconds")
@@ -81,6 +83,8 @@ def run_report(options: argparse.Namespace) -> dict[str, Any]:
         DataError: a run is missing or lacks a metric, or two runs asked different questions.
         ConfigError: two runs have one name.
     """
+    from evaluation.statistics import estimate, paired  # with SciPy
+
     runs = [load_run(text) for text in options.runs]
     if len({run.name for run in runs}) < len(runs):
         raise ConfigError(f"two runs are called the same ({', '.join(run.name for run in runs)}): name them, NAME=RUN.jsonl")
@@ -160,6 +164,8 @@ def published(run: Run) -> list[dict[str, Any]]:
 
 def pareto(table: list[dict[str, Any]], metric: str, cost: str) -> str:
     """Return a plot of accuracy against cost as inline SVG; the line joins the runs that no other beats in both."""
+    from evaluation.statistics import Estimate
+
     percent = [Estimate(*(100 * value for value in row[metric])) for row in table]
     points = [(row[cost].mean, found.mean, found, row["name"]) for row, found in zip(table, percent, strict=True)]
     best = [

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.jsonl import field, golden_field, read_rows, text_field
-from evaluation.statistics import estimate
 from research_rl.errors import DataError, JudgeError, missing_extra
 from research_rl.files import write_jsonl
 from research_rl.judge import CRITERIA, JudgeSettings, criterion, key, prompt, verdict
@@ -58,6 +57,8 @@ def run_judge(options: argparse.Namespace) -> dict[str, Any]:
         DataError: a row lacks a field, or the judge said neither yes nor no to some: a metric that cannot be computed ends the run.
         JudgeError: the server cannot be reached, or refuses.
     """
+    from evaluation.statistics import estimate  # with SciPy: a package that is missing is told before anybody is asked
+
     source, template = options.input, criterion(options.criterion)
     rows = list(read_rows(source))
     prompts: list[str | None] = []

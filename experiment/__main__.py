@@ -15,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from experiment.declaration import check_files, read_declaration
-from experiment.pipeline import Pipeline
 from experiment.running import run_steps
 from quickstart.preflight import check_same_run, port_is_free, remove_run
 from rag_serving import IndexingError
@@ -29,6 +28,23 @@ console = Console()
 
 def main(arguments: list[str] | None = None) -> int:
     """Run an experiment; return the exit code."""
+    options = make_parser().parse_intermixed_args(arguments)
+    stop_on_signals()
+    adopt_orphans()
+    try:
+        return run(options)
+    except (ConfigError, DataError, GenerationError, IndexingError, MissingExtraError, RetrievalError) as error:
+        console.print(f"experiment: {error}", style="red", highlight=False, markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. The same command goes on.")
+        return 130
+    finally:
+        stop_all()
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
     parser = Parser(
         prog="python -m experiment", description=__doc__,
         example="python -m experiment recipes/wikipedia/experiment.yaml --data data --run-dir runs/wikipedia --until index",
@@ -46,19 +62,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--set", action="append", default=[], metavar="KEY=VALUE", help="change the experiment: sets.nq.questions=40"
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the reinforcement learning")
-    options = parser.parse_intermixed_args(arguments)
-    stop_on_signals()
-    adopt_orphans()
-    try:
-        return run(options)
-    except (ConfigError, DataError, GenerationError, IndexingError, MissingExtraError, RetrievalError) as error:
-        console.print(f"experiment: {error}", style="red", highlight=False, markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. The same command goes on.")
-        return 130
-    finally:
-        stop_all()
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:
@@ -67,6 +71,8 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigError, DataError, GenerationError, IndexingError, MissingExtraError, RetrievalError: what ended it.
     """
+    from experiment.pipeline import Pipeline  # with SciPy and the readers of corpora
+
     declaration = read_declaration(options.experiment, options.set)
     check_files(declaration, options.data)
     run_dir: Path = options.run_dir.resolve()

@@ -36,6 +36,23 @@ console = Console()
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the quickstart; return the exit code."""
+    options = make_parser().parse_intermixed_args(arguments)
+    stop_on_signals()
+    adopt_orphans()
+    try:
+        return run(options)
+    except (ConfigError, DataError, GenerationError, RetrievalError) as error:
+        console.print(f"quickstart: {error}", style="red", highlight=False, markup=False)
+        return 1
+    except KeyboardInterrupt:
+        console.print("\nInterrupted. Run `make quickstart` again to resume from the last checkpoint.")
+        return 130
+    finally:
+        stop_all()
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
     parser = Parser(
         prog="python -m quickstart", description=__doc__,
         example="python -m quickstart --recipe recipes/research/cpu.yaml --run-dir runs/research --seed 2",
@@ -55,19 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument(
         "overrides", nargs="*", help="further Hydra overrides for verl, for example trainer.logger=[console,wandb]"
     )
-    options = parser.parse_intermixed_args(arguments)
-    stop_on_signals()
-    adopt_orphans()
-    try:
-        return run(options)
-    except (ConfigError, DataError, GenerationError, RetrievalError) as error:
-        console.print(f"quickstart: {error}", style="red", highlight=False, markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. Run `make quickstart` again to resume from the last checkpoint.")
-        return 130
-    finally:
-        stop_all()
+    return parser
 
 
 def run(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ from rag_serving import MissingExtraError, ServingError
 from rag_serving.asking_commands import add_clients, run_bench, run_search
 from rag_serving.help import example
 from rag_serving.mcp_command import run_mcp
+
+CONFIGURED = ("serve", "config")  # commands that read settings
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,7 +26,7 @@ def main(arguments: list[str] | None = None) -> int:
     """
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = _parser(arguments).parse_args(arguments)
+        options = make_parser(arguments[:1]).parse_args(arguments)
         commands = {
             "index": _index,
             "serve": _serve,
@@ -44,7 +47,8 @@ def main(arguments: list[str] | None = None) -> int:
     return 1
 
 
-def _parser(arguments: list[str]) -> argparse.ArgumentParser:
+def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentParser:
+    """Return the parser. The commands of `CONFIGURED` have an option for each setting only if they are in `complete`."""
     parser = argparse.ArgumentParser(
         prog="rag-serving", description="A retrieval service over FlashRAG indexes, the web, or Milvus.",
         **example("rag-serving index --corpus corpus.jsonl --out index/"),
@@ -120,7 +124,7 @@ def _parser(arguments: list[str]) -> argparse.ArgumentParser:
             name, help=told, description=f"{told}. Every flag can also be RAG_SERVING_NAME, or a name in --config.", **example(typed)
         )  # fmt: skip
         command.add_argument("--config", type=Path, help="YAML file of settings")
-        if arguments[:1] == [name]:  # the settings' package is only needed by these two
+        if name in complete:  # the settings' package takes a moment to import
             _add_settings(command)
     return parser
 

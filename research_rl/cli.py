@@ -17,6 +17,7 @@ COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
     "export": ("research_rl.release", "a checkpoint as a folder to give away: model, protocol, model card"),
     "view": ("research_rl.web.viewer", "a run's trajectories, curves and alarms on a local page"),
     "serve": ("rag_serving.cli", "rag-serving: index, serve, search, estimate, verify, bench, mcp"),
+    "completion": ("research_rl.completion", "the script by which bash or zsh completes these commands"),
 }
 
 
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run one command; return its exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     if not given or given[0] not in COMMANDS:
-        lines = [f"  {name:<10}{text}" for name, (_, text) in COMMANDS.items()]
+        lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
         asked = bool(given) and given[0] not in ("-h", "--help")
         told = f"research-rl: no command is called {given[0]!r}\n" if asked else ""
         hint = "research-rl COMMAND --help tells its options, with an example"

@@ -94,6 +94,18 @@ def _json(path: Path, key: str) -> dict[str, Any]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; return its exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        out = release(options.checkpoint, options.out, options.measured, options.data, options.name)
+    except (ConfigError, DataError, MissingExtraError) as error:
+        print(f"research-rl export: {error}", file=sys.stderr)
+        return 1
+    print(f"research-rl export: {out} ({sum(file.stat().st_size for file in out.iterdir()) / 2**20:,.0f} MiB)")
+    return 0
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
     parser = Parser(
         prog="research-rl export", description=__doc__,
         example="research-rl export runs/quickstart --out exported --measured rollouts.summary.json",
@@ -103,14 +115,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--measured", type=Path, nargs="*", default=[], help="FILE.summary.json of `research-rl evaluate run`")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="SPLIT.card.json of `research-rl data`")
     parser.add_argument("--name", default=None, help="of the model in its card (default: the folder's name)")
-    options = parser.parse_args(arguments)
-    try:
-        out = release(options.checkpoint, options.out, options.measured, options.data, options.name)
-    except (ConfigError, DataError, MissingExtraError) as error:
-        print(f"research-rl export: {error}", file=sys.stderr)
-        return 1
-    print(f"research-rl export: {out} ({sum(file.stat().st_size for file in out.iterdir()) / 2**20:,.0f} MiB)")
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

@@ -3,8 +3,9 @@
 import sys
 
 from research_rl.training.train import command as main
+from research_rl.training.train import make_parser
 
-__all__ = ["main"]
+__all__ = ["main", "make_parser"]
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from data_preprocess.corpus.documents import Document
 from research_rl.errors import ConfigError, missing_extra
+
+if TYPE_CHECKING:
+    from data_preprocess.corpus.documents import Document
 
 UNITS = ("words", "sentences", "tokens", "keep")
 T = TypeVar("T")

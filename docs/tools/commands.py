@@ -12,17 +12,18 @@ from unittest import mock
 from research_rl.files import write_text
 
 PAGE = Path(__file__).parents[1] / "reference" / "cli.md"
-COMMANDS = {  # as it is typed: (module with a `main(arguments)`, a command that makes it add all of its options)
-    "research-rl train": ("research_rl.training.train", ""),
-    "research-rl doctor": ("research_rl.verl_plugin.doctor.command", ""),
-    "research-rl view": ("research_rl.web.viewer", ""),
-    "research-rl chat": ("research_rl.web.chat", ""),
-    "research-rl export": ("research_rl.release", ""),
-    "rag-serving": ("rag_serving.cli", "serve"),
-    "python -m data_preprocess": ("data_preprocess.__main__", ""),
-    "python -m evaluation": ("evaluation.__main__", ""),
-    "python -m quickstart": ("quickstart.__main__", ""),
-    "python -m experiment": ("experiment.__main__", ""),
+COMMANDS = {  # as it is typed: module with a `make_parser()`
+    "research-rl train": "research_rl.training.train",
+    "research-rl doctor": "research_rl.verl_plugin.doctor.command",
+    "research-rl view": "research_rl.web.viewer",
+    "research-rl chat": "research_rl.web.chat",
+    "research-rl export": "research_rl.release",
+    "research-rl completion": "research_rl.completion",
+    "rag-serving": "rag_serving.cli",
+    "python -m data_preprocess": "data_preprocess.__main__",
+    "python -m evaluation": "evaluation.__main__",
+    "python -m quickstart": "quickstart.__main__",
+    "python -m experiment": "experiment.__main__",
 }
 ALSO = {  # other names of the same
     "python -m research_rl.train": "research-rl train",
@@ -36,7 +37,7 @@ HEAD = """# Commands
 Every option of every command, as the commands themselves know them. Written by `python -m docs.tools.commands`; a test compares.
 
 `research-rl COMMAND` has all commands under one name: `train`, `doctor`, `view`, `chat`, `export`, and `evaluate`
-(`python -m evaluation`), `data` (`python -m data_preprocess`) and `serve` (`rag-serving`).
+(`python -m evaluation`), `data` (`python -m data_preprocess`), `serve` (`rag-serving`) and `completion`.
 `python -m research_rl.train` is `research-rl train`. `make help` lists the targets of the Makefile. `--help` tells what stands here.
 
 ## Exit codes
@@ -50,34 +51,33 @@ Every option of every command, as the commands themselves know them. Written by 
 | 130 | interrupted; where that is possible, the same command goes on |
 
 `train` ends with the code of verl's job if that fails. Colour goes to a terminal only, and to none where `NO_COLOR` is set.
+
+## Tab completion
+
+In bash (with the package bash-completion), for both commands:
+
+```bash
+pip install 'research-rl[completion]'
+mkdir -p ~/.local/share/bash-completion/completions
+research-rl completion bash > ~/.local/share/bash-completion/completions/research-rl
+research-rl completion bash rag-serving > ~/.local/share/bash-completion/completions/rag-serving
+```
+
+In zsh, into a directory of `$fpath`:
+
+```bash
+research-rl completion zsh > ~/.zfunc/_research-rl
+research-rl completion zsh rag-serving > ~/.zfunc/_rag-serving
+```
+
+A script knows the options of the version that wrote it: write it again after an update.
 """
 
 
-class _CaughtError(Exception):
-    pass
-
-
-def parser_of(command: str, first: str = "") -> argparse.ArgumentParser:
-    """Return the parser of one of `COMMANDS`, complete with its subcommands; nothing is run. `first`: what is typed after the command."""
-    module, usual = COMMANDS[command]
-    first = first or usual
-    caught: list[argparse.ArgumentParser] = []
-
-    def catch(parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
-        caught.append(parser)
-        raise _CaughtError
-
-    main = importlib.import_module(module).main
-    with (
-        mock.patch.dict("os.environ", dict.fromkeys(ENVIRONMENT, "")),
-        mock.patch.object(argparse.ArgumentParser, "parse_known_args", catch),
-        mock.patch.object(argparse.ArgumentParser, "parse_intermixed_args", catch),
-    ):
-        try:
-            main([first] if first else [])
-        except _CaughtError:
-            return caught[0]
-    raise RuntimeError(f"{command} made no parser")
+def parser_of(command: str) -> argparse.ArgumentParser:
+    """Return the parser of one of `COMMANDS`, complete with its subcommands."""
+    with mock.patch.dict("os.environ", dict.fromkeys(ENVIRONMENT, "")):
+        return importlib.import_module(COMMANDS[command]).make_parser()
 
 
 def subparsers(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:

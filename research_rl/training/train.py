@@ -389,12 +389,12 @@ def run_directory(recipe: Path) -> Path:
 
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line and train; return the exit code."""
-    return _run(_options(arguments))
+    return _run(make_parser().parse_intermixed_args(arguments))
 
 
 def command(arguments: list[str] | None = None) -> int:
     """Do the same as `main` and leave no process behind, whatever ends it: a process of its own is needed for it."""
-    options = _options(arguments)
+    options = make_parser().parse_intermixed_args(arguments)
     stop_on_signals()
     adopt_orphans()
     try:
@@ -403,7 +403,8 @@ def command(arguments: list[str] | None = None) -> int:
         stop_all()
 
 
-def _options(arguments: list[str] | None) -> argparse.Namespace:
+def make_parser() -> Parser:
+    """Return the parser."""
     parser = Parser(
         prog="research-rl train", description=__doc__,
         example="research-rl train recipes/r1_searcher/gpu.yaml --run-dir runs/r1_searcher research_rl.top_k=3",
@@ -414,7 +415,7 @@ def _options(arguments: list[str] | None) -> argparse.Namespace:
         "--accept-changes", action="store_true", help="go on in a directory that holds a run with other settings"
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
-    return parser.parse_intermixed_args(arguments)
+    return parser
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -100,6 +100,27 @@ def serve(agent: SearchAgent, host: str, port: int) -> None:
 
 def main(arguments: list[str] | None = None) -> int:
     """Open the chat; return the exit code."""
+    options = make_parser().parse_args(arguments)
+    try:
+        agent = SearchAgent(
+            options.model_url, options.retrieval_url, model=options.model, tokenizer=options.tokenizer, method=options.method,
+            method_options=options.method_options, temperature=options.temperature, bos=options.bos,
+            chat_template_kwargs=options.chat_template_kwargs, **limits(options),
+        )  # fmt: skip
+        if options.web:
+            serve(agent, options.host, options.port)
+        else:
+            asyncio.run(Chat(agent, Console()).run())
+    except (ConfigError, GenerationError, ImportError, OSError) as error:
+        print(f"research-rl chat: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
     parser = Parser(
         prog="research-rl chat", description=__doc__, example="research-rl chat --tokenizer runs/quickstart/model --top-k 3"
     )
@@ -119,23 +140,7 @@ def main(arguments: list[str] | None = None) -> int:
         "--host", default="127.0.0.1", help="address of the page; who can reach it can use your model and your corpus"
     )
     parser.add_argument("--port", type=int, default=8100, help="port of the page")
-    options = parser.parse_args(arguments)
-    try:
-        agent = SearchAgent(
-            options.model_url, options.retrieval_url, model=options.model, tokenizer=options.tokenizer, method=options.method,
-            method_options=options.method_options, temperature=options.temperature, bos=options.bos,
-            chat_template_kwargs=options.chat_template_kwargs, **limits(options),
-        )  # fmt: skip
-        if options.web:
-            serve(agent, options.host, options.port)
-        else:
-            asyncio.run(Chat(agent, Console()).run())
-    except (ConfigError, GenerationError, ImportError, OSError) as error:
-        print(f"research-rl chat: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return parser
 
 
 if __name__ == "__main__":

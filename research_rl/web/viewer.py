@@ -11,29 +11,18 @@ from pathlib import Path
 
 from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, missing_extra
-from research_rl.web.viewer_app import create_viewer
 from research_rl.web.viewer_cache import Cache, cache_directory
-
-try:
-    import uvicorn
-except ModuleNotFoundError as error:
-    raise missing_extra(error.name or "uvicorn", "view") from error
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Serve the page until it is interrupted; return the exit code."""
-    parser = Parser(prog="research-rl view", description=__doc__, example="research-rl view runs/quickstart --port 0")
-    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a run, or an evaluation's .jsonl")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; who can reach it reads everything")
-    parser.add_argument("--port", type=int, default=8770, help="port to listen on; 0: any free one")
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        default=cache_directory(),
-        help="directory of the index that is made of a run (default: %(default)s)",
-    )
-    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
-    options = parser.parse_args(arguments)
+    options = make_parser().parse_args(arguments)
+    try:
+        import uvicorn
+
+        from research_rl.web.viewer_app import create_viewer
+    except ModuleNotFoundError as error:
+        raise missing_extra(error.name or "uvicorn", "view") from error
     try:
         caches = [Cache(run, options.cache) for run in options.runs]
     except ConfigError as error:
@@ -66,6 +55,22 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return 130
     return 0
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = Parser(prog="research-rl view", description=__doc__, example="research-rl view runs/quickstart --port 0")
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a run, or an evaluation's .jsonl")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; who can reach it reads everything")
+    parser.add_argument("--port", type=int, default=8770, help="port to listen on; 0: any free one")
+    parser.add_argument(
+        "--cache",
+        type=Path,
+        default=cache_directory(),
+        help="directory of the index that is made of a run (default: %(default)s)",
+    )
+    parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
+    return parser
 
 
 def _has_display() -> bool:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from docs.tools import commands
+
 ROOT = Path(__file__).parents[2]
 HEAVY = {"torch", "verl", "vllm", "ray", "transformers", "httpx"}
 OURS = {"research_rl", "rag_serving", "data_preprocess", "evaluation", "quickstart", "experiment"}
@@ -81,7 +83,14 @@ def test_no_two_packages_import_each_other():
 
 
 def test_every_file_of_the_core_and_every_wing_has_its_rule():
-    ruled = {*CORE, *FORBIDDEN, "research_rl/cli.py", "research_rl/train.py", "research_rl/__init__.py"}
+    ruled = {
+        *CORE,
+        *FORBIDDEN,
+        "research_rl/cli.py",
+        "research_rl/completion.py",
+        "research_rl/train.py",
+        "research_rl/__init__.py",
+    }
     assert {f"research_rl/{path.name}" for path in (ROOT / "research_rl").glob("*.py")} <= ruled
     wings = {path.parent.name for path in (ROOT / "research_rl").glob("*/__init__.py")} - {"config"}
     assert {f"research_rl/{name}" for name in wings} <= set(FORBIDDEN)
@@ -175,8 +184,12 @@ def test_the_mcp_command_names_its_extra():
 
 
 def test_the_evaluator_and_the_data_commands_name_their_extra_too(tmp_path):
-    done = without({"tqdm"}, "import runpy; runpy.run_module('evaluation', run_name='__main__')")
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"answer": "Oslo", "golden_answers": ["Oslo"]}\n')
+    done = without({"scipy"}, f"from evaluation.__main__ import main; sys.exit(main(['score', {str(answers)!r}]))")
+    assert done.returncode == 1
     assert "pip install 'research-rl[eval]'" in done.stderr
+    assert "Traceback" not in done.stderr
     arguments = ["world", "--out", str(tmp_path), "--scale", "0.2", "--train", "5", "--dev", "5", "--test", "5"]
     done = without({"pyarrow"}, f"from data_preprocess.__main__ import main; sys.exit(main({arguments!r}))")
     assert "pip install 'research-rl[data]'" in done.stderr
@@ -186,3 +199,27 @@ def test_the_evaluator_and_the_data_commands_name_their_extra_too(tmp_path):
 def test_the_rollout_server_names_its_extra_when_verl_is_missing():
     done = without({"verl"}, "import research_rl.verl_plugin.agent_loop")
     assert "pip install 'research-rl[train]'" in done.stderr
+
+
+def test_the_completion_command_names_its_extra():
+    done = without({"shtab"}, "from research_rl.completion import main; sys.exit(main(['bash']))")
+    assert done.returncode == 1
+    assert "pip install 'research-rl[completion]'" in done.stderr
+
+
+SLOW = HEAVY - {"httpx"} | {
+    *("numpy", "scipy", "pandas", "pyarrow", "numba", "faiss", "bm25s", "sentence_transformers", "datasets", "flashrag"),
+    *("fastapi", "starlette", "uvicorn", "matplotlib", "hydra", "omegaconf"),
+}
+
+
+@pytest.mark.parametrize("module", sorted(set(commands.COMMANDS.values())))
+def test_help_imports_nothing_that_is_slow(module):
+    done = without(SLOW, f"from {module} import main; main(['--help'])")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("usage:")
+
+
+def test_the_help_of_a_service_with_its_settings_imports_nothing_that_is_slow():
+    done = without(SLOW, "from rag_serving.cli import main; main(['serve', '--help'])")
+    assert "--workers" in done.stdout, done.stderr

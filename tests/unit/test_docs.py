@@ -24,7 +24,7 @@ PAGES = [
 FENCE = re.compile(r"^( *)(```+)(\w*)[^\n]*\n(.*?)^\1\2", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"""(?:\]\(|(?:src|srcset|href)=")([^)\s"]+)""")
 ABBREVIATED = re.compile(r"[…\[\]|]")  # a line that shows what may stand there, not what is typed
-AFTER = re.compile(r"^(?:&&|\|\|?|;)$")
+AFTER = re.compile(r"^(?:&&|\|\|?|;|>)$")
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())
 
@@ -85,14 +85,12 @@ def known(words: list[str]) -> tuple[str, list[str]] | None:
     return None
 
 
-@cache
-def parser(command: str, first: str) -> Any:
-    return commands.parser_of(command, first if command == "rag-serving" else "")
+parser = cache(commands.parser_of)
 
 
 def mistake(command: str, arguments: list[str], line: str) -> str | None:
     """Return what is wrong with a call of one of our commands."""
-    top = parser(command, arguments[0] if arguments else "")
+    top = parser(command)
     children = commands.subparsers(top)
     if children and arguments and arguments[0] not in ("--help", "COMMAND"):
         if arguments[0] not in children:

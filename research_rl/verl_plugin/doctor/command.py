@@ -24,6 +24,19 @@ from research_rl.verl_plugin.doctor.report import as_json, as_text, coloured
 def main(arguments: list[str] | None = None) -> int:
     """Parse the command line, make all checks and print what they find; return the exit code."""
     started = time.perf_counter()
+    parser = make_parser()
+    options = parser.parse_intermixed_args(arguments)
+    if options.recipe is None and (options.overrides or options.run_dir):
+        parser.error("overrides and --run-dir belong to a recipe: give --recipe, too")
+    with contextlib.redirect_stdout(sys.stderr):  # libraries greet; standard output is the report's
+        findings = diagnose(options.recipe, options.run_dir, options.overrides)
+    seconds = time.perf_counter() - started
+    print(as_json(findings, seconds) if options.json else as_text(findings, seconds, coloured()))
+    return int(any(finding.level == "error" for finding in findings))
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
     parser = Parser(
         prog="research-rl doctor", description=__doc__, example="research-rl doctor --recipe recipes/r1_searcher/gpu.yaml"
     )
@@ -33,14 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--run-dir", type=Path, help="as for `research-rl train`")
     parser.add_argument("--json", action="store_true", help="one JSON object: findings and seconds")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
-    options = parser.parse_intermixed_args(arguments)
-    if options.recipe is None and (options.overrides or options.run_dir):
-        parser.error("overrides and --run-dir belong to a recipe: give --recipe, too")
-    with contextlib.redirect_stdout(sys.stderr):  # libraries greet; standard output is the report's
-        findings = diagnose(options.recipe, options.run_dir, options.overrides)
-    seconds = time.perf_counter() - started
-    print(as_json(findings, seconds) if options.json else as_text(findings, seconds, coloured()))
-    return int(any(finding.level == "error" for finding in findings))
+    return parser
 
 
 def diagnose(recipe: Path | None, run_dir: Path | None = None, overrides: Sequence[str] = ()) -> list[Finding]:

@@ -43,9 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(
-        prog="python -m data_preprocess", description=__doc__,
+        prog="python -m data_preprocess",
+        description=__doc__,
         example="python -m data_preprocess hotpotqa --input hotpot_train_v1.1.json --hold-out dev=200 --out data/hotpotqa",
-    )  # fmt: skip
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in DATASETS:
         add_dataset(commands, name)
@@ -63,9 +64,10 @@ def make_parser() -> Parser:
 def add_world(commands: Any) -> None:
     """Add the fictional world."""
     world = commands.add_parser(
-        "world", help="a fictional world: corpus, questions, and the control without evidence",
+        "world",
+        help="a fictional world: corpus, questions, and the control without evidence",
         example="python -m data_preprocess world --out world --scale 0.5",
-    )  # fmt: skip
+    )
     world.add_argument("--out", type=Path, required=True, help="directory of the corpora and the questions")
     world.add_argument("--seed", type=int, default=1, help="of the whole world")
     world.add_argument("--scale", type=float, default=1.0, help="size of the corpus; 1.0 is 2,100 passages")
@@ -86,9 +88,10 @@ def run_world(options: argparse.Namespace) -> dict[str, Any]:
 def add_corpus(commands: Any) -> None:
     """Add the passages of a corpus."""
     corpus = commands.add_parser(
-        "corpus", help="a dump to passages: KILT, HotpotQA's abstracts, wikiextractor, DPR, FlashRAG",
+        "corpus",
+        help="a dump to passages: KILT, HotpotQA's abstracts, wikiextractor, DPR, FlashRAG",
         example="python -m data_preprocess corpus --input psgs_w100.tsv.gz --format dpr --out corpus.jsonl",
-    )  # fmt: skip
+    )
     corpus.add_argument("--input", type=Path, required=True, help="file (.gz and .bz2 too), tar archive, or folder")
     corpus.add_argument("--format", required=True, choices=CORPUS_FORMATS, help="whose dump")
     corpus.add_argument("--out", type=Path, required=True, help="the passages: JSON lines of id and contents")

@@ -73,9 +73,17 @@ def answer_type(answer: str) -> str:
 
 
 def convert(
-    dataset: str, rows: Iterable[Row | BadRow], split: str, *, limits: Limits | None = None, strict: bool = False,
-    aliases: Mapping[str, Sequence[str]] | None = None, data_source: str = "", unique: bool = True, contexts: Contexts | None = None,
-) -> Conversion:  # fmt: skip
+    dataset: str,
+    rows: Iterable[Row | BadRow],
+    split: str,
+    *,
+    limits: Limits | None = None,
+    strict: bool = False,
+    aliases: Mapping[str, Sequence[str]] | None = None,
+    data_source: str = "",
+    unique: bool = True,
+    contexts: Contexts | None = None,
+) -> Conversion:
     """Turn rows into questions. A question without an id gets ``SPLIT-number``; an id that stands for two questions gets ``#2``.
 
     With `unique`, what is asked a second time (after normalisation) is dropped; an evaluation set is kept as its authors count it.

@@ -191,8 +191,11 @@ def figures(questions: Sequence[Asked], first: int, seen: Seen) -> dict[str, Any
     with_text = {number for number, asked in enumerate(questions, first) if not is_yes_no(asked.golden_answers)}
     supported = {number for number, asked in enumerate(questions, first) if asked.supporting_ids or asked.supporting_titles}
     by_id = any(not seen.ids.isdisjoint(asked.supporting_ids) for asked in questions)
-    found = {number for number in with_text
-             if any(normalize_answer(answer) in seen.answers for answer in questions[number - first].golden_answers)}  # fmt: skip
+    found = {
+        number
+        for number in with_text
+        if any(normalize_answer(answer) in seen.answers for answer in questions[number - first].golden_answers)
+    }
     complete = {number for number in supported if _complete(questions[number - first], seen, by_id)}
     answered = seen.answered_by_id if by_id else seen.answered_by_title
     return {

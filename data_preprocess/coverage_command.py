@@ -30,9 +30,10 @@ _ROWS = {
 def add_coverage(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "coverage", help="what a corpus holds of the answers and evidence of questions",
+        "coverage",
+        help="what a corpus holds of the answers and evidence of questions",
         example="python -m data_preprocess coverage --questions data/nq/train.jsonl --passages corpus.jsonl",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--questions", type=Path, nargs="+", required=True, help="FlashRAG questions, JSON lines, plain or .gz; a set a file"
     )

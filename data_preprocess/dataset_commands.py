@@ -37,9 +37,10 @@ def add_dataset(commands: Any, name: str) -> None:
     """Add a data set's command."""
     dataset = DATASETS[name]
     parser = commands.add_parser(
-        name, help=f"{dataset.files}{f'; hub: {dataset.hub}' if dataset.hub else ''}",
+        name,
+        help=f"{dataset.files}{f'; hub: {dataset.hub}' if dataset.hub else ''}",
         example=f"python -m data_preprocess {name} --input train=FILE --hold-out dev=200 --out data/{name}",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--input",
         action="append",
@@ -132,9 +133,16 @@ def _splits(
         card = {"dataset": options.command, "source": source_of(source, options.config, hub_split)}
         shaped = split == "train" or len(inputs) == 1
         done = convert(
-            options.command, rows, split, limits=limits if shaped else Limits(), strict=options.strict, aliases=aliases,
-            data_source=options.data_source, unique=split not in EVALUATION, contexts=contexts,
-        )  # fmt: skip
+            options.command,
+            rows,
+            split,
+            limits=limits if shaped else Limits(),
+            strict=options.strict,
+            aliases=aliases,
+            data_source=options.data_source,
+            unique=split not in EVALUATION,
+            contexts=contexts,
+        )
         if not shaped:
             excluded += [question.question for question in done.questions]
             yield split, done, card
@@ -142,9 +150,13 @@ def _splits(
         if excluded:
             without_overlap(done, Overlap(excluded, options.near or None))
         card["options"] = {
-            "limits": asdict(limits), "excluded_questions": len(excluded), "near": options.near, "sample": options.sample,
-            "hold_out": options.hold_out, "seed": options.seed,
-        }  # fmt: skip
+            "limits": asdict(limits),
+            "excluded_questions": len(excluded),
+            "near": options.near,
+            "sample": options.sample,
+            "hold_out": options.hold_out,
+            "seed": options.seed,
+        }
         if options.hold_out:
             name, _, count = options.hold_out.partition("=")
             if not count.isdigit() or not name or name in inputs:

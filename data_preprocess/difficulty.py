@@ -93,9 +93,13 @@ def bucket(counts: Mapping[str, Any], selection: Selection) -> str:
 
 
 def select(
-    questions: Sequence[Question], sampled: Mapping[str, Mapping[int, Outcome]], selection: Selection, out: Path, card: dict[str, Any],
+    questions: Sequence[Question],
+    sampled: Mapping[str, Mapping[int, Outcome]],
+    selection: Selection,
+    out: Path,
+    card: dict[str, Any],
     split: str = "train",
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Write `counts.jsonl` (every question with raw counts and bucket) and the chosen questions as a split; return the card.
 
     Raises:
@@ -124,14 +128,17 @@ def select(
         {
             **card,
             "selection": {
-                "by": selection.by, "bounds": list(selection.bounds), "seed": selection.seed, "rows": selection.rows,
+                "by": selection.by,
+                "bounds": list(selection.bounds),
+                "seed": selection.seed,
+                "rows": selection.rows,
                 "ratio": {name: str(share) for name, share in selection.ratio.items()},
             },
             "buckets": {name: len(members) for name, members in buckets.items()},
             "successes": {str(number): times for number, times in sorted(Counter(row["successes"] for row in rows).items())},
             "cost": cost(sampled, [question.id for question in questions]),
         },
-    )  # fmt: skip
+    )
 
 
 def cost(sampled: Mapping[str, Mapping[int, Outcome]], ids: Sequence[str]) -> dict[str, float]:

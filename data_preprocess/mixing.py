@@ -20,9 +20,10 @@ from research_rl.questions import Question
 def add_mix(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "mix", help="converted sets in a ratio, or whole",
+        "mix",
+        help="converted sets in a ratio, or whole",
         example="python -m data_preprocess mix --part a/train.jsonl=2 --part b/train.jsonl=1 --out data/mixed",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--part",
         action="append",
@@ -73,10 +74,13 @@ def run_mix(options: argparse.Namespace) -> dict[str, Any]:
     done.not_drawn = sum(len(questions) for _, _, questions in parts) - len(done.questions)
     rng.shuffle(done.questions)
     card = {
-        "dataset": "mix", "seed": options.seed,
-        "parts": [{**source_of(str(path), None, None), "path": str(path), "share": str(weight or "all"), "questions": size}
-                  for (path, weight, _), size in zip(parts, sizes, strict=True)],
-    }  # fmt: skip
+        "dataset": "mix",
+        "seed": options.seed,
+        "parts": [
+            {**source_of(str(path), None, None), "path": str(path), "share": str(weight or "all"), "questions": size}
+            for (path, weight, _), size in zip(parts, sizes, strict=True)
+        ],
+    }
     return write_split(options.out, options.split, done, card)
 
 

@@ -34,10 +34,11 @@ def _common(parser: argparse.ArgumentParser, files: str) -> None:
 def add_cold_start(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "cold-start", help="rejection sampling: a set for supervised training (R1-Searcher++: 805 rows)",
+        "cold-start",
+        help="rejection sampling: a set for supervised training (R1-Searcher++: 805 rows)",
         example="python -m data_preprocess cold-start --questions train.jsonl --model mine --tokenizer mine/ \\\n    "
         "--rows 805 --out data/cold_start",
-    )  # fmt: skip
+    )
     _common(parser, "samples.jsonl, train.parquet and card.json")
     parser.set_defaults(method="r1_searcher_pp", run=run_cold_start)
     parser.add_argument("--samples", type=int, default=8, help="rollouts of each question")
@@ -47,10 +48,11 @@ def add_cold_start(commands: Any) -> None:
 def add_select(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "select", help="questions by difficulty for a model, from its own rollouts with search",
+        "select",
+        help="questions by difficulty for a model, from its own rollouts with search",
         example="python -m data_preprocess select --questions train.jsonl --model mine --tokenizer mine/ \\\n    "
         "--ratio medium=1,difficult=2 --rows 2000 --out data/selected",
-    )  # fmt: skip
+    )
     _common(parser, "rollouts.jsonl, counts.jsonl, and the chosen SPLIT.jsonl, .parquet and .card.json")
     parser.set_defaults(run=run_select)
     parser.add_argument(
@@ -106,9 +108,15 @@ def run_select(options: argparse.Namespace) -> dict[str, Any]:
         name: {n: found for n, found in outcomes.items() if n <= options.rollouts} for name, outcomes in read_log(log).items()
     }
     card = {
-        "dataset": "selected", "questions_file": str(options.questions), "model": options.model, "method": served.method.name,
-        "accept": options.accept, "temperature": options.temperature, "top_k": options.top_k, "last_run": this_run,
-    }  # fmt: skip
+        "dataset": "selected",
+        "questions_file": str(options.questions),
+        "model": options.model,
+        "method": served.method.name,
+        "accept": options.accept,
+        "temperature": options.temperature,
+        "top_k": options.top_k,
+        "last_run": this_run,
+    }
     return difficulty.select(questions, sampled, selection, options.out, card, options.split)
 
 

@@ -44,7 +44,7 @@ class BadRow:
 def open_text(path: Path) -> TextIO:
     """Open a text file, packed (.gz, .bz2) or not; bytes that are not UTF-8 become U+FFFD."""
     opener = OPENERS.get(path.suffix, open)
-    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")  # type: ignore[return-value]
+    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")  # type: ignore[return-value]  # rt: text
 
 
 def read_rows(
@@ -175,4 +175,4 @@ def _hub(source: str, config: str | None, split: str | None) -> Iterator[Row]:
             f"(config {config}, split {split}): {type(error).__name__}: {str(error)[:300]}"
         ) from error
     for number, fields in enumerate(rows, 1):
-        yield Row(f"{source}[{split}], row {number}", dict(fields))  # type: ignore[call-overload]
+        yield Row(f"{source}[{split}], row {number}", dict(fields))  # type: ignore[call-overload]  # a mapping

@@ -53,9 +53,10 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser(arguments: Sequence[str] = ()) -> Parser:
     """Return the parser; `arguments` are those that it is made for: `run --config FILE` changes defaults."""
     parser = Parser(
-        prog="python -m evaluation", description=__doc__,
+        prog="python -m evaluation",
+        description=__doc__,
         example="python -m evaluation score answers.jsonl --pred-field pred --gold-field answer",
-    )  # fmt: skip
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add_run(commands, arguments)
     add_rescore(commands)
@@ -71,10 +72,11 @@ def make_parser(arguments: Sequence[str] = ()) -> Parser:
 def add_run(commands: Any, arguments: Sequence[str]) -> None:
     """Add the evaluation of a served model."""
     parser = commands.add_parser(
-        "run", help="roll out questions over an OpenAI-compatible server and a retrieval service",
+        "run",
+        help="roll out questions over an OpenAI-compatible server and a retrieval service",
         example="python -m evaluation run --serve --model mine --tokenizer runs/quickstart/model \\\n    "
         "--questions test.jsonl --out rollouts.jsonl",
-    )  # fmt: skip
+    )
     add_questions(parser)
     add_model(parser)
     add_sampling(parser)
@@ -102,10 +104,11 @@ def run_questions(options: argparse.Namespace) -> dict[str, Any]:
 def add_rescore(commands: Any) -> None:
     """Add the rewards of recorded responses."""
     parser = commands.add_parser(
-        "rescore", help="the rewards of a method for responses that somebody else recorded",
+        "rescore",
+        help="the rewards of a method for responses that somebody else recorded",
         example="python -m evaluation rescore answers.jsonl --method r1_searcher \\\n    "
         "--response-field text --gold-field answer --out rewards.jsonl",
-    )  # fmt: skip
+    )
     parser.add_argument("input", type=Path, help="JSON lines, plain or .gz")
     parser.add_argument("--method", required=True, help="name or dotted path of the Method")
     parser.add_argument("--preset", default=None, help="the method's option `preset`")
@@ -131,9 +134,10 @@ def run_rescore(options: argparse.Namespace) -> dict[str, Any]:
 def add_score(commands: Any) -> None:
     """Add the answer metrics of recorded predictions."""
     parser = commands.add_parser(
-        "score", help="answer metrics for anybody's predictions",
+        "score",
+        help="answer metrics for anybody's predictions",
         example="python -m evaluation score answers.jsonl --pred-field pred --gold-field answer --metrics em,f1",
-    )  # fmt: skip
+    )
     parser.add_argument("input", type=Path, help="JSON lines, plain or .gz")
     parser.add_argument("--pred-field", default="answer", help="the predicted answer, a text")
     parser.add_argument("--gold-field", default="golden_answers", help="the golden answer, or a list of them")
@@ -158,18 +162,25 @@ def run_score(options: argparse.Namespace) -> dict[str, Any] | str:
     method = load_method(options.method, **options.method_options) if options.method else None
     names = [name.strip() for name in options.metrics.split(",") if name.strip()]
     result = score_file(
-        options.input, options.pred_field, options.gold_field, names, options.normalizer,
-        judge_field=options.judge_field, method=method, response_field=options.response_field,
-    )  # fmt: skip
+        options.input,
+        options.pred_field,
+        options.gold_field,
+        names,
+        options.normalizer,
+        judge_field=options.judge_field,
+        method=method,
+        response_field=options.response_field,
+    )
     return result if options.json else table(result)
 
 
 def add_recall(commands: Any) -> None:
     """Add the measure of a retrieval service alone."""
     parser = commands.add_parser(
-        "recall", help="how often a golden answer is in the top-k passages for the bare question",
+        "recall",
+        help="how often a golden answer is in the top-k passages for the bare question",
         example="python -m evaluation recall --questions test.jsonl --top-k 20",
-    )  # fmt: skip
+    )
     add_questions(parser)
     parser.add_argument("--top-k", type=int, default=TOP_K, help="passages of a search")
     parser.set_defaults(run=run_recall)

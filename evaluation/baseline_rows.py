@@ -28,9 +28,10 @@ THREADS = 8
 def add_baseline_rows(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "baseline-rows", help="a set for supervised training of a baseline, from golden answers",
+        "baseline-rows",
+        help="a set for supervised training of a baseline, from golden answers",
         example="python -m evaluation baseline-rows direct --questions train.jsonl --tokenizer runs/quickstart/model --out direct.parquet",
-    )  # fmt: skip
+    )
     parser.add_argument("name", choices=NAMES, help="the pipeline")
     parser.add_argument("--questions", type=Path, nargs="+", required=True, help="FlashRAG questions, JSON lines")
     parser.add_argument("--ids", type=Path, default=None, help="parquet of demonstrations: only the questions of its column id")

@@ -49,10 +49,11 @@ DIRECT = "Answer the question from what you know. Give only the answer, without 
 def add_baseline(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "baseline", help="FlashRAG's pipelines on the same model, service and questions as `run`",
+        "baseline",
+        help="FlashRAG's pipelines on the same model, service and questions as `run`",
         example="python -m evaluation baseline naive_rag --model mine --tokenizer runs/quickstart/model \\\n    "
         "--questions test.jsonl --out naive_rag.jsonl",
-    )  # fmt: skip
+    )
     parser.add_argument("name", choices=NAMES, help="the pipeline")
     parser.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
     parser.add_argument("--out", type=Path, required=True, help="records as `run` writes them")
@@ -69,9 +70,11 @@ def add_baseline(commands: Any) -> None:
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
     """Add what decides about a baseline's prompts."""
     parser.add_argument(
-        "--chat-template", default="auto", choices=CHOICES,
+        "--chat-template",
+        default="auto",
+        choices=CHOICES,
         help="auto: if the tokenizer has one (ircot never: FlashRAG's prompt is plain text); on or off: whatever it has",
-    )  # fmt: skip
+    )
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
     parser.add_argument("--top-k", type=int, default=TOP_K, help="passages of a search")
 

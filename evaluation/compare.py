@@ -56,9 +56,10 @@ def _value(record: dict[str, Any], metric: str, run: str) -> float:
 def add_report(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "report", help="runs side by side: table, plots, examples",
+        "report",
+        help="runs side by side: table, plots, examples",
         example="python -m evaluation report before=before.jsonl after=after.jsonl --out report.html",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "runs", nargs="+", metavar="[NAME=]RUN.jsonl", help="what run or baseline wrote; the first is the one compared with"
     )
@@ -99,13 +100,19 @@ def run_report(options: argparse.Namespace) -> dict[str, Any]:
     table = [{"name": run.name, **{name: estimate(run.values(name)) for name in columns}} for run in runs]
     tests = {run.name: paired(runs[0].values(options.metric), run.values(options.metric)) for run in runs[1:]}
     page = {
-        "runs": runs, "columns": columns, "table": table, "tests": tests, "metric": options.metric, "n": len(runs[0].records),
+        "runs": runs,
+        "columns": columns,
+        "table": table,
+        "tests": tests,
+        "metric": options.metric,
+        "n": len(runs[0].records),
         "groups": {kind: by_group(runs, kind, options.metric) for kind in ("type", "hops", "level")},
         "plots": [pareto(table, options.metric, cost) for cost in ("searches", "seconds")],
         "gained": changed(runs[0], runs[-1], options.metric, options.examples, gained=True),
         "lost": changed(runs[0], runs[-1], options.metric, options.examples, gained=False),
-        "published": published(runs[0]), "protocol": options.protocol,
-    }  # fmt: skip
+        "published": published(runs[0]),
+        "protocol": options.protocol,
+    }
     write_text(options.out, render("compare.html.j2", **page, show=show))
     write_text(options.out.with_suffix(".md"), markdown(page))
     return {"n": page["n"], **{row["name"]: {name: round(row[name].mean, 4) for name in columns} for row in table}}

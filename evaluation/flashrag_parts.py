@@ -26,9 +26,15 @@ class ServedGenerator:
     """What FlashRAG's pipelines need of a generator, over ``POST /completions``; counts what it costs. One per question."""
 
     def __init__(
-        self, url: str, model: str, max_tokens: int, tokenizer: Any, post: Callable[..., httpx.Response],
-        max_input_tokens: int = 4096, add_special_tokens: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        url: str,
+        model: str,
+        max_tokens: int,
+        tokenizer: Any,
+        post: Callable[..., httpx.Response],
+        max_input_tokens: int = 4096,
+        add_special_tokens: bool = True,
+    ) -> None:
         """`post` sends a request, as `httpx.Client.post` does. Text of a chat template has its special tokens already: add none."""
         self._url, self._model, self._max_tokens, self._post = url.rstrip("/"), model, max_tokens, post
         self._max_input_tokens, self._add_special_tokens = max_input_tokens, add_special_tokens
@@ -63,10 +69,14 @@ class ServedGenerator:
 
     def _complete(self, prompt: str, params: dict[str, Any], logprobs: bool) -> dict[str, Any]:
         body = {  # special tokens are skipped in the text, the server's default: an answer ends without the end-of-turn token
-            "model": self._model, "prompt": self._encode(prompt), "temperature": 0.0, "top_p": 1.0, "repetition_penalty": 1.0,
+            "model": self._model,
+            "prompt": self._encode(prompt),
+            "temperature": 0.0,
+            "top_p": 1.0,
+            "repetition_penalty": 1.0,
             "max_tokens": params.get("max_new_tokens") or params.get("max_tokens") or self._max_tokens,
             **({"logprobs": 1} if logprobs else {}),
-        }  # fmt: skip
+        }
         stops = sorted(set(params.get("stop") or ()))
         if 0 < len(stops) <= MOST_STOPS:  # with more, the text is cut here
             body["stop"] = stops

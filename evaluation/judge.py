@@ -26,9 +26,10 @@ _DEADLINE_S = 600.0  # for one reply, retries included
 def add_judge(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "judge", help="a language model decides whether predictions are right",
+        "judge",
+        help="a language model decides whether predictions are right",
         example="python -m evaluation judge rollouts.jsonl --out judged.jsonl --judge-model gpt-4o-mini",
-    )  # fmt: skip
+    )
     parser.add_argument("input", type=Path, help="JSON lines, plain or .gz; what `run` writes, or anybody's")
     parser.add_argument(
         "--out", type=Path, required=True, help="every row again, with `judge` (true or false) and `judge_said`"
@@ -65,35 +66,49 @@ def run_judge(options: argparse.Namespace) -> dict[str, Any]:
     for number, row in enumerate(rows, 1):
         silent = not field(row, options.pred_field, source, number)
         prompts.append(
-            None if silent else prompt(
-                template, text_field(row, options.question_field, source, number),
-                golden_field(row, options.gold_field, source, number), text_field(row, options.pred_field, source, number),
+            None
+            if silent
+            else prompt(
+                template,
+                text_field(row, options.question_field, source, number),
+                golden_field(row, options.gold_field, source, number),
+                text_field(row, options.pred_field, source, number),
             )
-        )  # fmt: skip
+        )
     cache_file = options.cache or options.out.with_name(f"{options.out.stem}.cache.jsonl")
     replies = Replies(cache_file)
     left = list(dict.fromkeys(text for text in prompts if text is not None and not replies.get(key(options.judge_model, text))))
     asyncio.run(_ask(options, left, replies))
     answers = [None if text is None else replies.get(key(options.judge_model, text)) for text in prompts]
     verdicts = [False if answer is None else verdict(answer.text) for answer in answers]
-    if unclear := [number for number, found in enumerate(verdicts, 1) if found is None]:
+    judged = enumerate(zip(verdicts, answers, strict=True), 1)
+    if unclear := [(number, answer.text) for number, (found, answer) in judged if found is None and answer]:
+        number, said = unclear[0]
         raise DataError(
-            f"{source}: the judge gave no verdict on {len(unclear)} rows (the first: row {unclear[0]}, "
-            f"{answers[unclear[0] - 1].text[:80]!r}): raise --max-tokens or take another judge; all answers are in {cache_file}"  # type: ignore[union-attr]
+            f"{source}: the judge gave no verdict on {len(unclear)} rows (the first: row {number}, {said[:80]!r}): "
+            f"raise --max-tokens or take another judge; all answers are in {cache_file}"
         )
     write_jsonl(
         options.out,
-        ({**row, "judge": found, "judge_said": answer.text if answer else ""}
-         for row, found, answer in zip(rows, verdicts, answers, strict=True)),
-    )  # fmt: skip
+        (
+            {**row, "judge": found, "judge_said": answer.text if answer else ""}
+            for row, found, answer in zip(rows, verdicts, answers, strict=True)
+        ),
+    )
     share = estimate([float(bool(found)) for found in verdicts])
     tokens = [sum(getattr(answer, kind) for answer in answers if answer) for kind in ("tokens_in", "tokens_out")]
     cost = sum(count * price / 1e6 for count, price in zip(tokens, options.price, strict=True))
     return {
-        "n": len(rows), "judge": round(share.mean, 4), "interval": [round(share.low, 4), round(share.high, 4)],
-        "criterion": options.criterion, "judge_model": options.judge_model, "asked_now": len(left), "tokens_in": tokens[0],
-        "tokens_out": tokens[1], "cost": round(cost, 4),
-    }  # fmt: skip
+        "n": len(rows),
+        "judge": round(share.mean, 4),
+        "interval": [round(share.low, 4), round(share.high, 4)],
+        "criterion": options.criterion,
+        "judge_model": options.judge_model,
+        "asked_now": len(left),
+        "tokens_in": tokens[0],
+        "tokens_out": tokens[1],
+        "cost": round(cost, 4),
+    }
 
 
 async def _ask(options: argparse.Namespace, prompts: list[str], replies: Replies) -> None:
@@ -102,9 +117,14 @@ async def _ask(options: argparse.Namespace, prompts: list[str], replies: Replies
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "tqdm", "eval") from error
     section = {
-        "url": options.judge_url, "model": options.judge_model, "max_tokens": options.max_tokens, "concurrency": options.concurrency,
-        "api_key_env": _KEY if os.environ.get(_KEY) else None, "deadline_s": _DEADLINE_S, "timeout_s": _DEADLINE_S / 5,
-    }  # fmt: skip
+        "url": options.judge_url,
+        "model": options.judge_model,
+        "max_tokens": options.max_tokens,
+        "concurrency": options.concurrency,
+        "api_key_env": _KEY if os.environ.get(_KEY) else None,
+        "deadline_s": _DEADLINE_S,
+        "timeout_s": _DEADLINE_S / 5,
+    }
     waiting = iter(prompts)
     with tqdm(total=len(prompts), unit="verdict", disable=None) as progress:
         async with JudgeClient(JudgeSettings.from_mapping(section)) as client:

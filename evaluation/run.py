@@ -87,8 +87,10 @@ def summarize(questions: Sequence[Sequence[Record]]) -> Record:
     if len(questions[0]) > 1:
         passed = [float(any(one["metrics"]["em"] for one in records)) for records in questions]
         figures[f"pass@{len(questions[0])}"] = round(mean(passed), 4)
-    by_verdict = {name: [one["metrics"]["searches"] for one in rollouts if bool(one["metrics"]["em"]) is right]
-                  for name, right in (("searches_when_right", True), ("searches_when_wrong", False))}  # fmt: skip
+    by_verdict = {
+        name: [one["metrics"]["searches"] for one in rollouts if bool(one["metrics"]["em"]) is right]
+        for name, right in (("searches_when_right", True), ("searches_when_wrong", False))
+    }
     seconds = sorted(one["generate_s"] + one["search_s"] for one in rollouts)
     figures["cost"] = {
         **{name: round(mean(values), 3) if values else None for name, values in by_verdict.items()},

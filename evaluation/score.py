@@ -17,9 +17,16 @@ RIGHT, WRONG = ("true", "yes", "correct", "1"), ("false", "no", "incorrect", "0"
 
 
 def score_file(
-    source: Path, pred_field: str, gold_field: str, metrics: Sequence[str], normalizer: str, *, judge_field: str | None = None,
-    method: Method | None = None, response_field: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    source: Path,
+    pred_field: str,
+    gold_field: str,
+    metrics: Sequence[str],
+    normalizer: str,
+    *,
+    judge_field: str | None = None,
+    method: Method | None = None,
+    response_field: str | None = None,
+) -> dict[str, Any]:
     """Return ``{"n", "without_prediction", "normalizer", "metrics": {name: {"mean", "low", "high"}}}``,
     means over rows with 95 % intervals.
 

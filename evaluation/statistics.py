@@ -46,8 +46,14 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
     if len(sample) < 2 or np.all(sample == sample[0]):
         return Estimate(mean, mean, mean)
     interval = stats.bootstrap(
-        (sample,), np.mean, n_resamples=RESAMPLES, method="percentile", vectorized=True, batch=500, rng=np.random.default_rng(seed)
-    ).confidence_interval  # fmt: skip
+        (sample,),
+        np.mean,
+        n_resamples=RESAMPLES,
+        method="percentile",
+        vectorized=True,
+        batch=500,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
     return Estimate(mean, float(interval.low), float(interval.high))
 
 
@@ -66,7 +72,12 @@ def paired(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Difference:
     if not np.any(difference):
         return Difference(mean, low, high, 1.0)
     test = stats.permutation_test(
-        (difference,), np.mean, permutation_type="samples", n_resamples=RESAMPLES, vectorized=True, batch=500,
+        (difference,),
+        np.mean,
+        permutation_type="samples",
+        n_resamples=RESAMPLES,
+        vectorized=True,
+        batch=500,
         rng=np.random.default_rng(seed),
-    )  # fmt: skip
+    )
     return Difference(mean, low, high, float(test.pvalue))

@@ -50,14 +50,16 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentParser:
     """Return the parser. The commands of `CONFIGURED` have an option for each setting only if they are in `complete`."""
     parser = argparse.ArgumentParser(
-        prog="rag-serving", description="A retrieval service over FlashRAG indexes, the web, or Milvus.",
+        prog="rag-serving",
+        description="A retrieval service over FlashRAG indexes, the web, or Milvus.",
         **example("rag-serving index --corpus corpus.jsonl --out index/"),
-    )  # fmt: skip
+    )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     index = commands.add_parser(
-        "index", help="build an index of a corpus; interrupted, the same command goes on",
+        "index",
+        help="build an index of a corpus; interrupted, the same command goes on",
         **example("rag-serving index --corpus corpus.jsonl --out index/ --engine bm25 dense --encoder intfloat/e5-base-v2"),
-    )  # fmt: skip
+    )
     source = index.add_mutually_exclusive_group(required=True)
     source.add_argument("--corpus", type=Path, help="file (.jsonl, .tsv, each also .gz; .parquet) or folder of .txt and .md")
     source.add_argument(
@@ -101,9 +103,10 @@ def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentPars
     )
     index.add_argument("--collection", "--milvus-collection", default="passages", help="its name (default passages)")
     estimate = commands.add_parser(
-        "estimate", help="memory, disk, time and speed of an index before it is built",
+        "estimate",
+        help="memory, disk, time and speed of an index before it is built",
         **example("rag-serving estimate --passages 21015324"),
-    )  # fmt: skip
+    )
     estimate.add_argument("--passages", type=int, help="how many; default: as many as --corpus seems to have")
     estimate.add_argument("--corpus", type=Path, help="sample these passages instead of synthetic ones")
     estimate.add_argument("--words", type=int, default=100, help="words of a synthetic passage (default 100)")
@@ -111,9 +114,10 @@ def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentPars
     estimate.add_argument("--dimension", type=int, default=768, help="numbers in a vector, without --encoder (default 768)")
     estimate.add_argument("--json", action="store_true", help="bytes and seconds as JSON")
     verify = commands.add_parser(
-        "verify", help="read an index whole: hashes, structure, passages found by their own words",
+        "verify",
+        help="read an index whole: hashes, structure, passages found by their own words",
         **example("rag-serving verify index/"),
-    )  # fmt: skip
+    )
     verify.add_argument("index", type=Path, help="directory made by `rag-serving index`")
     add_clients(commands)
     for name, told, typed in (
@@ -121,8 +125,11 @@ def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentPars
         ("config", "print the settings in force and where each came from", "rag-serving config --config service.yaml"),
     ):
         command = commands.add_parser(
-            name, help=told, description=f"{told}. Every flag can also be RAG_SERVING_NAME, or a name in --config.", **example(typed)
-        )  # fmt: skip
+            name,
+            help=told,
+            description=f"{told}. Every flag can also be RAG_SERVING_NAME, or a name in --config.",
+            **example(typed),
+        )
         command.add_argument("--config", type=Path, help="YAML file of settings")
         if name in complete:  # the settings' package takes a moment to import
             _add_settings(command)

@@ -33,9 +33,15 @@ def listen(host: str, port: int) -> socket.socket:
 def uvicorn_options(settings: Settings) -> dict[str, Any]:
     """Return the options of `uvicorn.Config`; raises the limit of open files as far as this user may."""
     return {
-        "log_config": None, "access_log": False, "http": limited_protocol(settings, _allow_descriptors()), "ws": "none",
-        "timeout_keep_alive": 75, "timeout_graceful_shutdown": max(1, round(settings.drain_s)), "server_header": False, "backlog": 4096,
-    }  # fmt: skip
+        "log_config": None,
+        "access_log": False,
+        "http": limited_protocol(settings, _allow_descriptors()),
+        "ws": "none",
+        "timeout_keep_alive": 75,
+        "timeout_graceful_shutdown": max(1, round(settings.drain_s)),
+        "server_header": False,
+        "backlog": 4096,
+    }
 
 
 def _allow_descriptors() -> int:

@@ -15,9 +15,11 @@ TOLD = "give a running service's search to agents that speak MCP (Model Context 
 def add_mcp(commands: Any, url: str) -> argparse.ArgumentParser:
     """Add the command; `url` is the default."""
     mcp = commands.add_parser(
-        "mcp", help=TOLD, description=f"{TOLD}: the tools search and open.",
+        "mcp",
+        help=TOLD,
+        description=f"{TOLD}: the tools search and open.",
         **example("rag-serving mcp --url http://127.0.0.1:8000"),
-    )  # fmt: skip
+    )
     mcp.add_argument("--url", "--retrieval-url", default=url, help=f"the running service (default {url})")
     mcp.add_argument(
         "--transport",
@@ -28,9 +30,12 @@ def add_mcp(commands: Any, url: str) -> argparse.ArgumentParser:
     mcp.add_argument("--host", default="127.0.0.1", help="http: address to listen on (default 127.0.0.1)")
     mcp.add_argument("--port", type=int, default=8001, help="http: port to listen on; 0: any free one (default 8001)")
     mcp.add_argument(
-        "--allow-host", action="append", default=[], metavar="NAME",
+        "--allow-host",
+        action="append",
+        default=[],
+        metavar="NAME",
         help="http: a name that clients reach it by, beside --host and localhost, without port; can be repeated",
-    )  # fmt: skip
+    )
     mcp.add_argument(
         "--tokens-file", type=Path, help="http: file of accepted bearer tokens, one per line; or RAG_SERVING_TOKENS"
     )

@@ -122,9 +122,12 @@ def http_app(server: MCPServer[None], settings: Settings, names: Iterable[str] =
         allowed_origins=[f"{scheme}://{host}{port}" for scheme in ("http", "https") for host in hosts for port in ("", ":*")],
     )
     app = server.streamable_http_app(
-        streamable_http_path=PATH, json_response=True, stateless_http=True, transport_security=security,
+        streamable_http_path=PATH,
+        json_response=True,
+        stateless_http=True,
+        transport_security=security,
         max_request_body_size=settings.max_body_bytes,
-    )  # fmt: skip
+    )
     return Guard(app, settings, frozenset({PATH}))
 
 

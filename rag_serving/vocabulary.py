@@ -20,9 +20,17 @@ from rag_serving import IndexingError, MissingExtraError
 
 HASHES, STEMS = "vocab.hashes.npy", "vocab.index.json"
 LANGUAGES = {
-    "en": "english", "de": "german", "nl": "dutch", "fr": "french", "es": "spanish", "pt": "portuguese", "it": "italian",
-    "ru": "russian", "sv": "swedish", "no": "norwegian",
-}  # fmt: skip
+    "en": "english",
+    "de": "german",
+    "nl": "dutch",
+    "fr": "french",
+    "es": "spanish",
+    "pt": "portuguese",
+    "it": "italian",
+    "ru": "russian",
+    "sv": "swedish",
+    "no": "norwegian",
+}
 
 
 def tokenizer(language: str = "en") -> Any:

@@ -83,9 +83,11 @@ def blocks_of(source: Path, names: tuple[str, ...]) -> Iterator[Block]:
             if _plain(path).endswith((".tar", ".tgz")):
                 stream = _members(path)
             elif path.suffix in STREAMS:
-                stream = _stream(path) if len(files) == 1 or path.stat().st_size > BLOCK else iter(
-                    [Block(str(path), path.stat().st_size, packed=path.suffix)]
-                )  # fmt: skip
+                stream = (
+                    _stream(path)
+                    if len(files) == 1 or path.stat().st_size > BLOCK
+                    else iter([Block(str(path), path.stat().st_size, packed=path.suffix)])
+                )
             else:
                 size = path.stat().st_size
                 stream = (

@@ -20,9 +20,13 @@ Result = TypeVar("Result")
 
 
 def in_order(
-    blocks: Iterable[Block], work: Callable[..., Result], arguments: tuple, workers: int, start: Callable[..., None],
+    blocks: Iterable[Block],
+    work: Callable[..., Result],
+    arguments: tuple,
+    workers: int,
+    start: Callable[..., None],
     start_arguments: tuple,
-) -> Iterator[tuple[Block, Result]]:  # fmt: skip
+) -> Iterator[tuple[Block, Result]]:
     """Yield each block and ``work(block, *arguments)``, in order, at most two blocks a worker ahead.
 
     `start(*start_arguments)` runs once in every worker. `workers` 0: one per core.

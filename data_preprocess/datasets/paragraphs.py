@@ -31,7 +31,8 @@ def records(value: Any) -> list[Any]:
 def titled(value: Any) -> list[tuple[Any, Any]]:
     """Return (title, what stands beside it) of records ``[title, X]`` or ``{"title": title, NAME: X}``, see `records`."""
     return [
-        (record["title"], next(beside for name, beside in record.items() if name != "title")) if isinstance(record, dict)
+        (record["title"], next(beside for name, beside in record.items() if name != "title"))
+        if isinstance(record, dict)
         else (record[0], record[1])
         for record in records(value)
-    ]  # fmt: skip
+    ]

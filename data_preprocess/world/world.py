@@ -125,7 +125,7 @@ class World:
                     continue
                 seen.add(text)
                 identifier = f"{split}-{kind}-{len(seen)}"
-                questions.append(Question(identifier, text, (answer,), kind, supporting, chain))  # type: ignore[arg-type]
+                questions.append(Question(identifier, text, (answer,), kind, supporting, chain))  # type: ignore[arg-type]  # a name of `pools`
             if len(seen) < wanted:
                 raise ValueError(f"{split} has only {len(seen)} {kind} questions, {wanted} were asked for: use a larger scale")
         rng.shuffle(questions)

@@ -110,9 +110,17 @@ def build_bm25(
     try:
         with tqdm(desc="scoring", unit="posting", unit_scale=True, **shown) as bar:
             write_postings(
-                mapped, np.frombuffer(ends, np.int64), len(words.stem_to_sid), part, options.k1, options.b, memory, processes,
-                bar.update, written,
-            )  # fmt: skip
+                mapped,
+                np.frombuffer(ends, np.int64),
+                len(words.stem_to_sid),
+                part,
+                options.k1,
+                options.b,
+                memory,
+                processes,
+                bar.update,
+                written,
+            )
     except Unclear:
         return build_bm25(corpus, directory, options, memory, processes)
     del mapped

@@ -42,9 +42,14 @@ def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, An
     from rag_serving.retrievers.encoder import Encoder
 
     encoder = Encoder(
-        settings["encoder"], query_prefix=settings["query_prefix"], passage_prefix=settings["passage_prefix"],
-        pooling=settings["pooling"], max_length=settings["max_length"], device=device, half=device != "cpu",
-    )  # fmt: skip
+        settings["encoder"],
+        query_prefix=settings["query_prefix"],
+        passage_prefix=settings["passage_prefix"],
+        pooling=settings["pooling"],
+        max_length=settings["max_length"],
+        device=device,
+        half=device != "cpu",
+    )
     index = faiss.read_index(str(old / settings["file"]))
     if index.d != encoder.dimension:
         raise IndexingError(
@@ -77,9 +82,14 @@ def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: 
     from rag_serving.retrievers.encoder import Encoder
 
     encoder = Encoder(
-        options.encoder, query_prefix=options.query_prefix, passage_prefix=options.passage_prefix, pooling=options.pooling,
-        max_length=options.max_length, device=device, half=device != "cpu",
-    )  # fmt: skip
+        options.encoder,
+        query_prefix=options.query_prefix,
+        passage_prefix=options.passage_prefix,
+        pooling=options.pooling,
+        max_length=options.max_length,
+        device=device,
+        half=device != "cpu",
+    )
     part = directory / "dense.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -93,10 +103,15 @@ def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: 
     part.rename(directory / "dense")
     shutil.rmtree(directory / "vectors", ignore_errors=True)
     return {
-        "encoder": options.encoder, "file": name, "faiss": kind, "dimension": encoder.dimension,
-        "query_prefix": encoder.query_prefix, "passage_prefix": encoder.passage_prefix, "pooling": options.pooling,
+        "encoder": options.encoder,
+        "file": name,
+        "faiss": kind,
+        "dimension": encoder.dimension,
+        "query_prefix": encoder.query_prefix,
+        "passage_prefix": encoder.passage_prefix,
+        "pooling": options.pooling,
         "max_length": options.max_length,
-    }  # fmt: skip
+    }
 
 
 def _index(corpus: Corpus, shards: Path, encoder: Any, options: DenseOptions, out: Path) -> None:

@@ -30,8 +30,14 @@ from rag_serving.vocabulary import HASHES
 
 SAMPLES = (15_000, 45_000)  # passages of the two trial builds
 # bytes a vector of d numbers takes, beside the 8 of its id in an IVF list; HNSW32: 64 links of 4 bytes at the bottom, few above
-_VECTOR_BYTES = {"Flat": lambda d: 4 * d, "SQ8": lambda d: d, "HNSW32": lambda d: 4 * d + 272, "IVF4096,Flat": lambda d: 4 * d + 8,
-                 "IVF4096,SQ8": lambda d: d + 8, "IVF4096,PQ48": lambda d: 56}  # fmt: skip
+_VECTOR_BYTES = {
+    "Flat": lambda d: 4 * d,
+    "SQ8": lambda d: d,
+    "HNSW32": lambda d: 4 * d + 272,
+    "IVF4096,Flat": lambda d: 4 * d + 8,
+    "IVF4096,SQ8": lambda d: d + 8,
+    "IVF4096,PQ48": lambda d: 56,
+}
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class _Counted(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        count = self._file.readinto(buffer)  # type: ignore[attr-defined]
+        count = self._file.readinto(buffer)  # type: ignore[attr-defined]  # missing in IO[bytes]
         self._progress(count)
         return count
 

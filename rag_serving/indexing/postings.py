@@ -124,9 +124,17 @@ def inverse_frequencies(frequencies: np.ndarray, passages: int) -> np.ndarray:
 
 
 def write_postings(
-    ids: np.ndarray, ends: np.ndarray, terms: int, directory: Path, k1: float, b: float, memory: int, threads: int,
-    report: Callable[[int], Any] = lambda postings: None, before: Written | None = None,
-) -> int:  # fmt: skip
+    ids: np.ndarray,
+    ends: np.ndarray,
+    terms: int,
+    directory: Path,
+    k1: float,
+    b: float,
+    memory: int,
+    threads: int,
+    report: Callable[[int], Any] = lambda postings: None,
+    before: Written | None = None,
+) -> int:
     """Write `data`, `indices`, `indptr` and the lengths to `directory`; return the number of postings.
 
     Args:

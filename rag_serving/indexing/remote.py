@@ -30,18 +30,26 @@ def fill_milvus(
     except ImportError as error:
         raise MissingExtraError(error.name or "pymilvus", "milvus") from error
     encoder = Encoder(
-        dense.encoder, query_prefix=dense.query_prefix, passage_prefix=dense.passage_prefix, pooling=dense.pooling,
-        max_length=dense.max_length, device=device, half=device != "cpu",
-    )  # fmt: skip
+        dense.encoder,
+        query_prefix=dense.query_prefix,
+        passage_prefix=dense.passage_prefix,
+        pooling=dense.pooling,
+        max_length=dense.max_length,
+        device=device,
+        half=device != "cpu",
+    )
     format, digest = format or detect(corpus), hashlib.sha256()
     for passage in read_corpus(corpus, format):  # a first reading: the whole is checked before anything is written
         digest.update(repr(sorted(passage.items())).encode("utf-8", "replace"))
     built = {
         "milvus": {
-            "encoder": dense.encoder, "query_prefix": encoder.query_prefix, "passage_prefix": encoder.passage_prefix,
-            "pooling": dense.pooling, "max_length": dense.max_length,
+            "encoder": dense.encoder,
+            "query_prefix": encoder.query_prefix,
+            "passage_prefix": encoder.passage_prefix,
+            "pooling": dense.pooling,
+            "max_length": dense.max_length,
         }
-    }  # fmt: skip
+    }
     manifest = {
         "format_version": FORMAT_VERSION,
         "index_id": index_id(digest.hexdigest(), built),

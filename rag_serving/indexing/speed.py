@@ -112,9 +112,18 @@ class _Search:
             answers = np.empty((asked, K), np.int64), np.empty((asked, K), np.float32), np.empty(asked, np.int64)
             for pointers, begin in ((self._pointers, first), (self._pointers[: first + 1], 0)):
                 best(
-                    self._terms, pointers, self._starts, self._ends, self._rows, self._scores, self._maxima, self._passages,
-                    begin, 1, *answers,
-                )  # fmt: skip
+                    self._terms,
+                    pointers,
+                    self._starts,
+                    self._ends,
+                    self._rows,
+                    self._scores,
+                    self._maxima,
+                    self._passages,
+                    begin,
+                    1,
+                    *answers,
+                )
             return time.thread_time() - started
 
         taken, begun = [], time.perf_counter()

@@ -67,9 +67,11 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         from rag_serving.retrievers.milvus import Milvus
 
         retriever = Milvus(
-            settings.milvus_uri, settings.milvus_collection, lambda filled_with: _encoder(settings, filled_with),
+            settings.milvus_uri,
+            settings.milvus_collection,
+            lambda filled_with: _encoder(settings, filled_with),
             settings.milvus_token.get_secret_value(),
-        )  # fmt: skip
+        )
         index_id = str(retriever.manifest.get("index_id", settings.milvus_collection))
     else:
         retriever, index_id, engine, corpus = _open_index(settings, report)
@@ -165,9 +167,14 @@ def _encoder(settings: Settings, built_with: dict[str, Any]) -> Any:
     elif prefix != built_with.get("query_prefix", prefix):
         log.warning("query_prefix is %r, as the settings say; the index was built for %r", prefix, built_with["query_prefix"])
     return Encoder(
-        model, query_prefix=prefix, passage_prefix=built_with.get("passage_prefix"), pooling=built_with.get("pooling"),
-        max_length=built_with.get("max_length"), device=settings.device, half=settings.half,
-    )  # fmt: skip
+        model,
+        query_prefix=prefix,
+        passage_prefix=built_with.get("passage_prefix"),
+        pooling=built_with.get("pooling"),
+        max_length=built_with.get("max_length"),
+        device=settings.device,
+        half=settings.half,
+    )
 
 
 def _dense(settings: Settings, directory: Path, built_with: dict[str, Any], corpus: Any, report: Report) -> Retriever:

@@ -58,8 +58,12 @@ def _nested(index: Any) -> bool:
     while isinstance(index, faiss.IndexPreTransform | faiss.IndexIDMap):
         index = faiss.downcast_index(index.index)
     return type(index) in (
-        faiss.IndexFlat, faiss.IndexFlatIP, faiss.IndexScalarQuantizer, faiss.IndexIVFFlat, faiss.IndexIVFScalarQuantizer,
-    )  # fmt: skip
+        faiss.IndexFlat,
+        faiss.IndexFlatIP,
+        faiss.IndexScalarQuantizer,
+        faiss.IndexIVFFlat,
+        faiss.IndexIVFScalarQuantizer,
+    )
 
 
 class FaissEngine(VectorEngine):

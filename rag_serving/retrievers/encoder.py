@@ -99,10 +99,16 @@ class Encoder:
             raise ServingError(f"unknown pooling {pooling!r}; choose one of: {', '.join(POOLING)}")
         known = profile_of(name or model)
         self._batch_size, self.normalize = batch_size, known.normalize
-        self.model, self._options = model, {
-            "name": name, "query_prefix": query_prefix, "passage_prefix": passage_prefix, "max_length": max_length, "device": device,
-            "half": half, "batch_size": batch_size,
-        }  # fmt: skip
+        self.model = model
+        self._options = {
+            "name": name,
+            "query_prefix": query_prefix,
+            "passage_prefix": passage_prefix,
+            "max_length": max_length,
+            "device": device,
+            "half": half,
+            "batch_size": batch_size,
+        }
         modules: list[Any] | None = None
         try:
             if pooling is not None or not _says_how_to_pool(model):

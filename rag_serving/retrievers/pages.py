@@ -11,7 +11,7 @@ import logging
 import socket
 import time
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import httpcore
@@ -153,14 +153,16 @@ class PageReader:
         return None
 
 
+def _as_it_is(piece: bytes, _limit: int) -> bytes:
+    return piece
+
+
 def _body(response: httpx.Response) -> bytes | None:
     """Return the body, unpacked no further than the limit; None beyond it, or if it is packed in a way not asked for."""
     packing = response.headers.get("content-encoding", "identity").strip().lower()
     if packing not in ("identity", "gzip"):
         return None
-    unpack: Callable[[bytes, int], bytes] = lambda piece, _: piece  # noqa: E731
-    if packing == "gzip":
-        unpack = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress
+    unpack = zlib.decompressobj(zlib.MAX_WBITS | 16).decompress if packing == "gzip" else _as_it_is
     body = bytearray()
     for piece in response.iter_raw():
         body += unpack(piece, MAX_PAGE_BYTES + 1 - len(body))

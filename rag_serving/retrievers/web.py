@@ -54,7 +54,7 @@ class WebSearch(Retriever):
             from rag_serving.retrievers.pages import PageReader
 
             if fetch_pages:
-                import trafilatura  # noqa: F401
+                import trafilatura  # noqa: F401 - pages are read with it
         except ImportError as error:
             raise MissingExtraError(error.name or "diskcache", "web") from error
         self._url, self._page_characters, self._keep_s = url, page_characters, cache_days * 86_400

@@ -155,7 +155,9 @@ def sample(done: Conversion, count: int, seed: int) -> Conversion:
         DataError: there are fewer.
     """
     if not 0 < count <= len(done.questions):
-        raise DataError(f"{count} questions asked for, {len(done.questions)} are left")
+        raise DataError(
+            f"{count} questions are to be drawn (--hold-out, --sample), and {len(done.questions)} are there: ask for fewer, at least 1"
+        )
     drawn = set(random.Random(seed).sample(range(len(done.questions)), count))
     both: tuple[list[Question], list[Question]] = [], []
     for index, question in enumerate(done.questions):

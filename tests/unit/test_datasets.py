@@ -390,7 +390,7 @@ def test_limits_by_length_and_kind_of_answer(tmp_path):
 def test_more_questions_than_there_are_is_an_error(tmp_path, capsys):
     source = written(tmp_path / "train.jsonl", many(5), "lines")
     assert main(["nq", "--input", str(source), "--out", str(tmp_path / "o"), "--sample", "6"]) == 1
-    assert "6 questions asked for, 5 are left" in capsys.readouterr().err
+    assert "6 questions are to be drawn (--hold-out, --sample), and 5 are there" in capsys.readouterr().err
 
 
 def mixed(tmp_path, *options):

@@ -44,7 +44,7 @@ def training_row(method: Method, identifier: str, question: str, pieces: Sequenc
     """Return a row of `train.parquet`; what reads it is `research_rl.codec.encode_row`."""
     return {
         "id": identifier,
-        "prompt": json.dumps(method.prompt(question), ensure_ascii=False),  # a text, or messages
+        "prompt": json.dumps(method.prompt(question), ensure_ascii=False),  # a text or messages, as JSON
         "prefill": method.prefill,
         "segments": list(pieces),
     }

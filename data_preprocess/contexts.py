@@ -54,8 +54,10 @@ class Contexts:
         return tuple(supporting)
 
     def resolve(self, questions: list[Question]) -> dict[str, int]:
-        """Look up, in place, the supporting titles whose paragraph the own row lacks (HotpotQA's fullwiki files: retrieved, not gold): the
-        passage of another row counts if it alone has that title. Return what a split's card says of it."""
+        """Look up, in place, the supporting titles whose paragraph is not in their own row (HotpotQA's fullwiki files hold retrieved
+        paragraphs, not gold ones): the passage of another row counts if it alone has that title. Return what a split's card says
+        of it.
+        """
         ids: dict[str, list[str]] = defaultdict(list)
         for identifier, title in self.titles.items():
             ids[title].append(identifier)

@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass
 class Conversion:
-    """What came of the rows of one split."""
+    """The questions of one split, and a record of the rows that became none."""
 
     rows: int = 0
     questions: list[Question] = field(default_factory=list)
@@ -58,7 +58,7 @@ class Conversion:
     not_drawn: int = 0
 
     def drop(self, where: str, reason: str, detail: str = "") -> None:
-        """Leave a row out, on record."""
+        """Leave a row out and record why."""
         self.dropped.append({"where": where, "reason": reason, "detail": detail})
 
 
@@ -138,7 +138,7 @@ def convert(
 
 
 def without_overlap(done: Conversion, overlap: Overlap) -> None:
-    """Leave out, on record, the questions that another set asks."""
+    """Leave out the questions that another set asks, and record each."""
     kept: list[Question] = []
     for question, found in zip(done.questions, overlap.find([q.question for q in done.questions]), strict=True):
         if found:

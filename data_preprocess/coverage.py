@@ -72,7 +72,7 @@ class Phrases:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question as far as coverage is concerned."""
+    """What coverage needs of a question."""
 
     question: str
     golden_answers: tuple[str, ...]
@@ -101,7 +101,7 @@ class Seen:
     answered_by_title: set[int] = field(default_factory=set)
 
     def add(self, other: Seen) -> None:
-        """Count what another block gave."""
+        """Add the counts of another block."""
         self.passages += other.passages
         for name in ("answers", "ids", "titles", "answered_by_id", "answered_by_title"):
             getattr(self, name).update(getattr(other, name))
@@ -169,7 +169,7 @@ def scan(questions: Sequence[Asked], passages: Sequence[Path], workers: int = 0)
         if not path.is_file():
             raise DataError(f"no passages at {path}: give a file of JSON lines with id and contents, plain or .gz")
     sizes = [path.stat().st_size for path in passages]
-    most = min(workers or os.cpu_count() or 1, 1 + sum(sizes) // BLOCK)  # a process more than blocks would start for nothing
+    most = min(workers or os.cpu_count() or 1, 1 + sum(sizes) // BLOCK)  # a process without a block would start for nothing
     blocks = (block for path in passages for block in blocks_of(path, ("",)))
     total, lines = Seen(), defaultdict(int)
     with progress_in_bytes(sum(sizes)) as progress:
@@ -213,5 +213,5 @@ def _complete(asked: Asked, seen: Seen, by_id: bool) -> bool:
 
 
 def share(count: int, of: int) -> dict[str, Any]:
-    """Return a count with what it is of; the share is None of nothing."""
+    """Return a count, its total, and the share; the share is None if the total is 0."""
     return {"count": count, "of": of, "share": round(count / of, 4) if of else None}

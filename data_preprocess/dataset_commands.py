@@ -30,7 +30,7 @@ from research_rl.questions import read_questions
 
 EVALUATION = ("dev", "test", "validation")  # splits that keep questions asked twice: figures are compared over all of them
 HUB_SPLITS = {"dev": "validation"}
-SHOWN = 10  # malformed rows told on the terminal; all of them are in the file
+SHOWN = 10  # malformed rows printed on the terminal; all of them are in SPLIT.dropped.jsonl
 
 
 def add_dataset(commands: Any, name: str) -> None:
@@ -162,8 +162,8 @@ def _splits(
             if not count.isdigit() or not name or name in inputs:
                 raise DataError(f"--hold-out takes a new split and a number, for example dev=500; got {options.hold_out!r}")
             held = sample(done, int(count), options.seed)
-            held.dropped = []  # they are train's
-            yield name, held, dict(card)  # its own: train's goes on
+            held.dropped = []  # they are listed with train
+            yield name, held, dict(card)  # a copy: train's card is changed below
         if options.sample is not None:
             done = sample(done, options.sample, options.seed)
         yield split, done, card

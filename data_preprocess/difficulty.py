@@ -39,7 +39,7 @@ class Selection:
     seed: int = 1
 
     def check(self, rollouts: int, stop_early: bool) -> None:
-        """Refuse what cannot be told from the rollouts.
+        """Refuse a selection that these rollouts cannot decide.
 
         Raises:
             ConfigError: an unknown measure or bucket, bounds in the wrong order, or too few rollouts for them.

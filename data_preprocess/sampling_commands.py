@@ -17,7 +17,7 @@ from research_rl.types import Trajectory
 
 CHOICE = frozenset(
     {"per_question", "rows", "seed", "by", "bounds", "ratio", "rollouts", "split"}
-)  # concern what is chosen of the samples
+)  # concern the choice among the samples only, so they may change from run to run
 
 
 def _common(parser: argparse.ArgumentParser, files: str) -> None:

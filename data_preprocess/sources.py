@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from research_rl.errors import DataError, missing_extra
 
 CHUNK = 1 << 20  # characters read at a time from a JSON array
-LARGEST = 1 << 26  # characters of one row of it; what is no row by then never will be
+LARGEST = 1 << 26  # most characters of one row of the array; a longer one is taken as broken
 OPENERS = {".gz": gzip.open, ".bz2": bz2.open}
 _CONTAINER = re.compile(r'\s*\{\s*(?:"[^"]*"\s*:\s*[^\[\]{}]*,\s*)*"[Dd]ata"\s*:\s*\[')
 _SPACE = re.compile(r"[\s,]*")
@@ -27,7 +27,7 @@ _SPACE = re.compile(r"[\s,]*")
 
 @dataclass(frozen=True)
 class Row:
-    """A row and its place."""
+    """A row, and the file and line (or row) it stands at."""
 
     where: str
     fields: dict[str, Any]
@@ -35,7 +35,7 @@ class Row:
 
 @dataclass(frozen=True)
 class BadRow:
-    """What stands where a row should, and why it is none."""
+    """A place where no row could be read, and the reason."""
 
     where: str
     reason: str
@@ -44,7 +44,7 @@ class BadRow:
 def open_text(path: Path) -> TextIO:
     """Open a text file, packed (.gz, .bz2) or not; bytes that are not UTF-8 become U+FFFD."""
     opener = OPENERS.get(path.suffix, open)
-    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")  # type: ignore[return-value]  # rt: text
+    return opener(path, "rt", encoding="utf-8-sig", errors="replace", newline="")  # type: ignore[return-value]  # mode rt: text
 
 
 def read_rows(

@@ -64,7 +64,7 @@ def run_baseline_rows(options: argparse.Namespace) -> dict[str, Any]:
         raise DataError(f"no question is left of {', '.join(map(str, options.questions))}")
     random.Random(options.seed).shuffle(questions)
     questions = questions[: options.rows]
-    with contextlib.redirect_stdout(sys.stderr):  # where FlashRAG prints a line per question
+    with contextlib.redirect_stdout(sys.stderr):  # FlashRAG prints a line per question
         config, tokenizer, chat = prepare(options)
 
         def one(row: dict[str, Any]) -> dict[str, Any]:

@@ -80,16 +80,15 @@ def add_prompt_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
-    """Answer what the log does not have, and return the summary, which is written beside it as well.
+    """Answer the questions that are not in the log yet, and return the summary, which is written beside it as well.
 
     Raises:
         ConfigError: the tokenizer has no chat template that works, and one was asked for; or the server's context is too short.
         GenerationError, RetrievalError: a server is gone; run again, it goes on.
         MissingExtraError: FlashRAG is not installed.
     """
-    with contextlib.redirect_stdout(
-        sys.stderr
-    ):  # where FlashRAG prints a line per question; of the whole process, threads included
+    # FlashRAG prints a line per question; the threads' output is redirected, too
+    with contextlib.redirect_stdout(sys.stderr):
         return _run(options)
 
 
@@ -120,7 +119,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, bool]:
         ConfigError: the tokenizer has no chat template that works, and one was asked for.
         MissingExtraError: FlashRAG is not installed.
     """
-    os.environ["TQDM_DISABLE"] = "1"  # FlashRAG's bars, one per question; ours says what it wants
+    os.environ["TQDM_DISABLE"] = "1"  # no progress bar of FlashRAG's for every question
     try:
         from flashrag.config import Config
         from transformers import AutoTokenizer
@@ -159,9 +158,8 @@ def _answer_all(
             return record(row, answer(options, config, generator, retriever, row, chat), generator, retriever, chat)
 
         try:
-            for finished in as_completed(
-                [pool.submit(one, row) for row in rows]
-            ):  # not in order: a slow one keeps none off the log
+            # as they finish: a slow question does not delay the records of those that are done
+            for finished in as_completed([pool.submit(one, row) for row in rows]):
                 log.write(json.dumps(finished.result(), ensure_ascii=False) + "\n")
                 progress.update()
         except BaseException:
@@ -207,7 +205,8 @@ def answer(
     row: dict[str, Any],
     chat: bool,
 ) -> str:
-    """Return the answer of a FlashRAG pipeline to one question: the first line of what it says. Reads `name`, for flare `max_tokens`."""
+    """Return the answer of a FlashRAG pipeline to one question: the first line of what it says. Of the options it reads
+    `name` and, for flare, `max_tokens`."""
     from flashrag.dataset.dataset import Dataset, Item
     from flashrag.pipeline import FLAREPipeline, IRCOTPipeline, IterativePipeline, SequentialPipeline
     from flashrag.prompt import PromptTemplate

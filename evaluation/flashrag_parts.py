@@ -14,7 +14,7 @@ from research_rl.errors import GenerationError
 from research_rl.inference.reconnect import gone
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
-MOST_STOPS = 4  # strings, in the OpenAI API
+MOST_STOPS = 4  # stop strings of a request, in the OpenAI API
 
 
 def cut(text: str, stops: Iterable[str]) -> str:

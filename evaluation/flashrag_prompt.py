@@ -39,7 +39,7 @@ def set_form(template: Any, tokenizer: Any, chat: bool) -> None:
     A chat template that takes no system message (Gemma's) gets its text before the user's.
     """
     template.tokenizer, template.is_chat, template.enable_chat = tokenizer, chat, chat
-    template.max_input_len = sys.maxsize  # it would drop the special tokens of what it cuts; the generator cuts
+    template.max_input_len = sys.maxsize  # FlashRAG's cut loses special tokens; the generator cuts instead
     if chat and template.system_prompt and not _shows(tokenizer, "system"):
         template.user_prompt = f"{template.system_prompt}\n\n{template.user_prompt}"
         template.system_prompt = ""

@@ -31,7 +31,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # a number of thousands of digits, lists within lists within lists
+        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nesting too deep
             raise DataError(f"{path}, line {number}: not JSON ({error}), got {line.strip()[:80]!r}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: a JSON object is needed, got {line.strip()[:80]!r}")

@@ -20,7 +20,7 @@ from research_rl.judge_cache import Replies
 from research_rl.judge_client import JudgeClient
 
 _KEY = "OPENAI_API_KEY"
-_DEADLINE_S = 600.0  # for one reply, retries included
+_DEADLINE_S = 600.0  # seconds for one reply, retries included
 
 
 def add_judge(commands: Any) -> None:

@@ -41,7 +41,7 @@ def record(method: Method, trajectory: Trajectory, row: Mapping[str, Any]) -> Re
 
 
 def run(options: argparse.Namespace) -> Record:
-    """Roll out what is left of the questions, and return the summary, which is written beside the rollouts as well.
+    """Roll out the questions that are not in the log yet, and return the summary, which is written beside the rollouts as well.
 
     Raises:
         ConfigError: several rollouts of a question at temperature 0 would be the same.

@@ -184,7 +184,7 @@ class Batcher:
                 await self._arrived.wait()
             if self._max_wait_s:
                 await self._company()
-            if not self.queued:  # all have left
+            if not self.queued:  # all clients have left
                 continue
             self._running = batch = self._take()
             queries, k = [job.query for job in batch], batch[0].k
@@ -218,7 +218,7 @@ class Batcher:
     def _fail(self, job: Job, error: Exception) -> None:
         self._forget(job)
         job.done.set_exception(error)
-        job.done.exception()  # seen: nobody may be waiting any more
+        job.done.exception()  # read here: asyncio warns of an exception that nobody has read
 
     async def _hang(self, batch: list[Job], search: asyncio.Future[Any]) -> None:
         """Tell all who wait that the engine hangs, and wait until it does no longer; that answer has come too late."""
@@ -255,7 +255,7 @@ class Batcher:
         except Exception as error:
             if len(queries) == 1 or isinstance(error, ServingError):  # a ServingError is the engine's, not the query's
                 return [error] * len(queries)
-            # its type only: what an exception says may hold a passage
+            # only the type is told: an exception's text may hold a passage
             log.warning("a batch of %d queries failed (%s); they are tried one by one", len(queries), type(error).__name__)
             return [self._answer([query], k)[0] for query in queries]
 

@@ -14,7 +14,7 @@ from rag_serving import MissingExtraError
 from rag_serving.retrievers.base import Hit, Retriever
 
 _ENTRY, _HIT = 500, 250  # bytes of an entry's and of a Hit's objects besides their strings, measured on CPython 3.11
-_FORM = 2  # of what is kept on disk: [k, hits]; a form of other versions is not found
+_FORM = 2  # version of the form on disk, [k, hits]; entries of another version are not found
 
 
 def _bytes(query: str, hits: list[Hit]) -> int:

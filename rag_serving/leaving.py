@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-LOOKED_AFTER_S = 0.05  # most requests are answered sooner; to watch each of them would cost a task
+LOOKED_AFTER_S = 0.05  # seconds; most requests are answered sooner, and watching each would cost a task
 
 
 class ClientLeft(Exception):

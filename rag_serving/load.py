@@ -95,7 +95,7 @@ async def _client(target: Target, requests: Iterator[bytes], until: Callable[[],
 
 
 async def drive(target: Target, clients: int, seconds: float, requests: Callable[[int], Iterator[bytes]]) -> Load:
-    """Let `clients` ask one request after the other for `seconds`; `requests(i)` is what client i asks.
+    """Let `clients` send one request after the other for `seconds`; `requests(i)` is what client i asks.
 
     Raises:
         ServingError: nobody listens there.

@@ -50,7 +50,7 @@ class Guard:
         name; None: none.
         """
         self._app, self._settings, self._paths, self._direct, self._indexes = app, settings, paths, direct or {}, indexes
-        # a random number for every request would cost as much as searching a small index
+        # a prefix and a counter: a random number for each request costs as much as searching a small index
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
         self._tokens = [token.get_secret_value().encode() for token in settings.tokens]
 
@@ -108,7 +108,7 @@ class Guard:
     def _admit(self, path: str, headers: dict[bytes, bytes]) -> None:
         if self._tokens and path not in OPEN_PATHS:
             scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
-            # every token is compared, so that time tells nothing
+            # all tokens are compared, so that the time taken does not tell which one was close
             if scheme.lower() != b"bearer" or not sum(hmac.compare_digest(given.strip(), token) for token in self._tokens):
                 raise Refused(401, "token", "a valid token is needed: send the header Authorization: Bearer TOKEN")
         length = headers.get(b"content-length", b"0")
@@ -198,5 +198,5 @@ def configure_logging(settings: Settings) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("rag_serving").setLevel(settings.log_level)
-    # no line for each of these: any stranger could fill the disk with them
+    # no line for each invalid request: any stranger could fill the disk with them
     logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")

@@ -38,7 +38,7 @@ class Limits:
 
 def limited_protocol(settings: Settings, descriptors: int) -> Callable[..., LimitedProtocol]:
     """Return what makes uvicorn's protocols for one server in a process of `descriptors` open files; picklable."""
-    # files of the index, the listener, the event loop and what the engine opens need some, too
+    # the index's files, the listener, the event loop and the engine need descriptors, too
     connections = min(settings.max_connections, max(1, descriptors - 128))
     if connections < settings.max_connections:
         log.warning("max_connections is %d: the process may open %d files (ulimit -n)", connections, descriptors)

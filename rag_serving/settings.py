@@ -15,7 +15,7 @@ from pydantic_settings.sources import NoDecode
 from rag_serving import ServingError
 
 PREFIX = "RAG_SERVING_"
-DEFAULT_INDEX = "default"  # the name of one that is given without
+DEFAULT_INDEX = "default"  # the name of an index that is given without one
 _NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(.+)", re.DOTALL)
 
 
@@ -187,7 +187,7 @@ def _read_tokens(file: Path) -> list[SecretStr]:
         tokens = [SecretStr(line.strip()) for line in file.read_text("utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"tokens_file {file} cannot be read ({type(error).__name__})") from None
-    if not tokens:  # no token at all would mean that everybody may ask
+    if not tokens:  # an empty list would let everybody in
         raise ValueError(f"tokens_file {file} holds no token; write one per line")
     return tokens
 

@@ -95,14 +95,14 @@ def build(
     if format not in FORMATS:
         raise ConfigError(f"unknown format {format!r}; choose one of: {', '.join(FORMATS)}")
     cutting.check()
-    cutter(cutting)  # what it needs is there, or this says so: a worker could not
+    cutter(cutting)  # fails here if a package is missing: in a worker the message would be lost
     files = files_of(source, FORMATS[format].names)
     sizes = {str(path): path.stat().st_size for path in files}
     part, dropped, saved = (out.with_name(f".{out.name}{end}") for end in (".part", ".dropped.part", ".journal.json"))
     settings = {"format": format, "cutting": asdict(cutting), "files": sizes}
     journal = _journal(saved, settings, fresh or not part.is_file())
     hashes: dict[str, str] = {}
-    hashing = threading.Thread(target=_hash_all, args=(files, hashes), daemon=True)  # hashlib lets the other threads run
+    hashing = threading.Thread(target=_hash_all, args=(files, hashes), daemon=True)  # hashlib releases Python's lock
     hashing.start()
     out.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic() - journal.seconds
@@ -192,7 +192,7 @@ def _finish(
     part.replace(out)
     write_text(out.with_name(f"{out.name}.manifest.json"), json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
     saved.unlink(missing_ok=True)
-    for stale in out.parent.glob(f".{saved.name}.part-*"):  # a journal that a kill cut short
+    for stale in out.parent.glob(f".{saved.name}.part-*"):  # half-written journals of a killed run
         stale.unlink()
     return manifest
 

@@ -54,10 +54,10 @@ def in_order(
 
 
 def _start_worker(start: Callable[..., None], arguments: tuple) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends the workers
     parent = os.getppid()
 
-    def watch() -> None:  # a parent that is killed outright leaves its workers waiting for ever
+    def watch() -> None:  # a killed parent would leave its workers waiting for ever
         while os.getppid() == parent:
             time.sleep(1.0)
         os._exit(1)

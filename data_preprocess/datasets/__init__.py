@@ -33,7 +33,7 @@ class Dataset:
     files: str  # what its files are called
     hub: str = ""
     columns: tuple[str, ...] = ()
-    paragraphs: Callable[[dict[str, Any]], list[Paragraph]] | None = None  # those that its rows carry
+    paragraphs: Callable[[dict[str, Any]], list[Paragraph]] | None = None  # reads the paragraphs that a row carries
 
 
 DATASETS = {

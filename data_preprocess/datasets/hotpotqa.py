@@ -29,7 +29,7 @@ def question(row: dict[str, Any]) -> Question:
 
 
 def paragraphs(row: dict[str, Any]) -> list[Paragraph]:
-    """Read ``[[title, [sentence, …]], …]`` or ``{"title": [title, …], "sentences": [[sentence, …], …]}``; a text may stand uncut.
+    """Read ``[[title, [sentence, …]], …]`` or ``{"title": [title, …], "sentences": [[sentence, …], …]}``; a text may also be one string.
 
     What supports is named by title in `supporting_facts`.
     """

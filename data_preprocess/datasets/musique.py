@@ -14,7 +14,7 @@ _ID = re.compile(r"(\d)hop\d*(?=__)")
 def question(row: dict[str, Any]) -> Question:
     """Read one row. `type` is the shape of the decomposition as the id has it ("2hop", "3hop1", …)."""
     if row.get("answerable") is False:
-        raise Dropped("unanswerable")  # by its own paragraphs; against a whole corpus the question is the answerable one again
+        raise Dropped("unanswerable")  # from its own paragraphs; with a whole corpus it repeats the answerable question
     if row.get("answer") is None:
         raise Dropped("no answer")  # the test set
     shape = _ID.match(str(row["id"]))

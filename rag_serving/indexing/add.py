@@ -31,10 +31,10 @@ def add_passages(
         IndexingError: the corpus is malformed or empty, an id of its is in the index, or the index is damaged or being built.
     """
     format = format or detect(corpus)
-    index = index.resolve()  # replaced is what a link leads to; "." has no name
+    index = index.resolve()  # a link's target is replaced, not the link; "." has no name
     building = index.with_name(f".{index.name}.building")
     if not index.parent.is_dir():
-        read_manifest(index)  # tells that there is no index; nothing is made
+        read_manifest(index)  # raises if there is no index, before anything is made
     with locked(building, index):
         recover(index)
         old = read_manifest(index)
@@ -44,7 +44,7 @@ def add_passages(
         before = Corpus(index)
         try:
             facts = kept(building / CORPUS_DONE, lambda: write_corpus(corpus, format, building, before))
-        except IndexingError:  # the corpus is at fault: there is nothing to take up
+        except IndexingError:  # the corpus is at fault: nothing is kept for another attempt
             shutil.rmtree(building)
             raise
         rows, built = Corpus(building), dict(old["engines"])

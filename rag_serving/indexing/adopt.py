@@ -19,7 +19,7 @@ from rag_serving.corpus import Corpus
 from rag_serving.retrievers.dense import read_faiss
 from rag_serving.retrievers.encoder import POOLING, PROFILES
 
-ROWS = 32  # compared
+ROWS = 32  # rows whose vectors are compared
 _SAME = 0.98  # cosine: above what half precision and SQ8 lose, below what another prefix makes
 _SAME_QUANTIZED = 0.8  # product quantisation keeps directions only roughly
 
@@ -84,7 +84,7 @@ def _why(index: Any, texts: list[str], rows: np.ndarray, vectors: np.ndarray, en
 def _reconstructed(index: Any, rows: np.ndarray) -> np.ndarray:
     import faiss
 
-    with contextlib.suppress(RuntimeError):  # no IVF: it needs none
+    with contextlib.suppress(RuntimeError):  # only an IVF index needs a direct map
         faiss.extract_index_ivf(index).make_direct_map()
     return np.stack([index.reconstruct(int(row)) for row in rows])
 

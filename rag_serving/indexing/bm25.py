@@ -43,7 +43,7 @@ class BM25Options:
     title_weight: int = 1
 
     def check(self) -> None:
-        """Raise IndexingError for what cannot be."""
+        """Raise IndexingError for a value out of its range."""
         if not (0 <= self.k1 < float("inf") and 0 <= self.b <= 1):
             raise IndexingError(f"BM25 needs k1 of 0 or more and b from 0 to 1, got k1 {self.k1} and b {self.b}")
         if not 1 <= self.title_weight <= 100:
@@ -51,7 +51,8 @@ class BM25Options:
         tokenizer(self.language)
 
     def described(self) -> dict[str, Any]:
-        """Return the settings as an index names them: a weight of 1 is not named, as it was not before there was one."""
+        """Return the settings as an index names them: a title weight of 1 is left out, as in indexes made before
+        the option existed."""
         return {name: value for name, value in asdict(self).items() if (name, value) != ("title_weight", 1)}
 
 

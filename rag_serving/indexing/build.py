@@ -53,7 +53,7 @@ def build_index(
     if "bm25" in engines:
         bm25.check()
     format = format or detect(corpus)
-    out = out.resolve()  # replaced is what a link leads to; "." has no name
+    out = out.resolve()  # a link's target is replaced, not the link; "." has no name
     building = out.with_name(f".{out.name}.building")
     request = {
         "corpus": source_of(corpus),
@@ -69,7 +69,7 @@ def build_index(
         take_up(building, request)
         try:
             corpus_facts = kept(building / CORPUS_DONE, lambda: write_corpus(corpus, format, building))
-        except IndexingError:  # the corpus is at fault: there is nothing to take up
+        except IndexingError:  # the corpus is at fault: nothing is kept for another attempt
             shutil.rmtree(building)
             raise
         rows = Corpus(building)

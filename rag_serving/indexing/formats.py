@@ -71,7 +71,7 @@ def read_corpus(
     if not path.exists():
         raise IndexingError(f"no corpus at {path}")
     try:
-        if chosen in ("kilt", "folder"):  # pages: what is said of one is not said of a passage
+        if chosen in ("kilt", "folder"):  # the metadata of a page is not that of its passages
             yield from (_kilt if chosen == "kilt" else _folder)(path, progress)
         else:
             rows = {"flashrag": _rows, "dpr": _dpr, "parquet": _parquet}[chosen](path, progress, metadata)

@@ -57,7 +57,7 @@ def take_up(building: Path, request: dict[str, Any]) -> None:
 
 
 def kept(done: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-    """Return what `work` returned when it was done before, else do it."""
+    """Return the kept result of `work` if an earlier run finished it; else do it."""
     if done.is_file():
         return json.loads(done.read_text())
     result = work()

@@ -58,13 +58,13 @@ def _since(ordered: dict[str, int], count: int) -> list[str]:
 
 def _start(directory: Path, language: str, title_weight: int) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent ends us
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle; it ends the workers
     threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = _Words(directory, language, title_weight)
 
 
 def _end_with_parent() -> None:
-    """A parent that is killed outright would leave us waiting for ever."""
+    """End this process when its parent ends: after a killed parent it would wait for ever."""
     parent = parent_process()
     assert parent is not None
     parent.join()

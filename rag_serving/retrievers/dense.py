@@ -147,7 +147,7 @@ class Dense(Retriever):
     """Passages whose vectors are nearest to the query's."""
 
     def __init__(self, engine: VectorEngine, encoder: Encoder, corpus: Corpus) -> None:
-        """Join the three.
+        """Join an engine, an encoder and a corpus.
 
         Raises:
             IndexingError: their sizes differ, so they do not belong together.

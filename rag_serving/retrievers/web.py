@@ -24,7 +24,7 @@ class WebSearch(Retriever):
 
     @property
     def size(self) -> None:
-        """Nobody knows."""
+        """None: the size of the web is not known."""
         return None
 
     def __init__(
@@ -65,7 +65,7 @@ class WebSearch(Retriever):
         self._readers = ThreadPoolExecutor(parallel, thread_name_prefix="pages")
 
     def warm_up(self) -> None:
-        """Nothing: a search costs money."""
+        """Do nothing: a search costs money."""
 
     def close(self) -> None:
         for threads in (self._threads, self._readers):

@@ -79,10 +79,10 @@ def run_answerable(options: argparse.Namespace) -> dict[str, Any]:
     reason = f"no answer in the first {options.top_k} passages" + (
         f" of {options.searches} searches" if options.searches > 1 else ""
     )
-    for question, task in zip(done.questions, tasks, strict=True):
-        if not task.yes_no and not needed[task.id]:
-            done.drop(question.id, reason, question.question)
     lost = {name for name, searches in needed.items() if not searches}
+    for question in done.questions:
+        if question.id in lost:
+            done.drop(question.id, reason, question.question)
     done.questions = [question for question in done.questions if question.id not in lost]
     card = {"dataset": "answerable", "top_k": options.top_k, "searches": options.searches}
     counts = {str(number): count for number, count in sorted(Counter(needed.values()).items()) if number}

@@ -160,7 +160,8 @@ COLLAPSES = {  # what a metric moves to, evenly in 20 steps
     "format": ("health/well_formed_rate", 0.98, 0.4), "fewer_searches": ("health/search_rate", 1.0, 0.6),
     "nothing_to_learn": ("health/uninformative_groups", 0.4, 1.0), "repetition": ("health/repeated_text", 0.04, 0.8),
     "too_long": ("health/stop/max_tokens", 0.02, 1.0), "certainty": ("health/entropy_estimate", 0.4, 0.001),
-    "confusion": ("health/entropy_estimate", 0.1, 1.0), "likelihood": ("health/preferred_logprob", -0.4, -4.0), "stuffed_answers": ("health/several_answers", 0.01, 0.9),
+    "confusion": ("health/entropy_estimate", 0.1, 1.0), "likelihood": ("health/preferred_logprob", -0.4, -4.0),
+    "stuffed_answers": ("health/several_answers", 0.01, 0.9),
     "long_answers": ("health/answer_excess", 1.2, 12.0), "tags": ("health/tags_in_answer", 0.0, 0.9),
     "from_memory": ("health/correct_without_evidence", 0.1, 1.0), "engine_gap": ("training/rollout_probs_diff_mean", 0.002, 0.3),
     "gradient": ("actor/grad_norm", 0.1, 1.0), "not_a_number": ("actor/grad_norm", 0.1, math.inf),
@@ -185,7 +186,10 @@ def test_a_policy_that_one_update_has_broken_is_seen_at_once_and_the_run_ended_t
     found = []
     for step in range(1, 31):
         found += watch.see(step, {**HEALTHY[step % 30]["metrics"], **({"health/well_formed_rate": 0.03} if step > 7 else {})})
-    assert [(one.rule, one.step, one.since, one.action) for one in found[:2]] == [("format", 9, 9, "warn"), ("broken", 10, 8, "halt")]
+    assert [(one.rule, one.step, one.since, one.action) for one in found[:2]] == [
+        ("format", 9, 9, "warn"),
+        ("broken", 10, 8, "halt"),
+    ]
 
 
 def test_the_default_rules_only_warn_but_for_what_is_no_number_and_a_broken_policy():

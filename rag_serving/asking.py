@@ -3,17 +3,39 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rag_serving import ServingError
 from rag_serving.load import Target, drive
 
+if TYPE_CHECKING:
+    from rag_serving.retrievers import Hit, Opened
 
-def hits_of_service(url: str, token: str, query: str, k: int) -> list[dict[str, Any]]:
-    """Return what a running service finds: `id`, `contents`, `score`, best first.
+
+def conditions(text: str) -> dict[str, Any]:
+    """Return the conditions of `--where`, which is JSON.
+
+    Raises:
+        ServingError: it is none, or they cannot be.
+    """
+    from rag_serving.where import Where
+
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        found = str(error)
+    if not isinstance(found, dict):
+        raise ServingError(f'--where is a JSON object, got {text[:80]!r}; give one like \'{{"year": {{"gte": 2018}}}}\'')
+    Where(found)
+    return found
+
+
+def hits_of_service(url: str, token: str, query: str, k: int, where: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return what a running service finds: `id`, `contents`, `score`, best first; with `where`, of the passages that match.
 
     Raises:
         ServingError: it does not answer, or refuses.
@@ -22,26 +44,56 @@ def hits_of_service(url: str, token: str, query: str, k: int) -> list[dict[str, 
 
     async def ask() -> list[dict[str, Any]]:
         async with Client(url, token) as service:
-            return await service.ask("/v1/search", {"queries": [query], "top_k": k}, lambda told: told["results"][0])
+            asked = {"queries": [query], "top_k": k} | ({"where": where} if where else {})
+            return await service.ask("/v1/search", asked, lambda told: told["results"][0])
 
     return asyncio.run(ask())
 
 
-def hits_of_index(index: Path, query: str, k: int) -> list[dict[str, Any]]:
-    """Return what an index finds, searched here.
+def hits_of_index(index: Path, query: str, k: int, where: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """Return what an index finds, searched here; with `where`, of the passages that match.
 
     Raises:
-        ServingError: it is missing or damaged, or the query is blank or k not positive.
+        ServingError: it is missing or damaged, the query is blank or k not positive, or the passages have no such field.
     """
-    from rag_serving.retrievers import load_index
+    from rag_serving.retrievers import open_retriever
+    from rag_serving.settings import DEFAULT_INDEX, Settings
 
     if not query.strip() or k < 1:
         raise ServingError(f"nothing to search for: the query is {query!r} and -k {k}; give words, and 1 or more passages")
-    retriever = load_index(index)
+    settings = Settings(index={DEFAULT_INDEX: index})
+    opened = open_retriever(settings)
     try:
-        return [{**hit.passage, "score": hit.score} for hit in retriever.search([query], k)[0]]
+        hits = _found(opened, query, k, where, max(k, settings.max_top_k))
+        return [{**hit.passage, "score": hit.score} for hit in hits]
     finally:
-        retriever.close()
+        opened.retriever.close()
+
+
+def _found(opened: Opened, query: str, k: int, where: dict[str, Any] | None, bound: int) -> list[Hit]:
+    if not where:
+        return opened.retriever.search([query], k)[0]
+    from rag_serving.filtering import search_until
+    from rag_serving.lookup import Lookup
+    from rag_serving.service import Answer
+    from rag_serving.where import Where
+
+    corpus, wanted = opened.corpus, Where(where)
+    assert corpus is not None
+    wanted.check(corpus.fields)
+    lookup = Lookup(corpus)
+
+    async def search(depth: int) -> Answer:
+        return Answer(opened.index_id, opened.retriever.search([query], depth), [False], 0.0, 0.0)
+
+    def matches(hit: Hit) -> bool:
+        row = lookup.row(hit.id)
+        return row is not None and wanted.matches(corpus.metadata_of(row))
+
+    async def kept(answer: Answer) -> list[list[Hit]]:
+        return [list(filter(matches, hits)) for hits in answer.hits]
+
+    return asyncio.run(search_until(k, bound, search, kept)).answer.hits[0]
 
 
 def shown(hits: Sequence[dict[str, Any]]) -> str:

@@ -25,6 +25,10 @@ def add_clients(commands: Any) -> None:
     where.add_argument("--index", type=Path, help="directory made by `rag-serving index`, searched without a service")
     where.add_argument("--url", "--retrieval-url", default=URL, help=f"a running service (default {URL})")
     search.add_argument("-k", "--top-k", dest="k", type=int, default=5, help="passages (default 5)")
+    search.add_argument(
+        "--where", metavar="JSON",
+        help='only passages whose metadata match: {"year": {"gte": 2018}, "tag": ["a", "b"]} (docs/serving.md)',
+    )  # fmt: skip
     search.add_argument("--json", action="store_true", help="one object per hit and line: id, contents, score")
     bench = commands.add_parser(
         "bench", help="load a service with distinct queries; queries per second and latencies",
@@ -49,12 +53,13 @@ def add_clients(commands: Any) -> None:
 
 def run_search(options: argparse.Namespace) -> int:
     """Print the hits; return the exit code."""
-    from rag_serving.asking import hits_of_index, hits_of_service, shown
+    from rag_serving.asking import conditions, hits_of_index, hits_of_service, shown
 
+    where = conditions(options.where) if options.where else None
     if options.index:
-        hits = hits_of_index(options.index, options.query, options.k)
+        hits = hits_of_index(options.index, options.query, options.k, where)
     else:
-        hits = hits_of_service(options.url, options.token, options.query, options.k)
+        hits = hits_of_service(options.url, options.token, options.query, options.k, where)
     print("\n".join(map(json.dumps, hits)) if options.json else shown(hits))
     return 0
 

@@ -13,7 +13,7 @@ import orjson
 
 from rag_serving.retrievers.base import Hit
 
-COPIED_US, DECODED_US, EXCLUDED_US, SNIPPET_US = 0.8, 5, 13, 45
+COPIED_US, DECODED_US, EXCLUDED_US, MATCHED_US, SNIPPET_US = 0.8, 5, 13, 25, 45
 LONG_US = 5_000  # what takes longer is done in a thread, which costs a tenth of a millisecond
 
 Made = TypeVar("Made")

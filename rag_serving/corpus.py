@@ -2,8 +2,8 @@
 
 `corpus.jsonl` holds one ``{"id", "contents"}`` per line, `corpus.offsets.npy` the byte at which each line begins and, last, the file's
 length (int64, rows + 1). All processes that serve an index share its pages, and none holds the passages in memory of its own.
-`metadata.jsonl` and `metadata.offsets.npy` are the same for what the corpus says of its passages beside their text; an index whose
-corpus says nothing has neither.
+`metadata.jsonl` and `metadata.offsets.npy` are the same for what the corpus says of its passages beside their text, and
+`metadata.fields.json` names its fields (null: they are too many to be named); an index whose corpus says nothing has none of these.
 """
 
 from __future__ import annotations
@@ -11,14 +11,17 @@ from __future__ import annotations
 import json
 import mmap
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import orjson
 
 from rag_serving import IndexingError
 
 CORPUS, OFFSETS = "corpus.jsonl", "corpus.offsets.npy"
-METADATA, METADATA_OFFSETS = "metadata.jsonl", "metadata.offsets.npy"
+METADATA, METADATA_OFFSETS, FIELDS = "metadata.jsonl", "metadata.offsets.npy", "metadata.fields.json"
+MOST_FIELDS = 1_000  # that are named
 
 
 class Lines:
@@ -78,6 +81,8 @@ class Corpus(Lines):
         self.metadata = Lines(directory, METADATA, METADATA_OFFSETS) if (directory / METADATA).exists() else None
         if self.metadata is not None and len(self.metadata) != len(self):
             raise IndexingError(f"{directory}: {METADATA} is of another corpus than {CORPUS}; build the index again")
+        path = directory / FIELDS
+        self._fields = path.read_bytes() if self.metadata is not None and path.exists() else None
 
     def __getitem__(self, row: int) -> dict[str, str]:
         """Return ``{"id", "contents"}`` of a row."""
@@ -86,3 +91,18 @@ class Corpus(Lines):
     def metadata_of(self, row: int) -> bytes:
         """Return a row's metadata as JSON: an object, empty where the corpus says nothing; null where it was too large to be kept."""
         return (self.metadata is not None and self.metadata.line(row)) or b"{}"
+
+    @cached_property
+    def fields(self) -> frozenset[str] | None:
+        """The fields of the metadata, of any passage; None: more than `MOST_FIELDS`. An index without their file (built before there was
+        one) is read through once.
+        """
+        if self._fields is not None:
+            named = orjson.loads(self._fields)
+            return None if named is None else frozenset(named)
+        found: set[str] = set()
+        for row in range(len(self.metadata or ())):
+            found.update(orjson.loads(self.metadata_of(row)) or ())
+            if len(found) > MOST_FIELDS:
+                return None
+        return frozenset(found)

@@ -168,3 +168,14 @@ def _found(table: np.ndarray, hash: int) -> Iterator[list[int]]:
     left, right = (int(np.searchsorted(table[0], wanted, side)) for side in ("left", "right"))
     for column in range(left, right):
         yield [int(value) for value in table[1:, column]]
+
+
+def merged(runs: list[range]) -> list[range]:
+    """Return the same rows in order, each once."""
+    merged: list[range] = []
+    for run in sorted(runs, key=lambda run: run.start):
+        if merged and run.start <= merged[-1].stop:
+            merged[-1] = range(merged[-1].start, max(merged[-1].stop, run.stop))
+        else:
+            merged.append(run)
+    return merged

@@ -21,6 +21,7 @@ from rag_serving.listening import listen, uvicorn_options
 from rag_serving.lookup import title_of
 from rag_serving.operations import Guard, configure_logging
 from rag_serving.settings import Settings
+from rag_serving.where import DESCRIPTION, Where
 from rag_serving.wire import Document
 from rag_serving.wire_v1 import Hit, OpenResponse
 
@@ -43,13 +44,15 @@ _OPEN = (
     "Read the document that holds a passage, a page of passages at a time, in their order. "
     "Without a page, it is the one with the passage. To read on, ask for the next page with the same id."
 )
+_BOUND = "The best hits of this query were looked at, and so few match; other words, or wider conditions, may find more."
 _READS = ToolAnnotations(read_only_hint=True)
 
 
 class Found(BaseModel):
-    """Passages, best first."""
+    """Passages, best first; `bound_met`: others may match further down than is looked."""
 
     passages: list[Hit]
+    bound_met: bool | None = None
 
 
 def mcp_server(service: Client) -> MCPServer[None]:
@@ -71,10 +74,18 @@ def mcp_server(service: Client) -> MCPServer[None]:
     async def search(
         query: Annotated[str, Field(description="a question, or words that the passage would hold")],
         top_k: Annotated[int, Field(description="how many passages", json_schema_extra={"minimum": 1})] = 5,
+        where: Annotated[dict[str, Any] | None, Field(description=DESCRIPTION)] = None,
     ) -> Annotated[CallToolResult, Found]:
-        asked = {"queries": [query], "top_k": top_k}
-        found = await _asked(service, "/v1/search", asked, lambda told: Found(passages=told["results"][0]))
-        return _result(found, _numbered(found.passages) or "No passage was found.")
+        asked: dict[str, Any] = {"queries": [query], "top_k": top_k}
+        if where:
+            try:
+                Where(where)
+            except ServingError as error:
+                raise ToolError(str(error)) from error
+            asked["where"] = where
+        found = await _asked(service, "/v1/search", asked, _found)
+        text = _numbered(found.passages) or "No passage was found."
+        return _result(found, f"{text}\n\n{_BOUND}" if found.bound_met else text)
 
     @server.tool("open", description=_OPEN, annotations=_READS)
     async def open_(
@@ -87,6 +98,10 @@ def mcp_server(service: Client) -> MCPServer[None]:
         return _result(opened, f"Page {opened.page} of {opened.pages}.\n\n{_numbered(opened.passages)}")
 
     return server
+
+
+def _found(told: Any) -> Found:
+    return Found(passages=told["results"][0], bound_met=told.get("bound_met", [None])[0] or None)
 
 
 async def _asked(service: Client, path: str, body: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:

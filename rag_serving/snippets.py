@@ -1,11 +1,15 @@
-"""The part of a passage that speaks of a query, and passages that a search leaves out."""
+"""What a search tells of a passage, the part of it that speaks of the query among that; and passages that a search leaves out."""
 
 from __future__ import annotations
 
 import re
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
+import orjson
+
+from rag_serving import wire_v1
 from rag_serving.lookup import bare, document_of, title_of
 from rag_serving.retrievers.base import Hit
 
@@ -63,3 +67,20 @@ class Exclusion:
             or (self._ids and document_of(hit.id) in self._ids)
             or (self._titles and title_of(hit.contents) in self._titles)
         )
+
+
+def hits_told(request: wire_v1.SearchRequest, hits: list[Hit], query: str, said: list[bytes] | None) -> list[Any]:
+    """Return hits for orjson, with what the request asks for; `said` is their metadata."""
+    return [_hit(query, hit, request, metadata) for hit, metadata in zip(hits, said or [None] * len(hits), strict=True)]
+
+
+def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest, metadata: bytes | None) -> Any:
+    if hit.line is not None and request.max_characters is None and not request.snippet:
+        more = b"" if metadata is None else b', "metadata": ' + metadata
+        return orjson.Fragment(hit.line[:-1] + b', "score": ' + orjson.dumps(hit.score) + more + b"}")
+    told: dict[str, Any] = {"id": hit.id, "contents": hit.contents[: request.max_characters], "score": hit.score}
+    if request.snippet:
+        told["snippet"] = snippet(query, hit.contents, SNIPPET_CHARACTERS if request.snippet is True else request.snippet)
+    if metadata is not None:
+        told["metadata"] = orjson.Fragment(metadata)
+    return told

@@ -1,4 +1,4 @@
-"""What answers `/v1/…`: search with exclusions and snippets, one passage, a document's passages in order, page by page."""
+"""What answers `/v1/…`: search with exclusions, conditions and snippets, one passage, a document's passages in order, page by page."""
 
 from __future__ import annotations
 
@@ -6,22 +6,23 @@ import asyncio
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
 from typing import Any
 
 import orjson
 
-from rag_serving import wire_v1
-from rag_serving.building import COPIED_US, DECODED_US, EXCLUDED_US, SNIPPET_US, aside, built
+from rag_serving import ServingError, wire_v1
+from rag_serving.building import COPIED_US, DECODED_US, EXCLUDED_US, MATCHED_US, SNIPPET_US, aside, built
 from rag_serving.corpus import Corpus
-from rag_serving.lookup import Lookup, title_of
+from rag_serving.filtering import Filtered, search_until
+from rag_serving.lookup import Lookup, merged, title_of
 from rag_serving.operations import request_id
 from rag_serving.retrievers import Opened
 from rag_serving.retrievers.base import Hit
 from rag_serving.service import Answer, Refused, Service, searched_index
-from rag_serving.snippets import SNIPPET_CHARACTERS, Exclusion, snippet
+from rag_serving.snippets import Exclusion, hits_told
+from rag_serving.where import Where
 
 
 class V1:
@@ -35,21 +36,22 @@ class V1:
         """Answer `/v1/search`.
 
         Raises:
-            Refused: as `Service.search`.
+            Refused: as `Service.search`, and 400 for a `where` that cannot be.
         """
         started = time.perf_counter()
-        before = self._opened() if request.metadata else None
-        excluded = Exclusion(request.exclude_titles, request.exclude_ids)
-        answer, left_out = await self._search(request.queries, request.top_k, excluded)
+        before = self._opened() if request.metadata or request.where else None
+        found = await self._search(request, before)
+        answer = found.answer if isinstance(found, Filtered) else found
         each_us = SNIPPET_US if request.snippet else COPIED_US if request.max_characters is None else DECODED_US
-        said = await self._said(answer, before[0]) if before else [None] * len(answer.hits)
+        said = await self._said(answer, before[0]) if before and request.metadata else [None] * len(answer.hits)
         told: dict[str, Any] = {
             "request_id": request_id.get(), "index_id": answer.index_id,
-            "results": await built(partial(_hits, request), each_us, answer.hits, request.queries, said),
+            "results": await built(partial(hits_told, request), each_us, answer.hits, request.queries, said),
             "cached": answer.cached,
         }  # fmt: skip
-        if excluded:
-            told |= {"excluded": left_out, "missing": [request.top_k - len(hits) for hits in answer.hits]}
+        if isinstance(found, Filtered):
+            missing = [request.top_k - len(hits) for hits in answer.hits]
+            told |= {"excluded": found.left_out, "missing": missing, "bound_met": found.bound_met}
         timings = {
             "queue_ms": answer.queue_ms,
             "engine_ms": answer.engine_ms,
@@ -57,30 +59,48 @@ class V1:
         }
         return told | {"timings": {name: round(value, 3) for name, value in timings.items()}}
 
-    async def _search(self, queries: list[str], k: int, excluded: Exclusion) -> tuple[Answer, list[int]]:
-        """Search for more than k, and once more for much more, until k hits are left of every query."""
-        if not excluded:
-            return await self._service.search(queries, k), []
-        self._service.check(queries, k)
+    async def _search(self, request: wire_v1.SearchRequest, before: tuple[Opened, Corpus] | None) -> Answer | Filtered:
+        excluded, where = Exclusion(request.exclude_titles, request.exclude_ids), await self._where(request.where, before)
+        if not excluded and not where:
+            return await self._service.search(request.queries, request.top_k)
+        self._service.check(request.queries, request.top_k)
         settings = self._service.settings
-        limit = min(settings.max_top_k, settings.max_passages // len(queries))
-        answer, kept = await self._without(queries, min(limit, k + 10), excluded)
-        if any(len(rest) < k and len(hits) == min(limit, k + 10) for rest, hits in zip(kept, answer.hits, strict=True)):
-            answer, kept = await self._without(queries, min(limit, 10 * k + 100), excluded)
-        left_out = [len(hits) - len(rest) for rest, hits in zip(kept, answer.hits, strict=True)]
-        return replace(answer, hits=[rest[:k] for rest in kept]), left_out
 
-    async def _without(self, queries: list[str], k: int, excluded: Exclusion) -> tuple[Answer, list[list[Hit]]]:
-        answer = await self._service.search(queries, k)
-        passages = sum(map(len, answer.hits))
-        return answer, await aside(lambda: [list(filter(excluded.keeps, hits)) for hits in answer.hits], passages, EXCLUDED_US)
+        async def kept(answer: Answer) -> list[list[Hit]]:
+            keeps = [excluded.keeps] if excluded else []
+            if where and before:
+                keeps.append(partial(self._matches, where, *self._answering(answer, before[0])))
+            each_us = EXCLUDED_US * bool(excluded) + MATCHED_US * bool(where)
+            return await aside(
+                lambda: [[hit for hit in hits if all(keep(hit) for keep in keeps)] for hits in answer.hits],
+                sum(map(len, answer.hits)), each_us,
+            )  # fmt: skip
 
-    async def _said(self, answer: Answer, before: Opened) -> list[list[bytes]]:
-        """Return the metadata of each hit, from the index that answered; `before` was served when the search began."""
+        bound = min(settings.max_top_k, settings.max_passages // len(request.queries))
+        return await search_until(request.top_k, bound, partial(self._service.search, request.queries), kept)
+
+    async def _where(self, conditions: dict[str, Any] | None, before: tuple[Opened, Corpus] | None) -> Where:
+        try:
+            where = Where(conditions or {})
+            if where and before:
+                where.check(await asyncio.to_thread(lambda: before[1].fields))
+        except ServingError as error:
+            raise Refused(400, "where", str(error)) from None
+        return where
+
+    def _matches(self, where: Where, opened: Opened, corpus: Corpus, hit: Hit) -> bool:
+        return where.matches(corpus.metadata_of(_row(self._looked_up(corpus), hit.id, opened)))
+
+    def _answering(self, answer: Answer, before: Opened) -> tuple[Opened, Corpus]:
+        """Return the index that answered; `before` was served when the search began."""
         for opened in (before, self._service.opened):
             if opened is not None and opened.corpus is not None and opened.index_id == answer.index_id:
-                return await asyncio.to_thread(self._said_of, opened, opened.corpus, answer.hits)
+                return opened, opened.corpus
         raise Refused(503, "not_ready", "the index was replaced while this was answered; ask again", retry_after_s=1)
+
+    async def _said(self, answer: Answer, before: Opened) -> list[list[bytes]]:
+        """Return the metadata of each hit, from the index that answered."""
+        return await asyncio.to_thread(self._said_of, *self._answering(answer, before), answer.hits)
 
     def _said_of(self, opened: Opened, corpus: Corpus, results: list[list[Hit]]) -> list[list[bytes]]:
         lookup = self._looked_up(corpus)
@@ -171,7 +191,7 @@ class V1:
                     404, "title", f"the index {opened.index_id} has no passage with the title {request.title[:100]!r}"
                 )
         else:
-            runs = _merged([run for name in request.ids or () for run in self._named(lookup, name, opened)])
+            runs = merged([run for name in request.ids or () for run in self._named(lookup, name, opened)])
         rows = islice(chain.from_iterable(runs), request.start, max(request.start, stop))
         return {
             "index_id": opened.index_id, "total": sum(map(len, runs)),
@@ -216,35 +236,8 @@ class V1:
             return self._lookup
 
 
-def _hits(request: wire_v1.SearchRequest, hits: list[Hit], query: str, said: list[bytes] | None) -> list[Any]:
-    return [_hit(query, hit, request, metadata) for hit, metadata in zip(hits, said or [None] * len(hits), strict=True)]
-
-
-def _hit(query: str, hit: Hit, request: wire_v1.SearchRequest, metadata: bytes | None) -> Any:
-    if hit.line is not None and request.max_characters is None and not request.snippet:
-        more = b"" if metadata is None else b', "metadata": ' + metadata
-        return orjson.Fragment(hit.line[:-1] + b', "score": ' + orjson.dumps(hit.score) + more + b"}")
-    told: dict[str, Any] = {"id": hit.id, "contents": hit.contents[: request.max_characters], "score": hit.score}
-    if request.snippet:
-        told["snippet"] = snippet(query, hit.contents, SNIPPET_CHARACTERS if request.snippet is True else request.snippet)
-    if metadata is not None:
-        told["metadata"] = orjson.Fragment(metadata)
-    return told
-
-
 def _row(lookup: Lookup, name: str, opened: Opened) -> int:
     row = lookup.row(name)
     if row is None:
         raise Refused(404, "passage", f"the index {opened.index_id} has no passage with the id {name[:100]!r}")
     return row
-
-
-def _merged(runs: list[range]) -> list[range]:
-    """Return the same rows in order, each once."""
-    merged: list[range] = []
-    for run in sorted(runs, key=lambda run: run.start):
-        if merged and run.start <= merged[-1].stop:
-            merged[-1] = range(merged[-1].start, max(merged[-1].stop, run.stop))
-        else:
-            merged.append(run)
-    return merged

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, model_validator
 
+from rag_serving.where import DESCRIPTION
 from rag_serving.wire import Document, Queries, TopK
 
 Ids = Annotated[
@@ -37,6 +38,7 @@ class SearchRequest(BaseModel):
         default=[], description="leave out passages with these titles, the first line of contents"
     )
     exclude_ids: Ids = Field(default=[], description="leave out these passages and documents; page* leaves out what begins so")
+    where: dict[str, Any] | None = Field(default=None, description=DESCRIPTION, examples=[{"year": {"gte": 2018, "lt": 2020}}])
 
 
 class Passage(Document):
@@ -61,8 +63,8 @@ class Timings(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """Ours. `cached[i]`: the answer to query i came from the cache. With exclusions, per query: how many hits were left out,
-    and how many are missing to k.
+    """Ours. `cached[i]`: the answer to query i came from the cache. With exclusions or `where`, per query: how many hits were left out,
+    how many are missing to k, and whether they are because the most hits that may be looked at were (else there are no others).
     """
 
     request_id: str
@@ -72,6 +74,7 @@ class SearchResponse(BaseModel):
     timings: Timings
     excluded: list[int] | None = None
     missing: list[int] | None = None
+    bound_met: list[bool] | None = None
 
 
 class DocumentsRequest(BaseModel):

@@ -1,4 +1,4 @@
-"""What a corpus says of its passages beside their text → `metadata.jsonl`, a line a passage, and its offsets (see `rag_serving.corpus`).
+"""What a corpus says of its passages beside their text → `metadata.jsonl`, a line a passage, its offsets and fields (`rag_serving.corpus`).
 
 A line is a JSON object, empty where there is none, `null` where it was left out. Nothing is written before there is something to write.
 """
@@ -17,7 +17,8 @@ import numpy as np
 import orjson
 from tqdm import tqdm
 
-from rag_serving.corpus import METADATA, METADATA_OFFSETS, Corpus
+from rag_serving.corpus import FIELDS, METADATA, METADATA_OFFSETS, MOST_FIELDS, Corpus
+from rag_serving.indexing.manifest import write_json
 
 METADATA_BYTES = 4096  # a passage's at the most, as JSON
 _PIECE = 1 << 22  # bytes copied at a time
@@ -31,10 +32,12 @@ class MetadataWriter:
         self._directory, self._file, self._digest = directory, None, hashlib.sha256()
         self._rows, self._offsets = 0 if before is None else len(before), array("q", [0])
         self._kept, self._left_out, self._first = 0, 0, ""
-        for name in (METADATA, METADATA_OFFSETS):  # of an interrupted build
+        self._fields: set[str] | None = set()  # None: too many to be named
+        for name in (METADATA, METADATA_OFFSETS, FIELDS):  # of an interrupted build
             (directory / name).unlink(missing_ok=True)
         if before is not None and before.metadata is not None:
             self._offsets = array("q", before.metadata.offsets.tobytes())
+            self._fields = None if before.fields is None else set(before.fields)
             for piece in before.metadata.pieces(_PIECE):
                 self._write(piece)
 
@@ -61,6 +64,9 @@ class MetadataWriter:
             line, why = b"", f"no JSON: {error}"
         if 0 < len(line) <= METADATA_BYTES:
             self._kept += 1
+            if self._fields is not None:
+                self._fields.update(metadata)
+                self._fields = self._fields if len(self._fields) <= MOST_FIELDS else None
             return line
         self._left_out += 1
         self._first = self._first or f"passage {self._rows + 1}, {why}"
@@ -86,6 +92,7 @@ class MetadataWriter:
         self._file.flush()
         os.fsync(self._file.fileno())
         np.save(self._directory / METADATA_OFFSETS, np.frombuffer(self._offsets, dtype=np.int64))
+        write_json(self._directory / FIELDS, None if self._fields is None else sorted(self._fields))
         if self._left_out:
             tqdm.write(
                 f"the metadata of {self._left_out} passages are left out, since they are no JSON of up to {METADATA_BYTES} bytes; "

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from rag_serving import IndexingError
 from rag_serving.app import create_app
 from rag_serving.cli import main
-from rag_serving.corpus import METADATA, METADATA_OFFSETS, Corpus
+from rag_serving.corpus import FIELDS, METADATA, METADATA_OFFSETS, Corpus
 from rag_serving.indexing import add_passages, build_index, read_corpus, read_manifest
 from rag_serving.indexing.metadata import METADATA_BYTES, MetadataWriter
 from rag_serving.indexing.verify import verify
@@ -74,7 +74,7 @@ def http(folder):
 
 def test_fields_and_an_object_are_kept_beside_a_corpus_that_stays_as_it_was(folder):
     one, other = files(folder / "said"), files(folder / "bare")
-    assert set(one) - set(other) == {METADATA, METADATA_OFFSETS}
+    assert set(one) - set(other) == {METADATA, METADATA_OFFSETS, FIELDS}
     assert {name: data for name, data in one.items() if name in other} == other
     assert said(folder / "said") == SAID
     assert said(folder / "bare") == [{}] * 4

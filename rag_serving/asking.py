@@ -50,6 +50,17 @@ def hits_of_service(url: str, token: str, query: str, k: int, where: dict[str, A
     return asyncio.run(ask())
 
 
+def reachable(url: str, token: str) -> None:
+    """Raise ServingError if no service answers at `url`, or it has no index of the name in it; the message names those that it has."""
+    from rag_serving.client import Client
+
+    async def ask() -> None:
+        async with Client(url, token) as service:
+            await service.live()
+
+    asyncio.run(ask())
+
+
 def hits_of_index(index: Path, query: str, k: int, where: dict[str, Any] | None = None) -> list[dict[str, Any]]:
     """Return what an index finds, searched here; with `where`, of the passages that match.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any, Self, TypeVar
 
 import httpx
@@ -43,8 +43,19 @@ class Client:
         Raises:
             ServingError: the service does not answer, or refuses, in its own words, or `read` fails, for it is another kind of service.
         """
+        return await self._answer(self._http.post(f"{self._address}{path}", json=body), path, read)
+
+    async def live(self) -> None:
+        """Ask whether the service answers, and has the index that its address names.
+
+        Raises:
+            ServingError: as `ask`.
+        """
+        await self._answer(self._http.get(f"{self._address}/livez"), "/livez", lambda told: told["status"])
+
+    async def _answer(self, asked: Awaitable[httpx.Response], path: str, read: Callable[[Any], Answer]) -> Answer:
         try:
-            answer = await self._http.post(f"{self._address}{path}", json=body)
+            answer = await asked
             told = answer.json()
             if answer.status_code != 200:
                 raise ServingError(f"{self._name} refused with {answer.status_code}: {told['detail']}")

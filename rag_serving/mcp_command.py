@@ -8,6 +8,7 @@ from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
 from rag_serving.help import example
+from rag_serving.naming import address_of
 
 TOLD = "give a running service's search to agents that speak MCP (Model Context Protocol)"
 
@@ -21,6 +22,7 @@ def add_mcp(commands: Any, url: str) -> argparse.ArgumentParser:
         **example("rag-serving mcp --url http://127.0.0.1:8000"),
     )
     mcp.add_argument("--url", "--retrieval-url", default=url, help=f"the running service (default {url})")
+    mcp.add_argument("--index", metavar="NAME", help="one of the service's indexes (default: its default index)")
     mcp.add_argument(
         "--transport",
         choices=("stdio", "http"),
@@ -55,7 +57,7 @@ def run_mcp(options: argparse.Namespace) -> int:
         from rag_serving.settings import load_settings
     except ModuleNotFoundError as error:
         raise MissingExtraError(error.name or "mcp", "mcp") from error
-    service = Client(options.url, options.token)
+    service = Client(address_of(options.url, options.index), options.token)
     if options.transport == "stdio":
         serve_stdio(service)
         return 0

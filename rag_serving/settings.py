@@ -13,10 +13,11 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDic
 from pydantic_settings.sources import NoDecode
 
 from rag_serving import ServingError
+from rag_serving.naming import NAME
 
 PREFIX = "RAG_SERVING_"
 DEFAULT_INDEX = "default"  # the name of an index that is given without one
-_NAMED = re.compile(r"([A-Za-z0-9][A-Za-z0-9._-]{0,63})=(.+)", re.DOTALL)
+_NAMED = re.compile(rf"({NAME})=(.+)", re.DOTALL)
 
 
 def _split(value: Any) -> Any:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
+from rag_serving import ServingError
+from rag_serving.app import create_app
 from rag_serving.asking import distinct, shown
 from rag_serving.cli import main
 from rag_serving.indexing import build_index
 from rag_serving.load import queries
-from rag_serving.retrievers import DummyRetriever, Retriever
-from tests.servers import free_port, in_thread
+from rag_serving.naming import address_of
+from rag_serving.retrievers import DummyRetriever, Opened, Retriever
+from rag_serving.settings import Settings
+from tests.servers import app_in_thread, free_port, in_thread
 
 PASSAGES = [("1", "Rome\nRome is in Italy.\nOn the Tiber."), ("2", "Paris\nParis is in France.")]
 
@@ -103,3 +108,50 @@ def test_queries_of_an_index_are_distinct_and_a_small_one_has_only_so_many(index
     assert set(asked) == {word for _, text in PASSAGES for word in text.split()}
     (tmp_path / "q").write_text("b\n\n a \nb\n")
     assert distinct(tmp_path / "q") == ["b", "a"]
+
+
+@pytest.fixture(scope="module")
+def several():
+    """A service of two indexes, whose passages tell which."""
+
+    def load(settings, report):
+        (name,) = settings.index
+        return Opened(DummyRetriever([(name, f"Rome\nof {name}")]), name, name)
+
+    with app_in_thread(create_app(Settings(index={"wiki": Path("w"), "private": Path("p")}), load)) as address:
+        yield address
+
+
+def test_one_of_several_indexes_is_asked_by_its_name(several, index, tmp_path, capsys):
+    for more, name in (([], "wiki"), (["--index", "private"], "private")):
+        assert main(["search", "rome", "--url", several, *more, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["id"] == name
+    (tmp_path / "q").write_text("rome\n")
+    for more in (["--queries", str(tmp_path / "q"), "--index", "private"], ["--index", f"private={index}", "--count", "2"]):
+        assert main(["bench", "--url", several, *more, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["not_answered"] == {}
+
+
+def test_a_name_that_no_index_has_is_told_with_those_that_there_are(several, tmp_path, capsys):
+    (tmp_path / "q").write_text("rome\n")
+    for command in (["search", "rome"], ["bench", "--queries", str(tmp_path / "q")]):
+        assert main([*command, "--url", several, "--index", "nope"]) == 1
+        assert "there is no index 'nope'; there are: wiki, private" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["..", "a/b", "", "%2e", "x" * 65, "a\n"])
+def test_what_can_be_no_name_of_an_index_never_becomes_a_path(name):
+    with pytest.raises(ServingError, match="no index of a service is called"):
+        address_of("http://host", name)
+
+
+def test_an_address_that_names_an_index_takes_no_other():
+    assert address_of("http://host/", "wiki") == "http://host/indexes/wiki"
+    assert address_of("http://host/indexes/wiki", None) == "http://host/indexes/wiki"
+    with pytest.raises(ServingError, match="names the index 'wiki' already, and --index 'private'"):
+        address_of("http://host/indexes/wiki/", "private")
+
+
+def test_a_bench_without_queries_says_where_they_come_from(capsys):
+    assert main(["bench"]) == 1
+    assert "give --queries FILE, one a line, or --index DIR" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""Several indexes in one process: a service each; they share the engine's one thread, the limits, and the memory for answers.
+"""Several indexes in one process: a service and an engine thread each; they share the limits, and the memory for answers.
 
 A request names its index by the path, /indexes/NAME before any other, or in the body (`/v1/…`). Names come from the settings only: no
 request makes a path of the file system or a label of a metric out of one.
@@ -32,9 +32,13 @@ class Indexes:
     """The services by name, the default first."""
 
     def __init__(self, settings: Settings, load: Load = open_retriever) -> None:
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="retriever")
         self._loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")  # while others are searched already
-        self.services = {name: Service(settings.of(name), load, name, self._thread) for name in settings.names}
+        self.services = {
+            name: Service(
+                settings.of(name), load, name, ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"retriever-{name}")
+            )
+            for name in settings.names
+        }
         self._default = settings.names[0]
 
     def enter(self, scope: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -115,16 +119,15 @@ class Indexes:
             service.start(self._loading)
 
     async def reload(self) -> None:
-        """Load each anew; see `Service.reload`."""
-        for service in self.services.values():
+        """Load each anew, one after the other; see `Service.reload`."""
+        # one that hangs warms nothing up: it must not hold up the others
+        for service in sorted(self.services.values(), key=lambda service: service.hangs):
             await service.reload()
 
     async def stop(self) -> None:
         """Answer what was admitted, then close all."""
         self._loading.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(service.stop() for service in self.services.values()))
-        ready = all(service.ready for service in self.services.values())
-        self._thread.shutdown(wait=False, cancel_futures=not ready)
 
 
 def _state(service: Service) -> dict[str, Any]:

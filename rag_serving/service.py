@@ -150,12 +150,20 @@ class Service:
             self._thread.submit(self._opened.retriever.close)
             metrics.SERVED.labels(self.name, self._opened.index_id).set(0)
         metrics.READY.labels(self.name).set(0)
+        self._thread.shutdown(wait=False, cancel_futures=not self.ready)
+        self.settled.set()
 
     def _prepare(self) -> None:
         try:
             opened = self._open(self._report)
             self._report("warming up")
-            self._thread.submit(opened.retriever.warm_up).result()
+            self._thread.submit(self._warm, opened)  # meanwhile the next index is loaded
+        except BaseException as error:
+            self._failed(error)
+
+    def _warm(self, opened: Opened) -> None:
+        try:
+            opened.retriever.warm_up()
             _settle()
             log.info(
                 "ready: %s passages, index %s, after %.1f s",
@@ -163,14 +171,16 @@ class Service:
             )  # fmt: skip
             self._opened, self._first, self.stage = opened, opened, "ready"
             self._served(opened)
+            self.settled.set()
         except BaseException as error:
-            if self._stopped:  # meanwhile: there is no thread to warm it up in
-                return
+            self._failed(error)
+
+    def _failed(self, error: BaseException) -> None:
+        if not self._stopped:  # meanwhile: there is no thread to warm it up in
             self.failure, self.stage = error, "failed"
             # an operator's mistake is told in a line; anything else is a defect and wants its traceback
             log.error("the index could not be loaded: %s", error, exc_info=not isinstance(error, (ServingError, ImportError)))
-        finally:
-            self.settled.set()
+        self.settled.set()
 
     def _open(self, report: Callable[[str], None] = lambda stage: None) -> Opened:
         opened = self._load(self.settings, report)

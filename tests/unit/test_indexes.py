@@ -154,12 +154,16 @@ def test_health_and_readiness_tell_of_each_index_and_under_a_prefix_of_one(http)
     assert http.get("/indexes/private/health").json()["retrievers"]["total"] == 1
 
 
-def test_one_engine_thread_searches_all_indexes_and_each_is_reloaded():
-    threads, loads = set(), {"wiki": 0, "private": 0}
+def test_each_index_is_searched_by_a_thread_of_its_own_and_reloaded():
+    threads, loads = {"wiki": set(), "private": set()}, {"wiki": 0, "private": 0}
 
     class Noting(DummyRetriever):
+        def __init__(self, name):
+            super().__init__([("1", "passage")])
+            self.name = name
+
         def search(self, queries, k):
-            threads.add(threading.get_ident())
+            threads[self.name].add(threading.get_ident())
             return super().search(queries, k)
 
     def load(settings, report):
@@ -167,7 +171,7 @@ def test_one_engine_thread_searches_all_indexes_and_each_is_reloaded():
         loads[name] += 1
         if name == "wiki" and loads[name] > 1:
             raise ServingError("damaged meanwhile")
-        return Opened(Noting([("1", "passage")]), f"{name}-{loads[name]}", name)
+        return Opened(Noting(name), f"{name}-{loads[name]}", name)
 
     with TestClient(create_app(Settings(index=NAMES), load)) as client:
         wait_ready(client)
@@ -180,7 +184,70 @@ def test_one_engine_thread_searches_all_indexes_and_each_is_reloaded():
         assert serving() == ["wiki-1", "private-1"]
         client.app.state.reload().result(10)
         assert serving() == ["wiki-1", "private-2"]  # what cannot be loaded again leaves the others alone
-    assert len(threads) == 1
+    assert [len(found) for found in threads.values()] == [1, 1]
+    assert not threads["wiki"] & threads["private"]
+
+
+class Hanging(DummyRetriever):
+    """Answers one query late: when `gate` is set."""
+
+    def __init__(self, gate, query):
+        super().__init__([("1", "passage")])
+        self.gate, self.query = gate, query
+
+    def search(self, queries, k):
+        if self.query in queries:
+            self.gate.wait(20)
+        return super().search(queries, k)
+
+
+def test_an_engine_that_hangs_stops_no_other_index_from_answering_or_being_loaded_again():
+    gate, loads = threading.Event(), {"wiki": 0, "private": 0}
+
+    def load(settings, report):
+        (name,) = settings.index
+        loads[name] += 1
+        return Opened(Hanging(gate, "hang" if name == "wiki" else ""), f"{name}-{loads[name]}", name)
+
+    with TestClient(create_app(Settings(index=NAMES, engine_timeout_s=0.2), load)) as client:
+        wait_ready(client)
+        try:
+            assert client.post("/search", json={"query": "hang"}).status_code == 504
+            assert client.get("/indexes/wiki/readyz").status_code == 503
+            assert client.get("/indexes/private/readyz").status_code == 200
+            reloaded = client.app.state.reload()
+            for _ in range(500):
+                answer = client.post("/indexes/private/search", json={"query": "passage"})
+                assert (answer.status_code, len(answer.json())) == (200, 1)
+                if answer.headers["x-index-id"] == "private-2":
+                    break
+                time.sleep(0.01)
+            assert answer.headers["x-index-id"] == "private-2"
+        finally:
+            gate.set()
+        reloaded.result(20)
+        assert client.post("/search", json={"query": "passage"}).headers["x-index-id"] == "wiki-2"
+
+
+def test_an_engine_that_hangs_while_it_warms_up_stops_no_other_index_from_being_loaded():
+    gate = threading.Event()
+
+    def load(settings, report):
+        (name,) = settings.index
+        return Opened(Hanging(gate, "warm up" if name == "wiki" else ""), name, name)
+
+    with TestClient(create_app(Settings(index=NAMES), load)) as client:
+        try:
+            for _ in range(500):
+                if ready := client.get("/indexes/private/readyz").status_code == 200:
+                    break
+                time.sleep(0.01)
+            assert ready
+            assert client.post("/indexes/private/search", json={"query": "passage"}).status_code == 200
+            assert client.get("/indexes/wiki/readyz").json()["stage"] == "warming up"
+        finally:
+            gate.set()
+        wait_ready(client)
 
 
 def test_an_index_that_is_loaded_answers_while_another_one_is_loading():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import logging
+import sqlite3
 import sys
 from collections.abc import Sequence
 from operator import itemgetter
@@ -10,8 +12,10 @@ from pathlib import Path
 
 from cachetools import LRUCache
 
-from rag_serving import MissingExtraError
+from rag_serving import MissingExtraError, ServingError
 from rag_serving.retrievers.base import Hit, Retriever
+
+log = logging.getLogger("rag_serving")
 
 _ENTRY, _HIT = 500, 250  # bytes of an entry's and of a Hit's objects besides their strings, measured on CPython 3.11
 _FORM = 2  # version of the form on disk, [k, hits]; entries of another version are not found
@@ -58,13 +62,18 @@ class DiskCached(Retriever):
 
         Raises:
             MissingExtraError: diskcache is not installed.
+            ServingError: the directory cannot be used.
         """
         try:
             import diskcache
         except ImportError as error:
             raise MissingExtraError(error.name or "diskcache") from error
         self._retriever, self._fingerprint, self.nested_to = retriever, fingerprint, retriever.nested_to
-        self._kept = diskcache.Cache(str(directory))
+        self._told = False  # that the directory cannot be used meanwhile
+        try:
+            self._kept = diskcache.Cache(str(directory))
+        except (OSError, sqlite3.Error) as error:
+            raise ServingError(f"no answers can be kept in {directory} ({error}); give another --cache-dir, or none") from None
 
     @property
     def size(self) -> int | None:
@@ -80,11 +89,26 @@ class DiskCached(Retriever):
         if missing:
             for i, hits in zip(missing, self._retriever.search([queries[i] for i in missing], k), strict=True):
                 answers[i] = hits
-                self._kept.set(keys[i], json.dumps([k, [(hit.id, hit.contents, hit.score) for hit in hits]]))
+                self._keep(keys[i], json.dumps([k, [(hit.id, hit.contents, hit.score) for hit in hits]]))
         return [answer or [] for answer in answers]
 
+    def _keep(self, key: str, value: str) -> None:
+        try:
+            self._kept.set(key, value)
+        except (OSError, sqlite3.Error) as error:
+            self._tell(error)
+
+    def _tell(self, error: Exception) -> None:
+        """A disk that is full stops no search; it is told once."""
+        if not self._told:
+            self._told = True
+            log.error("answers are not kept on disk: %s", error)
+
     def _find(self, key: str, k: int) -> list[Hit] | None:
-        kept = self._kept.get(key)
+        try:
+            kept = self._kept.get(key)
+        except (OSError, sqlite3.Error) as error:
+            return self._tell(error)
         if not isinstance(kept, str):
             return None
         kept_k, rows = json.loads(kept)

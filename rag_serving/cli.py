@@ -13,6 +13,7 @@ from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
 from rag_serving.asking_commands import add_clients, run_bench, run_search
+from rag_serving.faults import sentence
 from rag_serving.help import example
 from rag_serving.mcp_command import run_mcp
 
@@ -42,6 +43,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"rag-serving: {MissingExtraError(error.name or 'a dependency')}", file=sys.stderr)
     except (ServingError, MissingExtraError) as error:
         print(f"rag-serving: {error}", file=sys.stderr)
+    except OSError as error:
+        again = "; then the same command goes on" if arguments[:1] == ["index"] else ""
+        print(f"rag-serving: {sentence(error)}{again}", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
     return 1

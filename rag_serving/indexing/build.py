@@ -64,6 +64,8 @@ def build_index(
     out.parent.mkdir(parents=True, exist_ok=True)
     with locked(building, out):
         recover(out)
+        if out.exists() and not out.is_dir():
+            raise IndexingError(f"{out} is a file, and an index is a directory: choose another --out")
         if out.exists() and not force:
             raise IndexingError(f"{out} exists: choose another --out, or pass --force to replace it")
         take_up(building, request)

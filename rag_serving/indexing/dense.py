@@ -65,7 +65,7 @@ def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, An
             index.add(np.load(file))
     except RuntimeError:
         raise IndexingError(f"FAISS adds no vectors to an index like {old / settings['file']}: build the index anew") from None
-    faiss.write_index(index, str(part / settings["file"]))
+    _write(index, part / settings["file"])
     shutil.rmtree(directory / "dense", ignore_errors=True)
     part.rename(directory / "dense")
     shutil.rmtree(shards, ignore_errors=True)
@@ -133,7 +133,16 @@ def _index(corpus: Corpus, shards: Path, encoder: Any, options: DenseOptions, ou
             raise IndexingError(f"{options.faiss} cannot be trained on {len(corpus)} passages: {error}") from None
     for file in tqdm(files, desc="adding vectors", unit="shard", disable=None):
         index.add(np.load(file))
-    faiss.write_index(index, str(out))
+    _write(index, out)
+
+
+def _write(index: Any, path: Path) -> None:
+    import faiss
+
+    try:
+        faiss.write_index(index, str(path))
+    except RuntimeError as error:
+        raise IndexingError(f"{path} could not be written ({error}); make room there: the same command goes on") from None
 
 
 def encode(corpus: Corpus, shards: Path, encoder: Any, shard: int, begin: int = 0) -> None:

@@ -37,7 +37,7 @@ def _held(lock: Path, out: Path) -> IO[str]:
         file = lock.open("w")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except BlockingIOError:
             file.close()
             raise IndexingError(f"another process is building {out}; wait for it, or end it") from None
         if os.fstat(file.fileno()).st_nlink:

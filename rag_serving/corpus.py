@@ -81,8 +81,8 @@ class Corpus(Lines):
         self.metadata = Lines(directory, METADATA, METADATA_OFFSETS) if (directory / METADATA).exists() else None
         if self.metadata is not None and len(self.metadata) != len(self):
             raise IndexingError(f"{directory}: {METADATA} is of another corpus than {CORPUS}; build the index again")
-        path = directory / FIELDS
-        self._fields = path.read_bytes() if self.metadata is not None and path.exists() else None
+        if (directory / FIELDS).exists():
+            self.fields = _named(directory / FIELDS)
 
     def __getitem__(self, row: int) -> dict[str, str]:
         """Return ``{"id", "contents"}`` of a row."""
@@ -97,12 +97,19 @@ class Corpus(Lines):
         """The fields of the metadata, of any passage; None: more than `MOST_FIELDS`. An index without their file (built before there was
         one) is read through once.
         """
-        if self._fields is not None:
-            named = orjson.loads(self._fields)
-            return None if named is None else frozenset(named)
         found: set[str] = set()
         for row in range(len(self.metadata or ())):
             found.update(orjson.loads(self.metadata_of(row)) or ())
             if len(found) > MOST_FIELDS:
                 return None
         return frozenset(found)
+
+
+def _named(path: Path) -> frozenset[str] | None:
+    try:
+        named = orjson.loads(path.read_bytes())
+        if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
+            raise ValueError("it is no list of names")
+    except (OSError, ValueError) as error:
+        raise IndexingError(f"{path} cannot be read ({error}); build the index again") from None
+    return None if named is None else frozenset(named)

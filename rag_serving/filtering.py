@@ -30,11 +30,12 @@ async def search_until(
 
     `search` returns up to so many hits of every query, `kept` those of them that are not left out.
     """
-    for depth in sorted({min(bound, depth) for depth in (k + 10, 10 * k + 100, bound)}):
+    depths = iter(sorted({min(bound, depth) for depth in (k + 10, 10 * k + 100, bound)}))
+    while True:
+        depth = next(depths)
         answer = await search(depth)
         left = await kept(answer)
         short = [len(rest) < k and len(hits) >= depth for rest, hits in zip(left, answer.hits, strict=True)]
-        if not any(short):
-            break
-    left_out = [len(hits) - len(rest) for rest, hits in zip(left, answer.hits, strict=True)]
-    return Filtered(replace(answer, hits=[rest[:k] for rest in left]), left_out, short)
+        if depth == bound or not any(short):
+            left_out = [len(hits) - len(rest) for rest, hits in zip(left, answer.hits, strict=True)]
+            return Filtered(replace(answer, hits=[rest[:k] for rest in left]), left_out, short)

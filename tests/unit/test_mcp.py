@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -20,6 +21,8 @@ from mcp.client.streamable_http import streamable_http_client
 
 from rag_serving.cli import main
 from rag_serving.client import Client
+from rag_serving.corpus import Corpus
+from rag_serving.indexing import build_index
 from rag_serving.mcp_server import http_app, mcp_server
 from rag_serving.retrievers import DummyRetriever
 from rag_serving.settings import Settings
@@ -100,6 +103,8 @@ async def read(agent):
         ("open", {"id": "nothing"}, "refused with 404: the index test-index has no passage with the id 'nothing'"),
         ("search", {"query": "rome", "top_k": 21}, "refused with 400: 21 passages per query asked for"),
         ("search", {"query": " "}, "refused with 400: query 0 is blank"),
+        ("search", {"query": "rome", "where": {"year": 1}}, "passages have no field 'year'"),
+        ("search", {"query": "rome", "where": {"year": []}}, "an empty list matches nothing"),
     ]:
         refused = await agent.call_tool(tool, arguments)
         assert refused.is_error
@@ -218,3 +223,20 @@ def test_what_cannot_be_is_told_in_a_line(url, capsys, monkeypatch, tmp_path):
     ]:
         assert main(["mcp", "--url", url, "--transport", "http", *flags]) == 1
         assert told in capsys.readouterr().err
+
+
+async def test_an_agent_searches_by_conditions_and_is_told_that_the_bound_was_met(tmp_path):
+    rows = [{"id": str(i), "contents": f"Rome\nOf Rome, {i}.", "n": i} for i in range(30)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_index(tmp_path / "c.jsonl", tmp_path / "i", processes=1)
+    retriever = DummyRetriever([(row["id"], row["contents"]) for row in rows])
+    with (
+        in_thread(retriever, corpus=Corpus(tmp_path / "i"), max_top_k=20) as service,
+        app_in_thread(http_app(mcp_server(Client(service)), Settings())) as address,
+    ):
+        async with agent_over_http(f"{address}/mcp", "any") as agent:
+            for top_k, ids, bound_met in ((2, ["18", "19"], None), (5, ["18", "19"], True)):
+                found = await agent.call_tool("search", {"query": "rome", "top_k": top_k, "where": {"n": {"gte": 18}}})
+                assert [passage["id"] for passage in found.structured_content["passages"]] == ids
+                assert found.structured_content.get("bound_met") is bound_met
+                assert ("so few match" in text(found)) is bool(bound_met)

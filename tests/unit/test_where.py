@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import pytest
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rag_serving import ServingError
+from rag_serving import IndexingError, ServingError
 from rag_serving.app import create_app
 from rag_serving.cli import main
-from rag_serving.corpus import FIELDS, Corpus
-from rag_serving.indexing import build_index
+from rag_serving.corpus import FIELDS, MOST_FIELDS, Corpus
+from rag_serving.indexing import add_passages, build_index
+from rag_serving.indexing.metadata import MetadataWriter
 from rag_serving.settings import Settings
 from rag_serving.where import MAX_CHARACTERS, MAX_FIELDS, MAX_VALUES, Where
 from tests.servers import wait_ready
@@ -138,6 +140,7 @@ def test_k_passages_that_match_are_found_however_low_they_rank(http):
     found, told = search(http, {"year": [2018, "new"]}, k=5)
     assert (found, told["missing"], told["bound_met"]) == (["p60", "p61", "p62", "p63"], [1], [False])
     assert search(http, {"n": {"gte": 3, "lt": 5}, "year": "old"})[0] == ["p3", "p4"]
+    assert search(http, {"n": {"lt": 10**400, "gt": -(10**400)}})[0] == ["p0", "p1", "p2"]
     found, told = search(http, {"year": 2018}, exclude_ids=["p60"], metadata=True)
     assert found == ["p61", "p62", "p63"]
     assert told["results"][0][0]["metadata"] == {"year": 2018, "n": 61}
@@ -158,6 +161,7 @@ def test_where_the_bound_is_met_that_is_told(index):
         ('{"n": 1e999}', 400, "without an end"),
         ('{"n": ' + "[" * 100_000 + "]" * 100_000 + "}", 422, ""),
         ('["n"]', 422, "where"),
+        ('{"n": ' + "1" * 5_000 + "}", 422, ""),
     ],
 )
 def test_what_cannot_be_asked_is_refused(http, body, status, told):
@@ -174,9 +178,29 @@ def test_nothing_asked_of_metadata_is_a_search_as_without(http):
 
 def test_an_index_without_the_file_of_fields_reads_them(index, tmp_path):
     assert json.loads((index / FIELDS).read_text()) == ["n", "year"]
-    corpus = Corpus(index)
-    corpus._fields = None
-    assert corpus.fields == {"n", "year"}
+    copy = shutil.copytree(index, tmp_path / "copy")
+    (copy / FIELDS).unlink()
+    assert Corpus(copy).fields == {"n", "year"}
+    (copy / FIELDS).write_text("null")  # more than can be named
+    assert Corpus(copy).fields is None
+    for damaged in ("[", "[1]", "{}"):
+        (copy / FIELDS).write_text(damaged)
+        with pytest.raises(IndexingError, match=f"{FIELDS} cannot be read"):
+            Corpus(copy)
+
+
+def test_fields_are_named_up_to_a_number_and_of_added_passages_too(tmp_path):
+    corpus, more = tmp_path / "c.jsonl", tmp_path / "more.jsonl"
+    corpus.write_text('{"id": "a", "contents": "x", "one": 1}\n')
+    more.write_text('{"id": "b", "contents": "x", "two": 2}\n')
+    build_index(corpus, tmp_path / "i", processes=1)
+    add_passages(more, tmp_path / "i", processes=1)
+    assert Corpus(tmp_path / "i").fields == {"one", "two"}
+    with MetadataWriter(tmp_path) as writer:
+        for i in range(MOST_FIELDS + 1):
+            writer.add({f"f{i}": i})
+        writer.finish()
+    assert (tmp_path / FIELDS).read_text() == "null\n"
 
 
 def test_the_command_searches_an_index_by_conditions(index, capsys):

@@ -1,6 +1,8 @@
 # The retrieval service. From the repository's root: docker build -f docker/retrieval.Dockerfile -t research-rl-retrieval .
 # With a CUDA torch (dense retrieval on a GPU): add --build-arg DEVICE=cuda
-FROM python:3.11-slim
+# Another Python (3.11 to 3.13): --build-arg PYTHON=3.13
+ARG PYTHON=3.11
+FROM python:${PYTHON}-slim
 ENV PIP_NO_CACHE_DIR=1 PYTHONUNBUFFERED=1
 WORKDIR /app
 COPY requirements/torch-cpu.txt requirements/serve.txt requirements/

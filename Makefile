@@ -99,7 +99,7 @@ docs-serve: $(DOCS)/.installed ## the documentation on http://127.0.0.1:8000, ma
 	$(MKDOCS) serve
 
 docs-reference: install ## the pages and drawings of docs/ that are made of the code, the configuration and the figures
-	for name in commands configuration versions drawings; do $(BIN)/python -m docs.tools.$$name || exit 1; done
+	for name in commands configuration versions drawings; do $(BIN)/python -m docs.tools.$$name || exit 1; done; $(BIN)/python -m docs.tools.scale --write
 
 doctor: install ## what is wrong with the environment, or with a recipe (RECIPE=…), before it is run
 	$(BIN)/research-rl doctor $(if $(RECIPE),--recipe $(RECIPE))

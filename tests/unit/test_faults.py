@@ -66,6 +66,14 @@ def test_a_full_disk_leaves_the_index_that_is_added_to_as_it_was(small_disk, tmp
     assert contents(small_disk / "i") == before
 
 
+def test_a_directory_that_is_no_index_is_not_replaced(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    corpus = corpus_of(tmp_path / "data" / "c.jsonl", 2)
+    told = refused(["index", "--corpus", corpus, "--out", tmp_path / "data", "--force"], capsys)
+    assert "is no index (it has no manifest.json) and is not replaced" in told
+    assert [path.name for path in (tmp_path / "data").iterdir()] == ["c.jsonl"]
+
+
 def test_a_file_where_a_directory_should_be_is_told(tmp_path, capsys):
     corpus, file = corpus_of(tmp_path / "c.jsonl", 2), tmp_path / "file"
     file.write_text("kept")

@@ -155,7 +155,8 @@ def bench(target: Target, queries: Sequence[str], clients: int, seconds: float, 
     refused = {str(status): count for status, count in sorted(load.statuses.items()) if status != 200}
     return {
         "queries_per_second": round(load.per_second, 1),
-        **{f"p{share}_ms": round(load.percentile(share / 100), 2) for share in (50, 95, 99)},
+        # JSON has no number for what nothing was measured of
+        **{f"p{share}_ms": round(load.percentile(share / 100), 2) if load.latencies else None for share in (50, 95, 99)},
         "answered": load.statuses.get(200, 0), "not_answered": refused, "seconds": round(load.seconds, 2), "clients": clients,
         "all_asked": next(left, None) is None,
     }  # fmt: skip

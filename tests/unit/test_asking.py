@@ -100,6 +100,9 @@ def test_a_bench_that_is_refused_says_with_what(url, tmp_path, capsys):
     (tmp_path / "q").write_text("a\nb\n")
     assert main(["bench", "--url", url, "--token", "wrong", "--queries", str(tmp_path / "q")]) == 1
     assert "{'401': 2}" in capsys.readouterr().out
+    assert main(["bench", "--url", url, "--token", "wrong", "--queries", str(tmp_path / "q"), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)  # NaN is no JSON
+    assert (told["p50_ms"], told["p99_ms"], told["answered"]) == (None, None, 0)
 
 
 def test_queries_of_an_index_are_distinct_and_a_small_one_has_only_so_many(index, tmp_path):

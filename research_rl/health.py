@@ -14,11 +14,11 @@ from typing import Any
 
 from research_rl.methods.base import Method
 from research_rl.metrics import holds_phrase, is_yes_no, normalize_answer
-from research_rl.types import Invalid, StopReason, Trajectory
+from research_rl.types import Action, Invalid, Search, StopReason, ToolCalls, Trajectory
 
 NGRAM = 4  # words
 FIGURES = (  # what a step may log under `health/`
-    "search_rate", "searches", "repeated_query_rate", "evidence_rate", "supporting_rate", "correct_without_evidence",
+    "search_rate", "searches", "nothing_shown", "repeated_query_rate", "evidence_rate", "supporting_rate", "correct_without_evidence",
     "well_formed_rate", "invalid_rate", "written_tokens", "observed_tokens", "masked_share", "repeated_text",
     "answer_words", "answer_excess", "several_answers", "tags_in_answer", "entropy_estimate", "preferred_logprob",
     "uninformative_groups", "search_seconds_p50", "search_seconds_p95", "lost_groups", "alarms",
@@ -77,11 +77,21 @@ def _searching(trajectory: Trajectory, searches: list[str], info: Mapping[str, A
         figures[f"searches/{kind}"] = float(len(searches))
     if searches:
         figures["repeated_query_rate"] = 1 - len({normalize_answer(query) for query in searches}) / len(searches)
+    asked = [turn for turn in trajectory.turns if turn.observation and _asks_for_passages(turn.action)]
+    if asked:
+        figures["nothing_shown"] = sum(not turn.passages for turn in asked) / len(asked)
     supporting = info.get("supporting_ids")
     if supporting is not None and len(supporting):
         shown = {passage.id for turn in trajectory.turns for passage in turn.passages}
         figures["supporting_rate"] = len(shown & {str(one) for one in supporting}) / len(supporting)
     return figures
+
+
+def _asks_for_passages(action: Action) -> bool:
+    """Return whether a turn's results are passages; what another tool returns may be none and right."""
+    return isinstance(action, Search) or (
+        isinstance(action, ToolCalls) and all(call.name in ("search", "open") for call in action.calls)
+    )
 
 
 def _evidence(method: Method, trajectory: Trajectory, golden_answers: Sequence[str]) -> dict[str, float]:

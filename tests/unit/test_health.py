@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from research_rl.health import FAMILIES, FIGURES, RolloutHealth, repeated_share, rollout_health, step_health
 from research_rl.methods.base import load_method
-from research_rl.types import Answer, Invalid, Passage, Search, StopReason, Trajectory, Turn
+from research_rl.types import Answer, Invalid, Passage, Search, StopReason, ToolCall, ToolCalls, Trajectory, Turn
 
 METHOD = load_method("research")
 FOUND = "<result>\nOrla Venn\nOrla Venn was born in Tarn.\n</result>"
@@ -37,6 +37,19 @@ def test_a_query_that_is_sent_again_in_other_clothes_is_repeated():
     assert told["repeated_query_rate"] == pytest.approx(1 / 3)
     assert (told["search_rate"], told["searches"]) == (1.0, 3.0)
     assert "repeated_query_rate" not in figures(answered("Tarn"))
+
+
+def test_what_shows_no_passage_is_told_but_for_tools_that_return_none():
+    def called(*names: str, passages: tuple[Passage, ...] = ()) -> Turn:
+        return Turn("", ToolCalls(tuple(ToolCall(name, {}) for name in names)), "Error: there is none", passages)
+
+    empty = Turn("<search>a</search>", Search("a"), "<result>\n</result>", ())
+    assert figures(searched("a"), empty, answered("x"))["nothing_shown"] == 0.5
+    assert figures(called("search", passages=(Passage("p", ""),)), called("open"), called("open"))[
+        "nothing_shown"
+    ] == pytest.approx(2 / 3)
+    assert figures(searched("a"), called("calculate"), called("search", "calculate"))["nothing_shown"] == 0.0
+    assert "nothing_shown" not in figures(answered("x"))
 
 
 def test_searches_are_counted_by_hops_where_the_data_tell_them_else_by_type():

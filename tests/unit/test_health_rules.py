@@ -158,6 +158,7 @@ def test_a_collapse_that_nobody_provoked_is_told_five_steps_before_em_has_lost_h
 
 COLLAPSES = {  # what a metric moves to, evenly in 20 steps
     "format": ("health/well_formed_rate", 0.98, 0.4), "fewer_searches": ("health/search_rate", 1.0, 0.6),
+    "nothing_found": ("health/nothing_shown", 0.02, 0.6),
     "nothing_to_learn": ("health/uninformative_groups", 0.4, 1.0), "repetition": ("health/repeated_text", 0.04, 0.8),
     "too_long": ("health/stop/max_tokens", 0.02, 1.0), "certainty": ("health/entropy_estimate", 0.4, 0.001),
     "confusion": ("health/entropy_estimate", 0.1, 1.0), "likelihood": ("health/preferred_logprob", -0.4, -4.0),

@@ -10,7 +10,7 @@ import orjson
 import pytest
 from fastapi.testclient import TestClient
 
-from rag_serving import building, v1, wire
+from rag_serving import building, snippets, wire
 from rag_serving.building import COPIED_US, DECODED_US, EXCLUDED_US, LONG_US, SNIPPET_US, aside, built
 from rag_serving.retrievers.base import DummyRetriever, Hit
 from rag_serving.snippets import Exclusion
@@ -51,7 +51,7 @@ def test_an_answer_is_the_same_wherever_it_is_built(monkeypatch, path, body):
         ("/batch_search", {"query": ["word"] * 7, "top_n": 1_000}, wire, "documents"),
         ("/queries", {"queries": ["word", "page"], "k": 1_000}, wire, "texts"),
         ("/retrieve", {"queries": ["word"] * 7, "topk": 1_000, "return_scores": True}, wire, "scored_documents"),
-        ("/v1/search", {"queries": ["word"], "top_k": 200, "snippet": True}, v1, "snippet"),
+        ("/v1/search", {"queries": ["word"], "top_k": 200, "snippet": True}, snippets, "snippet"),
         ("/v1/search", {"queries": ["word"], "top_k": 400, "exclude_ids": ["3"]}, Exclusion, "keeps"),
     ],
 )

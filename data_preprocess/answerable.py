@@ -11,26 +11,18 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from data_preprocess.convert import Conversion, convert, source_of, write_split
 from data_preprocess.demonstrations.evidence import Task, holds, task_of
 from data_preprocess.sources import read_rows
-from research_rl.errors import ConfigError, missing_extra
+from research_rl.errors import ConfigError
 from research_rl.metrics import answer_rank
 from research_rl.questions import to_flashrag
+from research_rl.recall import searched
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.rollout import SearchFunction
 from research_rl.types import Passage
-
-BATCH = 64  # queries of a request
-
-
-class Searcher(Protocol):
-    """What is asked: `RetrievalClient` is one."""
-
-    async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
-        """Return, per query, at most `top_k` passages."""
-        ...
 
 
 def add_answerable(commands: Any) -> None:
@@ -73,7 +65,9 @@ def run_answerable(options: argparse.Namespace) -> dict[str, Any]:
 
     async def ask() -> dict[str, int]:
         async with RetrievalClient(RetrievalSettings(options.retrieval_url)) as client:
-            return await searches_needed([task for task in tasks if not task.yes_no], client, options.top_k, options.searches)
+            return await searches_needed(
+                [task for task in tasks if not task.yes_no], client.search, options.top_k, options.searches
+            )
 
     needed = asyncio.run(ask())
     reason = f"no answer in the first {options.top_k} passages" + (
@@ -90,28 +84,22 @@ def run_answerable(options: argparse.Namespace) -> dict[str, Any]:
     return write_split(options.out, options.split, done, card)
 
 
-async def searches_needed(tasks: Sequence[Task], service: Searcher, top_k: int, most: int) -> dict[str, int]:
+async def searches_needed(tasks: Sequence[Task], search: SearchFunction, top_k: int, most: int) -> dict[str, int]:
     """Return by question's id how many searches show an answer; 0 where `most` do not.
 
     The first query is the bare question. A further one is the title of a supporting passage that was not shown yet, and that the question
     or a passage shown before names: what a policy could know.
     """
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        raise missing_extra("tqdm", "data") from error
     found = dict.fromkeys((task.id for task in tasks), 0)
     shown: dict[str, list[Passage]] = {task.id: [] for task in tasks}
     asked: dict[str, set[str]] = {task.id: set() for task in tasks}
     wanted = [(task, task.question) for task in tasks]
     for number in range(1, most + 1):
-        for start in tqdm(range(0, len(wanted), BATCH), unit="batch", disable=None):
-            batch = wanted[start : start + BATCH]
-            for (task, query), passages in zip(batch, await service.search([query for _, query in batch], top_k), strict=True):
-                asked[task.id].add(query)
-                shown[task.id] += passages
-                if answer_rank((passage.contents for passage in passages), task.answers):
-                    found[task.id] = number
+        async for (task, query), passages in searched(wanted, lambda one: one[1], search, top_k, "data"):
+            asked[task.id].add(query)
+            shown[task.id] += passages
+            if answer_rank((passage.contents for passage in passages), task.answers):
+                found[task.id] = number
         left = [task for task, _ in wanted if not found[task.id]]
         wanted = [(task, title) for task in left if (title := _next_title(task, shown[task.id], asked[task.id]))]
     return found

@@ -9,17 +9,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research_rl.errors import ConfigError, missing_extra
+from research_rl.errors import ConfigError
 from research_rl.files import write_text
 from research_rl.metrics import answer_rank, is_yes_no
 from research_rl.questions import clean, read_questions
+from research_rl.recall import searched
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.types import Passage
 
 if TYPE_CHECKING:
     from data_preprocess.coverage import Asked
 
-_BATCH = 64  # questions of a request
 _ROWS = {
     "answer_in_corpus": "an answer is in the corpus",
     "supporting_in_corpus": "all supporting passages are in the corpus",
@@ -81,23 +81,16 @@ def _numbers(text: str) -> list[int]:
 
 async def ask(questions: Sequence[Asked], url: str, ranks: Sequence[int], by_id: bool) -> dict[str, Any]:
     """Return, for each k, how many bare questions have a golden answer and how many all supporting passages among the first k."""
-    try:
-        from tqdm import tqdm
-    except ModuleNotFoundError as error:
-        raise missing_extra("tqdm", "data") from error
     from data_preprocess.coverage import share
 
     answers: list[int] = []
     evidence: list[int] = []
     async with RetrievalClient(RetrievalSettings(url)) as client:
-        for start in tqdm(range(0, len(questions), _BATCH), unit="batch", disable=None):
-            batch = questions[start : start + _BATCH]
-            results = await client.search([asked.question for asked in batch], max(ranks))
-            for asked, passages in zip(batch, results, strict=True):
-                if not is_yes_no(asked.golden_answers):
-                    answers.append(answer_rank((passage.contents for passage in passages), asked.golden_answers))
-                if asked.supporting_ids or asked.supporting_titles:
-                    evidence.append(evidence_rank(asked, passages, by_id))
+        async for asked, passages in searched(questions, lambda asked: asked.question, client.search, max(ranks), "data"):
+            if not is_yes_no(asked.golden_answers):
+                answers.append(answer_rank((passage.contents for passage in passages), asked.golden_answers))
+            if asked.supporting_ids or asked.supporting_titles:
+                evidence.append(evidence_rank(asked, passages, by_id))
     return {
         name: {str(k): share(sum(0 < rank <= k for rank in found), len(found)) for k in ranks}
         for name, found in (("answer_at", answers), ("supporting_at", evidence))

@@ -21,7 +21,7 @@ from rag_serving import IndexingError
 from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError
 from research_rl.files import write_text
-from research_rl.training.processes import adopt_orphans, stop_all, stop_on_signals
+from research_rl.training.processes import leaving_none
 
 console = Console()
 
@@ -29,18 +29,15 @@ console = Console()
 def main(arguments: list[str] | None = None) -> int:
     """Run an experiment; return the exit code."""
     options = make_parser().parse_intermixed_args(arguments)
-    stop_on_signals()
-    adopt_orphans()
-    try:
-        return run(options)
-    except (ConfigError, DataError, GenerationError, IndexingError, MissingExtraError, RetrievalError) as error:
-        console.print(f"experiment: {error}", style="red", highlight=False, markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. The same command goes on.")
-        return 130
-    finally:
-        stop_all()
+    with leaving_none():
+        try:
+            return run(options)
+        except (ConfigError, DataError, GenerationError, IndexingError, MissingExtraError, RetrievalError) as error:
+            console.print(f"experiment: {error}", style="red", highlight=False, markup=False)
+            return 1
+        except KeyboardInterrupt:
+            console.print("\nInterrupted. The same command goes on.")
+            return 130
 
 
 def make_parser() -> Parser:

@@ -58,9 +58,7 @@ class Declaration:
     cold_start: ColdStart | None = None  # null: RL starts from the model as it comes
     train: str | None = None  # the recipe of the reinforcement learning; null: none
     answerable_at: int | None = None  # RL's questions: an answer is in so many passages of the bare question; null: all
-    answerable_searches: int = (
-        1  # of so many searches: the bare question, then the titles of its evidence that are named by then
-    )
+    answerable_searches: int = 1  # of how many searches; further ones are for evidence that is named by then
     controls: Sequence[Control] = get_args(Control)
     baselines: Sequence[Baseline] = get_args(Baseline)  # of the model as it comes
     supervised_baselines: Sequence[SupervisedBaseline] = ()  # trained on the cold start's questions, by its recipe

@@ -116,8 +116,8 @@ def difference(before: Sequence[Record], after: Sequence[Record], metric: str) -
 
 def queries(rows: Sequence[Record]) -> dict[str, Any]:
     """Return what a model's own queries do: for what share of the questions it was shown an answer, and how often it searches, by kind."""
-    shown = [bool(answer_rank((turn["observation"] for turn in row["turns"]), row["golden_answers"])) for row in rows]
-    found: dict[str, Any] = {"answer_recall": round(mean(map(float, shown)), 4), **opening(rows)}
+    ranks = [answer_rank((turn["observation"] for turn in row["turns"]), row["golden_answers"]) for row in rows]
+    found: dict[str, Any] = {"answer_recall": round(mean(float(rank > 0) for rank in ranks), 4), **opening(rows, ranks)}
     for kind in ("hops", "type"):
         groups: dict[str, list[float]] = defaultdict(list)
         for row in rows:
@@ -130,8 +130,10 @@ def queries(rows: Sequence[Record]) -> dict[str, Any]:
     return found
 
 
-def opening(rows: Sequence[Record]) -> dict[str, Any]:
+def opening(rows: Sequence[Record], ranks: Sequence[int]) -> dict[str, Any]:
     """Return how often documents are opened and when it pays; nothing where none is.
+
+    `ranks`: of each row's first turn that showed an answer, 0 where none did.
 
     `opens`: calls of `open` per question; `opened`: share of questions with one; `searched_recall`: share of questions for which a search
     showed an answer before any page did; `em_by_where`: EM and number of the questions where a search showed an answer first, where only
@@ -142,8 +144,7 @@ def opening(rows: Sequence[Record]) -> dict[str, Any]:
     if not any(opens):
         return {}
     where: dict[str, list[float]] = {"searched": [], "opened": [], "nowhere": []}
-    for row, turns in zip(rows, called, strict=True):
-        rank = answer_rank((turn["observation"] for turn in row["turns"]), row["golden_answers"])
+    for row, turns, rank in zip(rows, called, ranks, strict=True):
         place = "nowhere" if not rank else "opened" if "open" in turns[rank - 1] else "searched"
         where[place].append(row["metrics"]["em"])
     return {

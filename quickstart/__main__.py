@@ -26,7 +26,7 @@ from quickstart.training import records_of, train
 from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
 from research_rl.files import write_text
-from research_rl.training.processes import adopt_orphans, start_service, stop_all, stop_on_signals, wait_until_healthy
+from research_rl.training.processes import leaving_none, start_service, wait_until_healthy
 from research_rl.training.train import DONE
 
 ROOT = Path(__file__).parents[1]
@@ -37,18 +37,15 @@ console = Console()
 def main(arguments: list[str] | None = None) -> int:
     """Run the quickstart; return the exit code."""
     options = make_parser().parse_intermixed_args(arguments)
-    stop_on_signals()
-    adopt_orphans()
-    try:
-        return run(options)
-    except (ConfigError, DataError, GenerationError, RetrievalError) as error:
-        console.print(f"quickstart: {error}", style="red", highlight=False, markup=False)
-        return 1
-    except KeyboardInterrupt:
-        console.print("\nInterrupted. Run `make quickstart` again to resume from the last checkpoint.")
-        return 130
-    finally:
-        stop_all()
+    with leaving_none():
+        try:
+            return run(options)
+        except (ConfigError, DataError, GenerationError, RetrievalError) as error:
+            console.print(f"quickstart: {error}", style="red", highlight=False, markup=False)
+            return 1
+        except KeyboardInterrupt:
+            console.print("\nInterrupted. Run `make quickstart` again to resume from the last checkpoint.")
+            return 130
 
 
 def make_parser() -> Parser:

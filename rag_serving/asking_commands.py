@@ -94,9 +94,6 @@ def run_bench(options: argparse.Namespace) -> int:
     if name is not None:
         reachable(url, options.token)
     told = bench(Target(url, options.token), asked, options.clients, options.seconds, options.k)
-    print(
-        json.dumps(told)
-        if options.json
-        else "\n".join(f"{name:<18} {'-' if value is None else value}" for name, value in told.items())
-    )
+    lines = (f"{name:<18} {'-' if value is None else value}" for name, value in told.items())
+    print(json.dumps(told) if options.json else "\n".join(lines))
     return 0 if told["answered"] else 1

@@ -5,6 +5,13 @@ from __future__ import annotations
 import errno
 import re
 
+from rag_serving import ServingError
+
+EXPECTED = (
+    ServingError,
+    ImportError,
+    OSError,
+)  # an operator's mistake: told in a line; anything else is a defect and wants its traceback
 _ROOM = "make room there, or choose another place"
 _ALLOWED = "let this user do that, or choose another place"
 _CUT = re.compile(r"\d+ requested and \d+ written")
@@ -31,3 +38,8 @@ def sentence(error: OSError) -> str:
         return f"a file could not be written whole ({error}); {_ROOM}" if _CUT.fullmatch(str(error)) else str(error)
     what = error.strerror or errno.errorcode.get(error.errno, str(error.errno))
     return f"{f'{places}: ' if places else ''}{what}; {_ADVICE.get(error.errno, 'check the path and its file system')}"
+
+
+def told(error: BaseException) -> str:
+    """Return what an operator is told of any error."""
+    return sentence(error) if isinstance(error, OSError) else str(error)

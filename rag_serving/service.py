@@ -17,7 +17,7 @@ from functools import partial
 from rag_serving import ServingError, metrics
 from rag_serving.batching import Batcher, EngineHangs, Job, Overloaded, Search
 from rag_serving.cache import AnswerCache, DiskCached
-from rag_serving.faults import sentence
+from rag_serving.faults import EXPECTED, told
 from rag_serving.retrievers import Opened
 from rag_serving.retrievers.base import Hit
 from rag_serving.settings import Settings
@@ -126,9 +126,8 @@ class Service:
             except Exception as error:
                 metrics.RELOADS.labels(self.name, "failed").inc()
                 log.error(
-                    "the index could not be loaded again, index %s is still served: %s", old.index_id,
-                    sentence(error) if isinstance(error, OSError) else error,
-                    exc_info=not isinstance(error, (ServingError, ImportError, OSError)),
+                    "the index could not be loaded again, index %s is still served: %s", old.index_id, told(error),
+                    exc_info=not isinstance(error, EXPECTED),
                 )  # fmt: skip
                 return
             _settle()
@@ -180,11 +179,7 @@ class Service:
     def _failed(self, error: BaseException) -> None:
         if not self._stopped:  # meanwhile: there is no thread to warm it up in
             self.failure, self.stage = error, "failed"
-            # an operator's mistake is told in a line; anything else is a defect and wants its traceback
-            why = sentence(error) if isinstance(error, OSError) else error
-            log.error(
-                "the index could not be loaded: %s", why, exc_info=not isinstance(error, (ServingError, ImportError, OSError))
-            )
+            log.error("the index could not be loaded: %s", told(error), exc_info=not isinstance(error, EXPECTED))
         self.settled.set()
 
     def _open(self, report: Callable[[str], None] = lambda stage: None) -> Opened:

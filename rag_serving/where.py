@@ -17,11 +17,8 @@ import orjson
 
 from rag_serving import ServingError
 
-MAX_FIELDS, MAX_VALUES, MAX_CHARACTERS = (
-    16,
-    1_000,
-    4_096,
-)  # of one `where`: fields, values in its lists, characters of a name or a text
+# of one `where`: fields, values in all its lists, characters of a name or a text
+MAX_FIELDS, MAX_VALUES, MAX_CHARACTERS = 16, 1_000, 4_096
 _TOLD = 50  # names in a message
 _RANGE: dict[str, Callable[[Any, Any], bool]] = {"gt": operator.gt, "gte": operator.ge, "lt": operator.lt, "lte": operator.le}
 _FORMS = 'a value, a list of values, or a range like {"gte": 2018, "lt": 2020}; a value is a text, a number, or true or false'

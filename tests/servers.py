@@ -43,11 +43,11 @@ def app_over(retriever: Retriever, on_failure=None, corpus=None, **settings: Any
     return create_app(Settings(**settings), lambda *_: Opened(retriever, "test-index", "test", "bm25", corpus), on_failure)
 
 
-def wait_ready(client: httpx.Client) -> None:
-    """Wait until /health answers 200."""
-    for _ in range(1200):
+def wait_ready(client: httpx.Client, path: str = "/health", seconds: float = 60) -> None:
+    """Wait until a path answers 200."""
+    for _ in range(round(seconds / 0.05)):
         with contextlib.suppress(httpx.TransportError):
-            if client.get("/health").status_code == 200:
+            if client.get(path).status_code == 200:
                 return
         time.sleep(0.05)
     raise AssertionError("never ready")

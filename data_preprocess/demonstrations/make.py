@@ -102,13 +102,15 @@ class Maker:
                 self._finish(play, play.end, made)
 
     async def _answers(self, plays: Sequence[_Play]) -> list[list[Passage]]:
-        """Return what each is shown for what it asks: searches go in batches, calls to the method's tools."""
+        """Return what each is shown for what it asks: calls go to the method's tools; without tools, searches go in batches."""
+        calls = [play.toolbox(play.asked, self._top_k) for play in plays if isinstance(play.asked, ToolCall)]
+        if calls:
+            return list(await asyncio.gather(*calls))
         queries = [play.asked.query for play in plays if isinstance(play.asked, Search)]
         parts = [queries[at : at + QUERIES] for at in range(0, len(queries), QUERIES)]
-        batches = await asyncio.gather(*(self._service.search(part, self._top_k) for part in parts))
-        calls = [play.toolbox(play.asked, self._top_k) for play in plays if isinstance(play.asked, ToolCall)]
-        found, results = iter([row for rows in batches for row in rows]), iter(await asyncio.gather(*calls))
-        return [next(found if isinstance(play.asked, Search) else results) for play in plays]
+        return [
+            row for rows in await asyncio.gather(*(self._service.search(part, self._top_k) for part in parts)) for row in rows
+        ]
 
     def _advance(self, play: _Play, results: list[Passage] | None, made: Made) -> bool:
         """Send a plan what was found; return whether it asks on."""

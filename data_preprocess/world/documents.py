@@ -5,7 +5,7 @@ With a search that shows how passages begin (the tool `search_titles`), what a q
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 from data_preprocess.world.world import SPLITS, Entity, Question, World
 
@@ -37,9 +37,13 @@ def passage_of(entity: Entity, relation: str) -> str:
     return f"{entity.id}#{list(entity.facts).index(relation) + 2}"
 
 
-def evidence(world: World, question: Question) -> dict[str, object]:
-    """Return a question's metadata: its passages, the documents that they are in, and the number of hops."""
-    entities = {entity.id: entity for split in SPLITS for entity in world.entities[split]}
+def by_id(world: World) -> dict[str, Entity]:
+    """Return all entities by their ids."""
+    return {entity.id: entity for split in SPLITS for entity in world.entities[split]}
+
+
+def evidence(entities: Mapping[str, Entity], question: Question) -> dict[str, object]:
+    """Return a question's metadata: its passages, the documents that they are in, and the number of hops. `entities`: see `by_id`."""
     needed = [entities[name] for name in question.supporting]
     return {
         "supporting_ids": [passage_of(one, relation) for one, (_, relation, _) in zip(needed, question.chain, strict=True)],

@@ -6,9 +6,10 @@ Memory while encoding: one shard (`shard` x dimension x 4 bytes). While indexing
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from tqdm import tqdm
@@ -16,6 +17,9 @@ from tqdm import tqdm
 from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
 from rag_serving.indexing.adopt import adopt
+
+if TYPE_CHECKING:
+    from rag_serving.retrievers.encoder import Encoder
 
 _TRAIN_PER_LIST = 64  # FAISS asks for at least 39 vectors per centroid
 
@@ -35,21 +39,19 @@ class DenseOptions:
     adopt: str | None = None
 
 
+def encoder_of(settings: Mapping[str, Any], device: str) -> Encoder:
+    """Return the encoder that `settings` name, under the keys of `DenseOptions`; in half precision where it is no CPU."""
+    from rag_serving.retrievers.encoder import Encoder
+
+    kept = {name: settings[name] for name in ("query_prefix", "passage_prefix", "pooling", "max_length")}
+    return Encoder(settings["encoder"], **kept, device=device, half=device != "cpu")
+
+
 def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, Any], first: int, device: str) -> dict[str, Any]:
     """Write `directory/dense`: the index in `old`, built with `settings`, and the corpus' passages from `first` on; return the settings."""
     import faiss
 
-    from rag_serving.retrievers.encoder import Encoder
-
-    encoder = Encoder(
-        settings["encoder"],
-        query_prefix=settings["query_prefix"],
-        passage_prefix=settings["passage_prefix"],
-        pooling=settings["pooling"],
-        max_length=settings["max_length"],
-        device=device,
-        half=device != "cpu",
-    )
+    encoder = encoder_of(settings, device)
     index = faiss.read_index(str(old / settings["file"]))
     if index.d != encoder.dimension:
         raise IndexingError(
@@ -79,17 +81,7 @@ def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: 
     Raises:
         IndexingError: FAISS does not know the index type, or the corpus is too small for it.
     """
-    from rag_serving.retrievers.encoder import Encoder
-
-    encoder = Encoder(
-        options.encoder,
-        query_prefix=options.query_prefix,
-        passage_prefix=options.passage_prefix,
-        pooling=options.pooling,
-        max_length=options.max_length,
-        device=device,
-        half=device != "cpu",
-    )
+    encoder = encoder_of(vars(options), device)
     part = directory / "dense.part"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()

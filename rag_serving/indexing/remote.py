@@ -9,7 +9,7 @@ from typing import Any
 from tqdm import tqdm
 
 from rag_serving import IndexingError, MissingExtraError
-from rag_serving.indexing.dense import DenseOptions
+from rag_serving.indexing.dense import DenseOptions, encoder_of
 from rag_serving.indexing.formats import detect, read_corpus
 from rag_serving.indexing.manifest import FORMAT_VERSION, index_id
 
@@ -25,19 +25,10 @@ def fill_milvus(
     if not dense.encoder:
         raise IndexingError("Milvus holds vectors: name --encoder, a folder or hub id")
     try:
-        from rag_serving.retrievers.encoder import Encoder
         from rag_serving.retrievers.milvus import fill
     except ImportError as error:
         raise MissingExtraError(error.name or "pymilvus", "milvus") from error
-    encoder = Encoder(
-        dense.encoder,
-        query_prefix=dense.query_prefix,
-        passage_prefix=dense.passage_prefix,
-        pooling=dense.pooling,
-        max_length=dense.max_length,
-        device=device,
-        half=device != "cpu",
-    )
+    encoder = encoder_of(vars(dense), device)
     format, digest = format or detect(corpus), hashlib.sha256()
     for passage in read_corpus(corpus, format):  # a first reading: the whole is checked before anything is written
         digest.update(repr(sorted(passage.items())).encode("utf-8", "replace"))

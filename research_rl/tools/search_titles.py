@@ -6,25 +6,22 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
-from research_rl.tools.base import Service, Tool
+from research_rl.tools.base import Service
 from research_rl.tools.search import SearchTool
 from research_rl.types import Passage
 
 CHARACTERS = 100  # of a passage's text: about twenty words
 
 
-class SearchTitlesTool(Tool):
+class SearchTitlesTool(SearchTool):
     """Search the corpus, and show of each passage the title and how its text begins."""
 
-    name: ClassVar[str] = "search"
     description: ClassVar[str] = (
         "Search the corpus. Returns the best passages: id in brackets, title, how it begins. Open one to read it."
     )
-    parameters: ClassVar[dict[str, Any]] = SearchTool.parameters
 
     async def call(self, service: Service, arguments: Mapping[str, Any], top_k: int) -> list[Passage]:
-        [found] = await service.search([arguments["query"]], top_k)
-        return [replace(one, contents=beginning(one.contents)) for one in found]
+        return [replace(one, contents=beginning(one.contents)) for one in await super().call(service, arguments, top_k)]
 
 
 def beginning(contents: str) -> str:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 
@@ -70,6 +71,17 @@ def stop_all(grace_s: float = 10.0) -> None:
         psutil.wait_procs(children, timeout=1.0)
         if time.monotonic() > deadline + 20:
             break
+
+
+@contextlib.contextmanager
+def leaving_none() -> Iterator[None]:
+    """End every descendant at the end, whatever ends it; a signal comes as KeyboardInterrupt. A process of its own is needed for it."""
+    stop_on_signals()
+    adopt_orphans()
+    try:
+        yield
+    finally:
+        stop_all()
 
 
 def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, timeout_s: float = 180.0) -> None:

@@ -24,7 +24,7 @@ from research_rl.cpu import CPU_ENGINE
 from research_rl.errors import ConfigError, MissingExtraError, missing_extra
 from research_rl.files import changed_settings, write_text
 from research_rl.training.export import export
-from research_rl.training.processes import adopt_orphans, stop_all, stop_on_signals
+from research_rl.training.processes import leaving_none
 from research_rl.training.rollback import HALTED_CODE, after_rollbacks, go_on, halted, stopped
 from research_rl.training.stages import ENDED, Stage, read_stages
 
@@ -395,12 +395,8 @@ def main(arguments: list[str] | None = None) -> int:
 def command(arguments: list[str] | None = None) -> int:
     """Do the same as `main` and leave no process behind, whatever ends it: a process of its own is needed for it."""
     options = make_parser().parse_intermixed_args(arguments)
-    stop_on_signals()
-    adopt_orphans()
-    try:
+    with leaving_none():
         return _run(options)
-    finally:
-        stop_all()
 
 
 def make_parser() -> Parser:

@@ -216,7 +216,7 @@ async def test_a_second_search_goes_for_what_the_first_one_named():
         asked("unnamed", "what is the longest stream", "Uri", "Uri"),
         asked("nowhere", "who sang Samantha", "Nobody", "Samantha", "Uri"),
     ]
-    assert await searches_needed(tasks, Titles(), 1, 1) == {"bridge": 0, "at once": 1, "unnamed": 0, "nowhere": 0}
+    assert await searches_needed(tasks, Titles().search, 1, 1) == {"bridge": 0, "at once": 1, "unnamed": 0, "nowhere": 0}
     service = Titles()
-    assert await searches_needed(tasks, service, 1, 3) == {"bridge": 2, "at once": 1, "unnamed": 0, "nowhere": 0}
+    assert await searches_needed(tasks, service.search, 1, 3) == {"bridge": 2, "at once": 1, "unnamed": 0, "nowhere": 0}
     assert service.queries[len(tasks) :] == ["Yoko Ono"]

@@ -68,8 +68,9 @@ def test_in_documents_no_search_that_shows_titles_shows_a_fact(world):
     written = list(documents.passages(world))
     contents = {passage["id"]: passage["contents"] for passage in written}
     assert len(contents) == len(written)
+    entities = documents.by_id(world)
     for question in world.questions("test", 200):
-        found = documents.evidence(world, question)
+        found = documents.evidence(entities, question)
         assert found["hops"] == len(question.supporting) == len(found["supporting_ids"])
         for identifier, title, (entity, _, value) in zip(
             found["supporting_ids"], found["supporting_titles"], question.chain, strict=True

@@ -238,11 +238,7 @@ def test_an_engine_that_hangs_while_it_warms_up_stops_no_other_index_from_being_
 
     with TestClient(create_app(Settings(index=NAMES), load)) as client:
         try:
-            for _ in range(500):
-                if ready := client.get("/indexes/private/readyz").status_code == 200:
-                    break
-                time.sleep(0.01)
-            assert ready
+            wait_ready(client, "/indexes/private/readyz", seconds=5)
             assert client.post("/indexes/private/search", json={"query": "passage"}).status_code == 200
             assert client.get("/indexes/wiki/readyz").json()["stage"] == "warming up"
         finally:
@@ -259,11 +255,7 @@ def test_an_index_that_is_loaded_answers_while_another_one_is_loading():
         return Opened(DummyRetriever([("1", "passage")]), "w", "w")
 
     with TestClient(create_app(Settings(index=NAMES, engine_timeout_s=0.2), load)) as client:
-        for _ in range(500):
-            if ready := client.get("/indexes/wiki/readyz").status_code == 200:
-                break
-            time.sleep(0.01)
-        assert ready
+        wait_ready(client, "/indexes/wiki/readyz", seconds=5)
         assert client.post("/search", json={"query": "passage"}).status_code == 200
         assert client.get("/readyz").json()["indexes"]["private"]["status"] == "loading"
         gate.set()

@@ -48,7 +48,7 @@ def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[
         counts["train"] = _preprocess("mix", *parts, "--out", str(out), "--seed", str(seed))["questions"]
     if "no_evidence" in declaration.controls:
         passages: Counter[str] = Counter()
-        write_jsonl(out / "corpus_no_evidence.jsonl", without_evidence(_passages(out / "corpus.jsonl"), questions, passages))
+        write_jsonl(out / "corpus_no_evidence.jsonl", without_evidence(_passages(out / "corpus.jsonl"), few, passages))
         counts["no_evidence"] = dict(passages)
     return counts
 

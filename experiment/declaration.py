@@ -38,6 +38,7 @@ class ColdStart:
     recipe: str
     demonstrations: Mapping[str, int]
     options: Sequence[str] = ()  # further options of that command
+    overrides: Sequence[str] = ()  # Hydra's, of the recipe
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ from research_rl.training.train import Job, hydra_value
 from research_rl.training.train import train as run_recipe
 from research_rl.training.trajectory_log import read
 
+LOGGERS = "trainer.logger=[console,file,tensorboard]"  # the file is what progress is told from
+
 
 class Pipeline:
     """An experiment in its directory. Every method is a step: it may be killed at any moment and called again."""
@@ -219,7 +221,8 @@ class Pipeline:
             run_child(job.command, log, self.console, lambda: last_metrics(job.directory), environment)
             return 0
 
-        run_recipe(recipe, out, [f"data.train_files={hydra_value([str(rows)])}"], launch)
+        files = f"data.train_files={hydra_value([str(rows)])}"
+        run_recipe(recipe, out, [LOGGERS, files, *self.declaration.cold_start.overrides], launch)
         self._write(f"{name}.json", {"path": str(trained_model(out)), "source": str(recipe)})
 
     def _protocol(self) -> list[str]:
@@ -238,7 +241,7 @@ class Pipeline:
         if one.answerable_at:
             settings["data.train_files"] = [str(self.run_dir / "answerable" / "train.parquet")]
         return [
-            "trainer.logger=[console,file]",
+            LOGGERS,
             *(f"{key}={hydra_value(value)}" for key, value in settings.items()),
             *self.overrides,
         ]

@@ -129,7 +129,7 @@ def test_a_declaration_that_is_shipped_is_sound_and_its_files_are_there(monkeypa
     assert Path(one.cold_start.recipe).is_file()
 
 
-@pytest.mark.parametrize("name", ["experiment", "experiment_tool_calls"])
+@pytest.mark.parametrize("name", ["experiment", "experiment_gpu", "experiment_tool_calls"])
 def test_the_recipe_of_the_experiment_speaks_the_same_protocol_by_itself(monkeypatch, name):
     monkeypatch.chdir(ROOT)  # prompts are named from here
     one = read_declaration(Path(f"recipes/wikipedia/{name}.yaml"))

@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -25,6 +26,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTa
 
 from research_rl.errors import RunStoppedError
 from research_rl.verl_plugin.config import settings_of
+from research_rl.verl_plugin.full_disk import full_disk
 
 INTERVAL_S = 5.0
 WAIT_S = 10.0  # for the name of an actor that is known to have died
@@ -51,7 +53,12 @@ def _fit(fit: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
         return fit(*args, **kwargs)
     watchdog = Watchdog(lambda: actors_of(trainer), lambda: trainer.global_steps, settings_of(trainer.config).stalled_after_s)
     with watchdog.watching():
-        return fit(*args, **kwargs)
+        try:
+            return fit(*args, **kwargs)
+        except Exception as error:
+            if (why := full_disk(Path(trainer.config.trainer.default_local_dir), error)) is None:
+                raise
+            raise watchdog.stopped(why) from error
 
 
 def actors_of(trainer: Any) -> dict[str, Any]:
@@ -156,9 +163,7 @@ class Watchdog:
             self._over.set()
             if (dead := self._pings.find_dead(WAIT_S)) is None:
                 raise
-            self._error = self._stopped(f"{dead[0]} has died: {dead[1]}")
-            print(f"research_rl: {self._error}", file=sys.stderr, flush=True)
-            raise self._error from error
+            raise self.stopped(f"{dead[0]} has died: {dead[1]}") from error
         finally:
             self._over.set()
             thread.join(self._interval_s)
@@ -187,8 +192,7 @@ class Watchdog:
     def _stop(self, why: str) -> None:
         if self._over.is_set():  # the trainer has ended meanwhile, or has met the same failure itself
             return
-        self._error = self._stopped(why)
-        print(f"research_rl: {self._error}", file=sys.stderr, flush=True)
+        self.stopped(why)
         os.kill(os.getpid(), signal.SIGUSR2)
         if self._grace_s is None:
             return
@@ -197,9 +201,11 @@ class Watchdog:
         timer.daemon = True
         timer.start()
 
-    @staticmethod
-    def _stopped(why: str) -> RunStoppedError:
-        return RunStoppedError(f"{why}\nThe run is ended. The same command goes on from the last checkpoint.")
+    def stopped(self, why: str) -> RunStoppedError:
+        """Print why the run ends, and return the error that ends it."""
+        self._error = RunStoppedError(f"{why}\nThe run is ended. The same command goes on from the last checkpoint.")
+        print(f"research_rl: {self._error}", file=sys.stderr, flush=True)
+        return self._error
 
     def _tell_memory(self) -> None:
         """Say, once a step, that Ray is about to kill, and what takes the memory."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import random
@@ -16,6 +17,7 @@ import psutil
 import pytest
 
 from research_rl.training.processes import start, tail
+from research_rl.training.train import last_step
 from research_rl.training.trajectory_log import read
 from tests.e2e.test_outage import ROOT, SMALL, Service, run_dir, wait_for_step  # noqa: F401  # the fixture
 
@@ -70,6 +72,33 @@ def test_a_part_that_dies_or_hangs_ends_the_run_with_the_cause(run_dir, name, nu
     log = (run_dir / "train.log").read_text(errors="replace")
     assert told in log, log[-3000:]
     assert "same command goes on" in log
+
+
+@long
+def test_a_disk_too_full_for_a_checkpoint_ends_the_run_and_with_room_the_same_command_goes_on(run_dir):  # noqa: F811
+    disk = run_dir / "checkpoints"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1g", "tmpfs", disk], capture_output=True, check=False).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        service = Service(run_dir)
+        process = training(run_dir, service.url, "trainer.total_training_steps=4")
+        wait_for_step(run_dir, 3, process, 400)  # the checkpoint of step 1 is whole, that of 2 at least begun
+        filler = disk / "filler"
+        with filler.open("wb") as file, contextlib.suppress(OSError):
+            while True:
+                file.write(bytes(2**20))
+        assert process.wait(STALLED_S + 120) != 0
+        log = (run_dir / "train.log").read_text(errors="replace")
+        assert f"No checkpoint could be written: the disk of {disk}" in log, log[-3000:]
+        assert "same command goes on" in log
+        step = last_step(disk)
+        assert step is not None
+        filler.unlink()
+        assert training(run_dir, service.url, "trainer.total_training_steps=4").wait(400) == 0, tail(run_dir / "train.log")
+        assert last_step(disk) == 4 > step
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 @long

@@ -9,9 +9,11 @@ from omegaconf import OmegaConf
 
 GIB = 2**30
 _BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
-# Calibrated on a Llama of 135 M parameters, micro-batches of 2,048 tokens, on a CPU: trainer 8 GiB in an update, engine 3.5
+# Calibrated on a Llama of 135 M parameters, micro-batches of 2,048 tokens, on a CPU. Proportional set sizes at the peak of an update: all
+# processes 16.3 GiB, of which the trainer 8.6, the engine 3.0
 _PROCESS = 1.5 * GIB  # a process with torch, verl, Ray and what they load
-_OTHERS = 4 * GIB  # Ray, the driver, loggers, workers of rollouts and rewards
+_HEAP = 1 * GIB  # what the trainer's heap keeps between tensors of changing sizes
+_OTHERS = 5 * GIB  # Ray, the driver, loggers, workers of rollouts and rewards
 _LOGITS = 5  # copies of a micro-batch's logits in float32: as computed, log-softmax, gradients, entropy
 _LAYER = 68  # bytes of activations per token, layer and hidden unit without checkpointing (34 in half precision, and as much in float32)
 _KEPT = 4  # the same with gradient checkpointing: the layer's input; one layer at a time is there in full
@@ -116,7 +118,7 @@ def machine(count: int, text: Any, tokens: int, checkpointed: bool, engine: tupl
 
     `engine`: bytes of each of its numbers, and of its KV cache; None: supervised training has none, nor workers beside it.
     """
-    parts = [*training(count, text, tokens, 1, checkpointed), Part("the trainer's process", "libraries", _PROCESS)]
+    parts = [*training(count, text, tokens, 1, checkpointed), Part("the trainer's process", "libraries, heap", _PROCESS + _HEAP)]
     if engine is None:
         return parts
     width, cache = engine

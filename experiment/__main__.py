@@ -1,7 +1,7 @@
 """``python -m experiment EXPERIMENT.yaml`` (by `make wikipedia`): a pre-trained model learns to search, measured before and after.
 
-Model, data, index, supervised start, reinforcement learning, controls, baselines, report: everything goes to one run directory. Killed at
-any moment, the same command goes on.
+Model, data, index, supervised start, reinforcement learning, controls, baselines, report: everything goes to one run directory. After an
+interruption at any moment, the same command goes on.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         ConfigError, DataError, GenerationError, IndexingError, MissingExtraError, RetrievalError: what ended it.
     """
-    from experiment.pipeline import Pipeline  # with SciPy and the readers of corpora
+    from experiment.pipeline import Pipeline  # imports SciPy and the readers of corpora
 
     declaration = read_declaration(options.experiment, options.set)
     check_files(declaration, options.data)

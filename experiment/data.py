@@ -1,4 +1,4 @@
-"""Questions and passages of an experiment: one file of test questions, one of passages, and the passages without the evidence."""
+"""Questions and passages of an experiment: a file of test questions, one of passages, and one of passages without the evidence."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[
 
 
 def asked_questions(declaration: Declaration, data: Path) -> Iterator[dict[str, Any]]:
-    """Yield the questions of every set that are asked: the first of the test file in the order of sha1(id), named SET/ID.
+    """Yield the test questions of every set: the first of its test file in the order of sha1(id), with ids SET/ID.
 
-    The order is that of no file and of no seed, so that a smaller sample is part of a larger one, everywhere.
+    The order does not depend on file or seed, so that a smaller sample is part of every larger one.
 
     Raises:
-        DataError: a set has fewer than it is to have.
+        DataError: a set has fewer questions than the declaration asks for.
     """
     for name, one in declaration.sets.items():
         rows = sorted(read_questions(data / one.test), key=lambda row: hashlib.sha1(row["id"].encode()).hexdigest())
@@ -96,13 +96,13 @@ def corpus(files: Sequence[Path]) -> Iterator[dict[str, str]]:
 def without_evidence(
     passages: Iterable[Mapping[str, str]], questions: Sequence[Mapping[str, Any]], counts: Counter[str]
 ) -> Iterator[Mapping[str, str]]:
-    """Yield the passages that are no evidence for any of the questions; `counts` says at the end what became of all, by reason.
+    """Yield the passages that are no evidence for any of the questions; `counts` gets the number of passages by what was done and why.
 
-    Taken out is what a question names as supporting (`supporting_ids`, else the passages whose title is one of `supporting_titles`), and
-    every passage that holds a golden answer of any question as whole words, normalised as SQuAD does; yes and no are no such answers.
+    Removed are passages that a question names as supporting (by `supporting_ids`, else by title in `supporting_titles`), and passages that
+    contain a golden answer of any question as whole words, normalised as in SQuAD; yes and no do not count as such answers.
 
     Raises:
-        DataError: none is left.
+        DataError: no passage is left.
     """
     metadata = [row["metadata"] for row in questions]
     ids = {identifier for one in metadata for identifier in one.get("supporting_ids") or ()}

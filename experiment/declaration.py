@@ -1,4 +1,4 @@
-"""What an experiment is: the YAML file, checked before anything starts."""
+"""The declaration of an experiment: its YAML file, checked before anything starts."""
 
 from __future__ import annotations
 
@@ -26,9 +26,8 @@ class QuestionSet:
     test: str
     train: str | None = None
     questions: int | None = None  # of the test file, the first in the order of sha1(id); null: all
-    share: float | None = (
-        None  # of the training questions, as of `data_preprocess mix`: for every set with `train`, or for none
-    )
+    # share of the training questions, as in `data_preprocess mix`; for every set with `train`, or for none
+    share: float | None = None
 
 
 @dataclass(frozen=True)
@@ -37,8 +36,8 @@ class ColdStart:
 
     recipe: str
     demonstrations: Mapping[str, int]
-    options: Sequence[str] = ()  # further options of that command
-    overrides: Sequence[str] = ()  # Hydra's, of the recipe
+    options: Sequence[str] = ()  # further options of `data_preprocess demonstrations`
+    overrides: Sequence[str] = ()  # Hydra overrides of the recipe
 
 
 @dataclass(frozen=True)
@@ -48,38 +47,42 @@ class Declaration:
     sets: Mapping[str, QuestionSet]
     passages: Sequence[str]  # corpora, joined to one
     model: str = "smollm2-135m-instruct"  # or a directory, or a hub id
-    chat_template: str | None = None  # a file, for a model whose own template is not wanted (knows no tools)
+    chat_template: str | None = None  # a file, to replace the model's own template (which may not support tools)
     method: str = "research"
     method_options: Mapping[str, Any] = field(default_factory=dict)
     top_k: int = 2
     max_searches: int = 3
     max_turn_tokens: int = 128
     response_tokens: int = 640
-    max_observation_tokens: int | None = None  # of a search's passages, which are shortened to fit; null: as they are
-    cold_start: ColdStart | None = None  # null: RL starts from the model as it comes
+    max_observation_tokens: int | None = None  # of a search's passages, which are shortened to fit; null: no limit
+    cold_start: ColdStart | None = None  # null: RL starts from the model as it is
     train: str | None = None  # the recipe of the reinforcement learning; null: none
-    answerable_at: int | None = None  # RL's questions: an answer is in so many passages of the bare question; null: all
-    answerable_searches: int = 1  # of how many searches; further ones are for evidence that is named by then
+    answerable_at: int | None = (
+        None  # train on questions with an answer among the first N passages for the question itself; null: on all
+    )
+    answerable_searches: int = 1  # searches that look for it; further ones search for evidence that is named by then
     controls: Sequence[Control] = get_args(Control)
-    baselines: Sequence[Baseline] = get_args(Baseline)  # of the model as it comes
-    supervised_baselines: Sequence[SupervisedBaseline] = ()  # trained on the cold start's questions, by its recipe
-    control_questions: int | None = None  # of each set, the first: what controls and baselines are asked; null: all
+    baselines: Sequence[Baseline] = get_args(Baseline)  # of the model before any training
+    supervised_baselines: Sequence[SupervisedBaseline] = ()  # trained on the cold start's questions, with its recipe
+    control_questions: int | None = (
+        None  # number of questions of each set for controls and baselines, the first ones; null: all
+    )
     few_shot_prompt: str | None = None  # file of the prompt of the baseline `few_shot`
-    serve_options: str = "--dtype bfloat16 --max-model-len 2048"  # vLLM's, where a model is measured
-    concurrency: int = 64  # questions under way, where a model is measured
+    serve_options: str = "--dtype bfloat16 --max-model-len 2048"  # options of vLLM when a model is measured
+    concurrency: int = 64  # questions under way when a model is measured
 
     def settings(self) -> dict[str, Any]:
-        """Return it as one flat mapping: what a run's directory was made with."""
+        """Return the declaration as one flat mapping, to be saved in the run's directory."""
         return flat(asdict(self))
 
 
 def read_declaration(path: Path, changes: Sequence[str] = ()) -> Declaration:
     """Return the experiment of a file; `changes` are ``a.b=VALUE`` with the value in YAML.
 
-    A file whose `base` names another one, beside it, has that one's keys but for its own.
+    If a file's `base` names another file beside it, it inherits the keys of that file that it does not set itself.
 
     Raises:
-        ConfigError: no such file, an unknown or missing key, or a value that cannot be.
+        ConfigError: no such file, an unknown or missing key, or an invalid value.
     """
     content = _read(path)
     try:
@@ -95,10 +98,10 @@ def read_declaration(path: Path, changes: Sequence[str] = ()) -> Declaration:
 
 
 def check_files(declaration: Declaration, data: Path) -> None:
-    """Check that everything that the experiment names is there.
+    """Check that all files that the experiment names exist.
 
     Raises:
-        ConfigError: naming every file that is not.
+        ConfigError: names every file that is missing.
     """
     names = [name for one in declaration.sets.values() for name in (one.test, one.train) if name]
     wanted = [data / name for name in (*names, *declaration.passages)]
@@ -116,7 +119,7 @@ def check_files(declaration: Declaration, data: Path) -> None:
 
 
 def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping with dotted keys; sequences become lists, as JSON reads them."""
+    """Return a nested mapping as a flat one with dotted keys; sequences become lists, as JSON returns them."""
     found: dict[str, Any] = {}
     for name, value in tree.items():
         if isinstance(value, Mapping) and value:
@@ -127,7 +130,7 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _read(path: Path, above: Sequence[Path] = ()) -> Any:
-    """Return a file's keys over those of its base."""
+    """Return a file's keys, merged over those of its base."""
     if not path.is_file():
         raise ConfigError(f"no experiment {path}: give a YAML file, for example recipes/wikipedia/experiment.yaml")
     if path in above:
@@ -176,10 +179,10 @@ def _make(kind: Any, body: Any, where: str) -> Any:
 
 
 def _sound(one: Declaration) -> Declaration:
-    """Return an experiment whose values can be.
+    """Check the values of an experiment, and return it.
 
     Raises:
-        ConfigError: one cannot.
+        ConfigError: a value is invalid.
     """
     load_method(one.method, **one.method_options)
     for name in COUNTS:

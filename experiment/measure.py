@@ -1,4 +1,4 @@
-"""Measuring a model: every condition is one command of `evaluation` over the same questions, all of one model on one vLLM server."""
+"""Measures models: every condition is one command of `evaluation`, and one vLLM server serves all conditions of a model."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from research_rl.inference.engine import vllm_server
 
 @dataclass(frozen=True)
 class Condition:
-    """One measurement: its name, FlashRAG's pipeline (else the method's own rollouts), the service, and what differs from the rest."""
+    """One measurement: name, pipeline of FlashRAG (empty: the method's own rollouts), service, and settings that differ."""
 
     name: str
     baseline: str = ""
     service: str = "index"  # or the name of a control
     max_searches: int | None = None
     method_options: Mapping[str, Any] = field(default_factory=dict)
-    questions: str = "control_questions"  # file of the data directory
+    questions: str = "control_questions"  # name of a file in the data directory
 
 
 START, TRAINED = (Condition(name, questions="questions") for name in ("start", "trained"))
@@ -38,7 +38,7 @@ def controls(names: Sequence[str]) -> list[Condition]:
 
 
 def baselines(declaration: Declaration) -> list[Condition]:
-    """Return the baselines of the model as it comes."""
+    """Return the baselines of the model before any training."""
     found = []
     for name in declaration.baselines:
         if name == "few_shot":
@@ -54,7 +54,7 @@ def supervised_baseline(name: str) -> Condition:
 
 
 class Measurement:
-    """Where questions are and records go: `measured/NAME.jsonl` (a line per question) and `measured/NAME.summary.json`."""
+    """Measures an experiment's models; writes `measured/NAME.jsonl` (a line per question) and `measured/NAME.summary.json`."""
 
     def __init__(self, declaration: Declaration, run_dir: Path, services: Services, console: Console) -> None:
         self._declaration, self._run_dir, self._services, self._console = declaration, run_dir, services, console
@@ -63,7 +63,7 @@ class Measurement:
         """Measure a model under the conditions that are not measured yet.
 
         Raises:
-            ConfigError, GenerationError, RetrievalError: a server is gone, or a command refuses; run again, it goes on.
+            ConfigError, GenerationError, RetrievalError: a server is unavailable, or a command fails. Called again, it continues.
         """
         left = [one for one in conditions if not self._summary(one).is_file()]
         if not left:

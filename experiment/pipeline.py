@@ -31,23 +31,23 @@ from research_rl.training.train import Job, hydra_value
 from research_rl.training.train import train as run_recipe
 from research_rl.training.trajectory_log import read
 
-LOGGERS = "trainer.logger=[console,file,tensorboard]"  # the file is what progress is told from
+LOGGERS = "trainer.logger=[console,file,tensorboard]"  # progress is read from the file
 
 
 class Pipeline:
-    """An experiment in its directory. Every method is a step: it may be killed at any moment and called again."""
+    """An experiment in its directory. Every public method but `steps` is a step, which may be killed at any moment and called again."""
 
     def __init__(
         self, declaration: Declaration, data: Path, run_dir: Path, seed: int, port: int, overrides: Sequence[str], console: Console
     ) -> None:  # fmt: skip
-        """`overrides`: Hydra's, of the reinforcement learning."""
+        """`overrides`: Hydra overrides of the reinforcement learning."""
         self.declaration, self.data, self.run_dir, self.seed, self.overrides = declaration, data, run_dir, seed, list(overrides)
         self.console, self.phases = console, Phases(run_dir / "phases.json")
         self.services = Services(run_dir, port, console)
         self.measurement = Measurement(declaration, run_dir, self.services, console)
 
     def steps(self) -> list[Step]:
-        """Return what the declaration asks for."""
+        """Return the steps that the declaration asks for."""
         one, out = self.declaration, self.run_dir
         steps = [
             Step("model", "The model", out / "model.json", self.model),
@@ -112,10 +112,10 @@ class Pipeline:
             *(sys.executable, "-m", "data_preprocess", "demonstrations", "--out", str(out), "--seed", str(self.seed)),
             *("--questions", *(str(self.run_dir / "data" / name / "train.jsonl") for name in start_of.demonstrations)),
             *("--rows", *map(str, start_of.demonstrations.values())),
-            *("--passages", str(self.run_dir / "data" / "corpus.jsonl")),  # for the titles of what a question names by id
+            *("--passages", str(self.run_dir / "data" / "corpus.jsonl")),  # for the titles of supporting passages that are named by id
             *("--method", one.method, "--method-options", json.dumps(one.method_options), "--retrieval-url", self.services.url()),
             *("--top-k", str(one.top_k), "--max-searches", str(one.max_searches)),
-            # no row is longer than a rollout may be, so that none shows what would be cut short
+            # no row is longer than a rollout may be: otherwise it would demonstrate what is cut off in training
             *("--tokenizer", str(self._path("model.json")), "--max-tokens", str(one.response_tokens)),
             *(("--max-observation-tokens", str(one.max_observation_tokens)) if one.max_observation_tokens else ()),
             *start_of.options,
@@ -130,7 +130,7 @@ class Pipeline:
         self._supervise(self.run_dir / "demonstrations" / "train.parquet", "cold_start")
 
     def start(self) -> None:
-        """Measure the model that reinforcement learning starts from, and what the bare question finds."""
+        """Measure the model that reinforcement learning starts from, and what a search for the question itself finds."""
         self.measurement.measure(self._path(self._start_record()), [START])
         questions = list(read_questions(self.run_dir / "data" / "questions.jsonl"))
 
@@ -142,7 +142,7 @@ class Pipeline:
         self._write("measured/bare_question.json", {row["id"]: rank for row, rank in zip(questions, ranks, strict=True)})
 
     def answerable(self) -> None:
-        """Choose the training questions that the service can help with."""
+        """Choose the training questions whose answer the service can find."""
         out, top_k = self.run_dir / "answerable", str(self.declaration.answerable_at)
         command = [
             *(sys.executable, "-m", "data_preprocess", "answerable", "--questions", str(self.run_dir / "data" / "train.jsonl")),
@@ -182,12 +182,12 @@ class Pipeline:
         write_text(self.run_dir / "measured" / "trained.done", "")
 
     def baselines(self) -> None:
-        """Measure the model as it comes."""
+        """Measure the model before any training."""
         self.measurement.measure(self._path("model.json"), baselines(self.declaration))
         write_text(self.run_dir / "measured" / "baselines.done", "")
 
     def supervised(self, name: str) -> None:
-        """Train the model as it comes on the answers to a baseline's prompts, of the demonstrations' questions, and measure it."""
+        """Train the untrained model on answers to a baseline's prompts for the demonstrations' questions, and measure it."""
         rows = self.run_dir / f"supervised_{name}" / "train.parquet"
         if not rows.is_file():
             assert self.declaration.cold_start is not None
@@ -205,13 +205,13 @@ class Pipeline:
         write_text(self.run_dir / "measured" / f"supervised_{name}.done", "")
 
     def report(self) -> None:
-        """Write the page, and then the summary."""
+        """Write the report, and then the summary."""
         found = summarize_run(self.declaration, self.run_dir, self.seed, self.phases.seconds)
         write_report(self.run_dir / "report.html", found, self.run_dir)
         self._write("summary.json", found)
 
     def _supervise(self, rows: Path, name: str) -> None:
-        """Train the model as it comes on a parquet file, by the cold start's recipe, in the directory `name`."""
+        """Train the untrained model on a parquet file with the cold start's recipe, in the directory `name`."""
         assert self.declaration.cold_start is not None
         recipe, out = Path(self.declaration.cold_start.recipe), self.run_dir / name
         variables = {"SEED": str(self.seed), "MODEL": str(self._path("model.json")), "DATA_DIR": str(self.run_dir / "data")}
@@ -226,7 +226,7 @@ class Pipeline:
         self._write(f"{name}.json", {"path": str(trained_model(out)), "source": str(recipe)})
 
     def _protocol(self) -> list[str]:
-        """Return the overrides of the reinforcement learning: where it starts, and the protocol that is measured."""
+        """Return the overrides of the reinforcement learning: its starting model, and the protocol of the measurements."""
         one = self.declaration
         settings: dict[str, object] = {
             "actor_rollout_ref.model.path": str(self._path(self._start_record())),
@@ -257,7 +257,7 @@ class Pipeline:
 
 
 def last_metrics(directory: Path) -> str:
-    """Return how far a supervised training is, from the file that verl logs to."""
+    """Return the progress of a supervised training, from the file that verl logs to."""
     files = sorted(directory.glob("metrics-*.jsonl"), key=lambda path: path.stat().st_mtime)
     lines = whole_lines(files[-1]) if files else []
     if not lines:
@@ -267,10 +267,10 @@ def last_metrics(directory: Path) -> str:
 
 
 def trained_model(directory: Path) -> Path:
-    """Return the model that a training has left in its directory.
+    """Return the model that a training has written to its directory.
 
     Raises:
-        ConfigError: it has left none.
+        ConfigError: there is none.
     """
     model = (directory / "model").resolve()
     if not (model / "config.json").is_file():

@@ -19,7 +19,7 @@ COLOURS = ("#2563eb", "#f59e0b", "#16a34a", "#9333ea", "#dc2626", "#9ca3af")
 
 
 def write_report(path: Path, summary: Mapping[str, Any], run_dir: Path, examples: int = 10) -> None:
-    """Write the page; `examples` questions are shown, before and after side by side, as evenly of the sets as they come out."""
+    """Write the page; `examples` questions are shown, before and after side by side, spread evenly over the sets."""
     measured = records(run_dir / "measured")
     models = [name for name in ("start", "trained") if name in measured]
     pairs = []
@@ -37,7 +37,7 @@ def write_report(path: Path, summary: Mapping[str, Any], run_dir: Path, examples
 
 
 def rows(found: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (label, figures) of a set's conditions, as they stand in the table."""
+    """Yield (label, figures) of a set's conditions, in the order of the table."""
     for name, label in (("start", "start"), ("trained", "trained")):
         if name in found:
             yield label, found[name]
@@ -52,7 +52,7 @@ def step_parts(steps: Sequence[Mapping[str, float]]) -> str:
     numbers = [row["number"] for row in steps]
     bottom = [0.0] * len(steps)
     named = [(label, [row.get(name, 0.0) for row in steps]) for name, label in PARTS.items()]
-    # what verl names no part for: waiting for the last rollouts, handing data about
+    # time that verl attributes to no part: waiting for the last rollouts, moving data
     rest = [max(0.0, row["step"] - sum(values[i] for _, values in named)) for i, row in enumerate(steps)]
     for (label, values), colour in zip([*named, ("rest", rest)], COLOURS, strict=True):
         axis.bar(numbers, values, bottom=bottom, label=label, color=colour)

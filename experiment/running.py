@@ -1,4 +1,4 @@
-"""How an experiment is run: steps that are done once, their child processes, and the services they search."""
+"""Runs an experiment: steps that are done once, their child processes, and the services that they search."""
 
 from __future__ import annotations
 
@@ -16,12 +16,16 @@ from quickstart.training import failure
 from research_rl.errors import ConfigError
 from research_rl.training.processes import start, start_service, wait_until_healthy
 
-SEARCHERS = {"no_evidence": "auto", "random": "random", "empty": "nothing"}  # of the controls that have a service of their own
+SEARCHERS = {
+    "no_evidence": "auto",
+    "random": "random",
+    "empty": "nothing",
+}  # retrievers of the controls that have a service of their own
 
 
 @dataclass(frozen=True)
 class Step:
-    """A part of an experiment. It is done when `output` is there, which it writes last and whole."""
+    """A part of an experiment. It is done if `output` exists, which it writes last, and whole or not at all."""
 
     name: str
     told: str
@@ -30,7 +34,7 @@ class Step:
 
 
 def run_steps(steps: Sequence[Step], phases: Phases, console: Console, until: str | None = None) -> None:
-    """Do what is left of the steps, up to `until`; the seconds of each are kept, also of one that fails.
+    """Do the steps that are not done, up to `until`. The seconds of each are recorded, even if it fails.
 
     Raises:
         ConfigError: there is no step `until`, or one has not written its output.
@@ -60,7 +64,7 @@ def run_child(
     """Run a command to its end, with its output in a log and `told()` on the terminal.
 
     Raises:
-        ConfigError, DataError, GenerationError, RetrievalError: what ended it; ConfigError also for a cause of another kind.
+        ConfigError, DataError, GenerationError, RetrievalError: what ended it; ConfigError also for any other cause.
     """
     logged = log.stat().st_size if log.exists() else 0
     process = start(list(command), log, dict(environment or {}))
@@ -78,7 +82,7 @@ def run_child(
 
 
 class Services:
-    """The retrieval services of a run, one process of one thread each, started when they are asked for."""
+    """The retrieval services of a run: processes of one thread each, started on demand."""
 
     def __init__(self, run_dir: Path, port: int, console: Console) -> None:
         self._run_dir, self._port, self._console = run_dir, port, console
@@ -92,7 +96,7 @@ class Services:
 
     @contextmanager
     def control(self, name: str) -> Iterator[str]:
-        """Give the URL of a control's service for a while: the main one's for a control without a service of its own."""
+        """Start a control's service for the duration of the block, and give its URL; the main URL if it needs no service of its own."""
         if name not in SEARCHERS:
             yield self.url()
             return

@@ -1,4 +1,4 @@
-"""summary.json: every condition by question set, what training changed question by question, and what the queries find."""
+"""summary.json: every condition by question set, the paired effect of training, and what the queries find."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def records(measured: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def of_set(measured: Mapping[str, Sequence[Record]], name: str) -> dict[str, list[Record]]:
-    """Return of every condition the records of one set, in the order of their questions' ids."""
+    """Return the records of one set by condition, in the order of the questions' ids."""
     return {
         condition: sorted((row for row in rows if row["metadata"]["data_source"] == name), key=lambda row: row["id"])
         for condition, rows in measured.items()
@@ -68,7 +68,7 @@ def of_set(measured: Mapping[str, Sequence[Record]], name: str) -> dict[str, lis
 def one_set(measured: Mapping[str, Sequence[Record]], ranks: Mapping[str, int], top_k: int) -> dict[str, Any]:
     """Return the figures of one set: conditions, controls and baselines, paired tests, and the queries.
 
-    `ranks`: of every question, the rank of the first passage with an answer that the bare question finds, or 0.
+    `ranks`: by question, the rank of the first passage with an answer if the question is the query, or 0.
     """
     figures = {condition: condition_figures(rows) for condition, rows in measured.items()}
     found: dict[str, Any] = {name: figures[name] for name in ("start", "trained") if name in figures}
@@ -96,7 +96,7 @@ def condition_figures(rows: Sequence[Record]) -> dict[str, Any]:
 
 
 def against(model: Sequence[Record], other: Sequence[Record]) -> dict[str, Any]:
-    """Return how a control or baseline differs in EM from the model (trained, or the start without training), on the questions of both."""
+    """Return how a control or baseline differs in EM from the model (trained, or else the start), on the questions that both have."""
     asked = {row["id"]: row for row in model}
     both = [(asked[row["id"]], row) for row in other if row["id"] in asked]
     ours, theirs = [one for one, _ in both], [one for _, one in both]
@@ -115,7 +115,7 @@ def difference(before: Sequence[Record], after: Sequence[Record], metric: str) -
 
 
 def queries(rows: Sequence[Record]) -> dict[str, Any]:
-    """Return what a model's own queries do: for what share of the questions it was shown an answer, and how often it searches, by kind."""
+    """Return figures of a model's queries: the share of questions for which it was shown an answer, and searches by kind of question."""
     ranks = [answer_rank((turn["observation"] for turn in row["turns"]), row["golden_answers"]) for row in rows]
     found: dict[str, Any] = {"answer_recall": round(mean(float(rank > 0) for rank in ranks), 4), **opening(rows, ranks)}
     for kind in ("hops", "type"):
@@ -131,13 +131,13 @@ def queries(rows: Sequence[Record]) -> dict[str, Any]:
 
 
 def opening(rows: Sequence[Record], ranks: Sequence[int]) -> dict[str, Any]:
-    """Return how often documents are opened and when it pays; nothing where none is.
+    """Return how often documents are opened, and with what effect; empty if none is opened.
 
-    `ranks`: of each row's first turn that showed an answer, 0 where none did.
+    `ranks`: by row, the number of the first turn that showed an answer, 0 if none did.
 
     `opens`: calls of `open` per question; `opened`: share of questions with one; `searched_recall`: share of questions for which a search
-    showed an answer before any page did; `em_by_where`: EM and number of the questions where a search showed an answer first, where only
-    what was opened did, and where nothing did.
+    showed an answer before any page did; `em_by_where`: EM and number of the questions for which a search showed an answer first, an opened
+    page did, or nothing did.
     """
     called = [[[call["name"] for call in turn.get("action", {}).get("calls", ())] for turn in row["turns"]] for row in rows]
     opens = [sum(name == "open" for names in turns for name in names) for turns in called]
@@ -155,7 +155,7 @@ def opening(rows: Sequence[Record], ranks: Sequence[int]) -> dict[str, Any]:
 
 
 def step_seconds(run_dir: Path) -> list[dict[str, float]]:
-    """Return verl's timing of every training step, in order: `step` and the seconds of each part; of a repeated step the last attempt's."""
+    """Return the number of every training step, in order, and the seconds of its parts; of a repeated step, the last attempt's."""
     found: dict[int, dict[str, float]] = {}
     for path in sorted(run_dir.rglob("metrics-*.jsonl"), key=lambda path: path.stat().st_mtime):
         for line in path.read_text(encoding="utf-8").splitlines():
@@ -169,7 +169,7 @@ def step_seconds(run_dir: Path) -> list[dict[str, float]]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of what is installed of the packages that matter."""
+    """Return the versions of the installed packages that matter."""
     found = {}
     for name in PACKAGES:
         try:
@@ -180,7 +180,7 @@ def versions() -> dict[str, str]:
 
 
 def processor() -> str:
-    """Return the processor's name where the system tells it (Linux), else nothing."""
+    """Return the processor's name if the system states it (Linux), else an empty text."""
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

@@ -1,1 +1,1 @@
-"""`make quickstart`: the whole main job at its smallest size, on a CPU."""
+"""`make quickstart`: the whole pipeline at its smallest size, on a CPU."""

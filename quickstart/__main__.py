@@ -122,7 +122,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def prepare_data(run_dir: Path, options: argparse.Namespace) -> None:
-    """Make the data and both indexes, unless they are there."""
+    """Make the data and both indexes, unless they exist."""
     data = run_dir / "data"
     if not (data / "card.json").is_file():
         card = write_world(data, options.seed, 1.0, {"train": 2_000, "dev": 60, "test": options.test_questions})
@@ -146,7 +146,7 @@ def prepare_data(run_dir: Path, options: argparse.Namespace) -> None:
 
 
 def serve(run_dir: Path, port: int) -> list[str]:
-    """Start the service and the control's; return their URLs once both are warm."""
+    """Start the service and that of the control; return their URLs once both are warm."""
     services = []
     for offset, name in enumerate(("index", "index_control")):
         log = run_dir / f"service_{name}.log"
@@ -162,7 +162,7 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
     """Write summary.json and report.html; return the summary.
 
     Raises:
-        RetrievalError: an outage spoilt a measurement, so that its mean would be over some of the questions only.
+        RetrievalError: an outage left a measurement incomplete, so that its mean would not be over all questions.
     """
     records = records_of(run_dir, options.recipe)
     last = max(record["step"] for record in records)
@@ -170,9 +170,8 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
     for name in ("test", "control"):
         for when in ("before", "after"):
             if (n := figures[name][when]["n"]) != options.test_questions:
-                max(
-                    run_dir.glob(f"**/{DONE}"), key=lambda path: path.stat().st_mtime
-                ).unlink()  # the last stage's job is run again
+                # so that the job of the last stage is run again
+                max(run_dir.glob(f"**/{DONE}"), key=lambda path: path.stat().st_mtime).unlink()
                 raise RetrievalError(
                     f"the measurement {name}/{when} has {n} of {options.test_questions} questions: the service was away. Run it again: "
                     "the last checkpoint is then measured once more; a spoilt start needs make quickstart-fresh"

@@ -1,4 +1,4 @@
-"""What can go wrong on this machine, found out before anything is started."""
+"""Checks of this machine before anything is started."""
 
 from __future__ import annotations
 
@@ -13,10 +13,8 @@ import psutil
 from research_rl.errors import ConfigError
 from research_rl.files import changed_settings
 
-MEMORY_GIB, DISK_GIB = (
-    10.0,
-    3.0,
-)  # peak of one run: 8 GiB resident in all processes (Ray, verl, vLLM, two services), 1 GiB on disk
+# the peak of a run is 8 GiB in all processes (Ray, verl, vLLM, two services), and 1 GiB on disk
+MEMORY_GIB, DISK_GIB = 10.0, 3.0
 NEEDED = ("verl", "vllm", "ray", "torch", "flashrag", "bm25s", "uvicorn", "matplotlib", "jinja2")
 
 
@@ -24,7 +22,7 @@ def check(run_dir: Path, ports: tuple[int, ...], models: tuple[Path, ...]) -> No
     """Check packages, model, ports, memory and disk.
 
     Raises:
-        ConfigError: naming everything that is wrong, and what to do about each.
+        ConfigError: names everything that is wrong, and what to do about it.
     """
     problems = []
     if missing := [name for name in NEEDED if importlib.util.find_spec(name) is None]:
@@ -58,7 +56,7 @@ def port_is_free(port: int) -> bool:
 
 
 def check_same_run(run_dir: Path, settings: dict[str, Any], target: str = "quickstart") -> None:
-    """Refuse to resume a run with other settings than it was started with; `target` is make's.
+    """Refuse to resume a run with other settings than it was started with; `target`: the target of make.
 
     Raises:
         ConfigError: the directory holds a run with other settings.
@@ -74,7 +72,7 @@ def remove_run(run_dir: Path) -> None:
     """Delete a run's directory, and nothing else.
 
     Raises:
-        ConfigError: the directory holds something, but no run of ours.
+        ConfigError: the directory is not empty, and is not a run of this project.
     """
     if not run_dir.exists():
         return

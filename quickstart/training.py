@@ -22,10 +22,10 @@ from research_rl.training.trajectory_log import read
 def train(
     run_dir: Path, options: argparse.Namespace, urls: list[str], console: Console, add_seconds: Callable[[str, float], None]
 ) -> None:
-    """Run the recipe to the end, stage by stage; verl's own validation measures before and after. `add_seconds` takes each part's time.
+    """Run the recipe to the end, stage by stage; verl's validation measures before and after. `add_seconds` gets each part's time.
 
     Raises:
-        ConfigError, DataError, GenerationError, RetrievalError: what ended the training; ConfigError also for a cause of another kind.
+        ConfigError, DataError, GenerationError, RetrievalError: what ended the training; ConfigError also for any other cause.
     """
     overrides = ["trainer.logger=[console,file]", *options.overrides]
     if options.steps is not None:
@@ -53,7 +53,7 @@ def train(
 
 
 def records_of(run_dir: Path, recipe: Path) -> list[dict[str, Any]]:
-    """Return the trajectories of all stages, the steps numbered through."""
+    """Return the trajectories of all stages, with consecutive step numbers."""
     records, offset = [], 0
     for directory in [run_dir / stage.name for stage in stages_of(recipe, [])[0]] or [run_dir]:
         stage = [{**record, "step": record["step"] + offset} for record in read(directory / "trajectories")]
@@ -70,8 +70,8 @@ def halted_training(run_dir: Path) -> ConfigError:
 
 
 def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dict[str, float]:
-    """Return the seconds of each part of one training process: held-out trajectories before its first training rollout are the measuring
-    before, later ones the measuring after (a later stage of several has none before, an earlier one none after)."""
+    """Return the seconds of each part of one training process. Held-out trajectories before the first training rollout belong to
+    the measurement before, later ones to that after. (Of several stages, a later one has none before, an earlier one none after.)"""
     if not records:
         return {"engine start": ended - started}
     begin = min(record["time"] for record in records)
@@ -86,7 +86,7 @@ def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dic
 
 
 def failure(log: Path, logged: int, code: int, what: str = "training") -> Exception:
-    """Return the error that ended a command, in one line if it is one of ours; `logged` is where its part of the log begins."""
+    """Return the error that ended a command: its one-line message if it is one of our errors. `logged`: offset of its output in the log."""
     with log.open(errors="replace") as file:
         file.seek(logged)
         lines = file.read().splitlines()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 __all__ = ["SearchAgent"]
 
 
-def __getattr__(name: str) -> object:  # verl imports this package in every process: what is not asked for is not loaded
+def __getattr__(name: str) -> object:  # verl imports this package in every process, so the agent is loaded on demand only
     if name == "SearchAgent":
         from research_rl.inference.agent import SearchAgent
 

@@ -1,4 +1,4 @@
-"""``research-rl COMMAND …``: every command of the project under one name. Each is loaded only when it is asked for."""
+"""``research-rl COMMAND …``: every command of the project under one name. A command's module is imported only when the command is run."""
 
 from __future__ import annotations
 

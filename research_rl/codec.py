@@ -1,4 +1,4 @@
-"""A Hugging Face tokenizer as the rollout needs it: what a prompt begins with, how a chat template is asked, what ends a turn."""
+"""The rollout's view of a Hugging Face tokenizer: how a prompt begins, what the chat template writes, which tokens end a turn."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from research_rl.types import PolicyPrompt, Trajectory
 _OURS = frozenset(
     {"conversation", "add_generation_prompt", "continue_final_message", "tokenize", "return_dict", "return_tensors"}
 )
-_SAID = (
-    "Stockholm"  # stands for an assistant's words in a conversation that is rendered to see what the template writes after them
-)
+# an assistant message in conversations that are rendered only to see what the template writes after such a message
+_SAID = "Stockholm"
 
 
 class HFCodec:
@@ -28,10 +27,11 @@ class HFCodec:
         self, tokenizer: Any, eos_ids: Iterable[int] = (), bos: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:  # fmt: skip
-        """`eos_ids`: further ids that end a response; `chat_template_kwargs`: what the chat template gets besides the messages.
+        """`eos_ids`: ids that end a response besides the tokenizer's EOS; `chat_template_kwargs`: further arguments of the chat template.
 
-        `bos`: whether a prompt begins with the BOS. None: plain text does if the tokenizer itself begins a text with it, and a
-        conversation begins as the chat template writes it. True: every prompt does. False: plain text does not. It is never doubled.
+        `bos`: whether a prompt begins with the BOS token. None: plain text does if the tokenizer itself puts the BOS before a text, and a
+        conversation begins as the chat template writes it. True: every prompt does. False: plain text does not, and a conversation begins
+        as the template writes it. The BOS is never doubled.
 
         Raises:
             ConfigError: `bos` is True and the tokenizer has no BOS, or a keyword for the template is one that the rollout sets.
@@ -54,18 +54,18 @@ class HFCodec:
         return self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
     def as_read(self, text: str) -> str:
-        """Return a text after the tokenizer's own normalisation: some fold Unicode forms or case, or leave out invisible characters, so
-        that a look-alike of a tag becomes the tag. Their mark for a space is a space here."""
-        if not hasattr(self._tokenizer, "backend_tokenizer"):  # no fast tokenizer: what it does shows in its ids only
+        """Return a text after the tokenizer's own normalisation. Some tokenizers fold Unicode forms or case, or drop invisible characters,
+        so that a look-alike of a tag becomes the tag. U+2581, which some of them write for a space, is turned back into a space."""
+        if not hasattr(self._tokenizer, "backend_tokenizer"):  # a slow tokenizer shows its normalisation in the ids only
             return self.decode(self.encode(text))
         normalizer = self._tokenizer.backend_tokenizer.normalizer
         return normalizer.normalize_str(text).replace("\u2581", " ").removeprefix(" ") if normalizer else text
 
     def token_texts(self, ids: Sequence[int]) -> list[str]:
-        """Return the text of each id; together they are the text of all. Of the ids of one character, the last has it."""
+        """Return the text of each id; joined, they are the decoded whole. If several ids make up one character, the last one gets it."""
         texts, before, done = [], 0, 0
         for end in range(1, len(ids) + 1):
-            # decoded behind the ids before it: some tokenizers leave out a space at the beginning of a text
+            # decode each id together with those before it: some tokenizers drop a space at the beginning of a text
             known, text = self.decode(ids[before:done]), self.decode(ids[before:end])
             whole = end == len(ids) or not text.endswith("\ufffd")
             texts.append(text[len(known) :] if whole else "")
@@ -74,8 +74,8 @@ class HFCodec:
         return texts
 
     def encode_prompt(self, prompt: PolicyPrompt, prefill: str = "") -> list[int]:
-        """Return the ids of a method's prompt: plain text as it is, messages and tools through the chat template; then the opening of
-        the response."""
+        """Return the ids of a method's prompt (plain text as it is, messages and tools through the chat template), followed by
+        those of `prefill`, which opens the response."""
         return self.encode_prompts([prompt], prefill)[0]
 
     def encode_prompts(self, prompts: Sequence[PolicyPrompt], prefill: str = "") -> list[list[int]]:
@@ -92,9 +92,10 @@ class HFCodec:
         return self._bos if self._bos is not None else isinstance(prompt, str) and self._begins_text
 
     def end_of_turn(self, prompt: PolicyPrompt) -> int:
-        """Return the EOS for the end of a response to such a prompt, where nobody samples it (supervised rows).
+        """Return the id of the EOS that ends a response to such a prompt, for supervised rows, whose EOS is not sampled.
 
-        After messages it is the EOS that the chat template writes after an assistant's words, after plain text the tokenizer's own.
+        If the prompt is a list of messages, it is the EOS that the chat template writes after an assistant message; if it is plain text,
+        the tokenizer's own.
 
         Raises:
             ConfigError: there is no EOS at all.
@@ -110,13 +111,13 @@ class HFCodec:
         )
 
     def tool_results(self, contents: Sequence[str]) -> str:
-        """Return what the chat template writes between the end of an assistant's message and its next one, when the message called tools
-        and these are their results, in order.
+        """Return what the chat template writes between an assistant message that called tools and the assistant's next message.
 
-        It is the difference of two renderings, so that whatever the template does to a result (JSON, white space) is done.
+        `contents`: the results of the calls, in order. The text is cut out of a rendered conversation, so that it includes whatever the
+        template does to a result (JSON, white space).
 
         Raises:
-            ConfigError: the template shows no results of tools, or repeats no assistant's words.
+            ConfigError: the template does not show results of tools, or does not repeat assistant messages.
         """
         asked = {"role": "user", "content": "?"}
         results = [
@@ -156,21 +157,21 @@ class HFCodec:
 
     @property
     def template(self) -> str:
-        """The text of the chat template; empty if there is none. Of several, the one for tools."""
+        """The text of the chat template; empty if there is none. If there are several, the one for tools."""
         found = self._kwargs.get("chat_template") or self._tokenizer.chat_template or ""
         return found if isinstance(found, str) else found.get("tool_use", found.get("default", ""))
 
     @cached_property
     def _after_said(self) -> list[int]:
-        """What the chat template writes after an assistant's words; nothing if it does not repeat them."""
-        # another turn follows, because some templates (GLM) end an assistant's words by the token that opens the next turn
+        """The ids of what the chat template writes after an assistant message; empty if it does not repeat such messages."""
+        # another turn follows, because some templates (GLM) end an assistant message with the token that opens the next turn
         asked = {"role": "user", "content": "?"}
         text = self._render([asked, {"role": "assistant", "content": _SAID}, asked], add_generation_prompt=False)
         _, found, after = text.rpartition(_SAID)
         return self.encode(after) if found else []
 
     def unheeded_end(self) -> str | None:
-        """Return the special token that the chat template writes after an assistant's words although no response ends there, else None."""
+        """Return the special token that the chat template writes after an assistant message if it is not among `eos_ids`, else None."""
         first = self._after_said[:1]
         text = self.decode(first)
         return text if first and text in self.special_tokens and first[0] not in self.eos_ids else None
@@ -179,9 +180,9 @@ class HFCodec:
 def load_codec(
     tokenizer: Any, model: str | Path | None = None, bos: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
 ) -> HFCodec:  # fmt: skip
-    """Return the codec of a tokenizer (loaded, or its directory or hub id); responses end in any EOS that the model's engine ends at.
+    """Return the codec of a tokenizer (loaded, or its directory or hub id). A response ends at any EOS at which the engine stops.
 
-    `model`: directory or hub id of the model, where the EOS ids are read (see `eos_ids`); default: where the tokenizer comes from.
+    `model`: directory or hub id of the model, from which the EOS ids are read (see `eos_ids`); default: the tokenizer's.
 
     Raises:
         ConfigError: see `HFCodec`.
@@ -198,8 +199,8 @@ def load_codec(
 def encode_row(codec: HFCodec, row: Mapping[str, Any]) -> tuple[list[int], list[int]]:
     """Return ids and mask of a row for supervised training: its `prompt` (JSON: a text, or messages), `prefill` and `segments`.
 
-    Each segment is encoded by itself, as in a rollout. The mask is 1 on what the policy wrote (`learn`), and on the EOS that ends its turn:
-    of the response, and of each of its messages where these call tools.
+    Each segment is encoded by itself, as in a rollout. The mask is 1 on segments with `learn`, which the policy wrote, and on EOS. There is
+    one EOS at the end of the response or, for a method that calls tools, one after each of the policy's messages.
     """
     prompt = json.loads(row["prompt"])
     ids = codec.encode_prompt(prompt, row["prefill"])
@@ -215,7 +216,7 @@ def encode_row(codec: HFCodec, row: Mapping[str, Any]) -> tuple[list[int], list[
 def turn_tokens(codec: HFCodec, trajectory: Trajectory) -> list[list[dict[str, Any]]]:
     """Return, per turn, text and log-probability of each token that the policy sampled in it, the EOS included.
 
-    The log-probability is None if the engine gave none. A turn's tokens are a run of ones in the response mask.
+    The log-probability is None if the engine returned none. A turn's tokens are one run of ones in the response mask.
     """
     turns = []
     for sampled, run in groupby(range(len(trajectory.response_ids)), trajectory.response_mask.__getitem__):
@@ -228,9 +229,9 @@ def turn_tokens(codec: HFCodec, trajectory: Trajectory) -> list[list[dict[str, A
 
 
 def eos_ids(model: str) -> list[int]:
-    """Return the ids at which an engine ends a response of a model (directory or hub id), besides the tokenizer's own EOS.
+    """Return the ids, besides the tokenizer's own EOS, at which an engine ends a response of a model (directory or hub id).
 
-    They are those of generation_config.json or, without it, of config.json: vLLM looks in the same places. None of both: a warning.
+    They are read from generation_config.json or, if there is none, from config.json, as in vLLM. Without both there is a warning.
     """
     from transformers import GenerationConfig, PretrainedConfig
 

@@ -1,4 +1,4 @@
-"""How the commands talk: help that ends with an example and says every default, and mistakes with a remedy.
+"""The parser of all commands: its help ends with an example and names every default, and its errors say what to do.
 
 Exit codes: 0: done; 1: failed, the reason is on standard error; 2: the command line cannot be understood; 130: interrupted.
 """
@@ -16,15 +16,15 @@ EXAMPLE = "example:"
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser with an example: a command as it is typed. Subcommands are of this class: `add_parser(name, help=…, example=…)`."""
+    """A parser whose help ends with an example command. Subparsers are of this class, too: `add_parser(name, help=…, example=…)`."""
 
     def __init__(self, *, example: str, **options: Any) -> None:
-        """`example` may go on in further lines, each but the last ending in a backslash; `options` are those of `ArgumentParser`."""
+        """`example` may have several lines, each but the last ending in a backslash; `options` are those of `ArgumentParser`."""
         super().__init__(epilog=f"{EXAMPLE}\n  {example}", formatter_class=_Help, **options)
         self.register("action", "parsers", _Subcommands)
 
-    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]
-        """Parse as `ArgumentParser` does; an option that nobody knows is an error here already, which names the one it is most like."""
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:  # type: ignore[override]  # argparse declares overloads
+        """Parse as `ArgumentParser` does, but treat an unknown option as an error at once, and name the most similar valid option."""
         found, rest = super().parse_known_args(args, namespace)
         unknown = [word for word in takewhile(lambda word: word != "--", rest) if word.startswith("-")]
         if unknown and self._subparsers is None:
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
         return found, rest
 
     def error(self, message: str) -> NoReturn:
-        """End the program with exit code 2: what is wrong, and where help is."""
+        """Print what is wrong and where to find help, and exit with code 2."""
         self.exit(2, f"{self.prog}: {message}\nAll options, with an example: {self.prog} --help\n")
 
 
@@ -59,7 +59,7 @@ class _Subcommands(argparse._SubParsersAction):
 
 
 class _Help(argparse.HelpFormatter):
-    """Keeps an example's lines and a description's paragraphs, and adds the default of an option whose text does not tell it."""
+    """Keeps an example's lines and a description's paragraphs, and adds the default to an option's help text that does not name it."""
 
     def _fill_text(self, text: str, width: int, indent: str) -> str:
         if text.startswith(EXAMPLE):

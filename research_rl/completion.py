@@ -1,6 +1,6 @@
 """``research-rl completion SHELL``: the script by which a shell completes commands, options, their choices and file names.
 
-The script is static (shtab makes it): to complete a word starts no Python. It holds the commands whose extras are installed.
+The script is static (shtab makes it), so that completing a word does not start Python. It has the commands whose extras are installed.
 """
 
 from __future__ import annotations

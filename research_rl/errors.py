@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class ConfigError(ValueError):
-    """A setting that cannot work: raised before any accelerator is taken."""
+    """A setting that cannot work; raised before any accelerator is used."""
 
 
 class DataError(ValueError):
@@ -19,7 +19,7 @@ class MissingExtraError(ImportError):
 
 
 class GenerationError(RuntimeError):
-    """The engine returned something that is no generation, for example no token at all."""
+    """The engine returned something that is not a generation, for example no token at all."""
 
 
 class RetrievalError(ConnectionError):
@@ -27,15 +27,15 @@ class RetrievalError(ConnectionError):
 
 
 class WrongServiceError(RetrievalError):
-    """The service refuses every query (a wrong token), or what answers is none. Waiting cannot help."""
+    """The service refuses every query (a wrong token), or the server is no retrieval service. Waiting cannot help."""
 
 
 class QueryFailedError(RetrievalError):
-    """The service answers other queries, but refuses this one or fails on it. No outage: asking again changes nothing."""
+    """The service answers other queries, but refuses this one or fails on it. This is no outage: asking again changes nothing."""
 
 
 class JudgeError(ConnectionError):
-    """The judge refuses everything, or too many answers got no verdict. A fault of the machinery, never of the policy."""
+    """The judge refuses every request, or too many answers got no verdict. A fault of the infrastructure, never of the policy."""
 
 
 class NoVerdictError(JudgeError):
@@ -43,7 +43,7 @@ class NoVerdictError(JudgeError):
 
 
 class RunStoppedError(RuntimeError):
-    """A training was ended because a part of it died, or because nothing moved any more."""
+    """A training was ended because one of its processes died, or because it made no progress any more."""
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:
@@ -54,7 +54,7 @@ def missing_extra(package: str, extra: str) -> MissingExtraError:
 
 
 def nearest(name: str, valid: Iterable[str]) -> str:
-    """Return the remedy for a name that nobody knows: the valid one that it is most like, if there is one, and all of them."""
+    """Return the hint for an unknown name: the most similar valid name, if there is one, and all valid names."""
     names = sorted(valid)
     found = difflib.get_close_matches(name, names, 1)
     return f"{f'Did you mean {found[0]!r}? ' if found else ''}Valid: {', '.join(names)}"

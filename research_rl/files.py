@@ -34,7 +34,7 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> int:
 
     def write(part: Path) -> None:
         nonlocal count
-        # half a surrogate pair, which UTF-8 cannot say, is written as JSON can: escaped
+        # UTF-8 has no form for half a surrogate pair: it is written as a JSON escape
         with part.open("w", encoding="utf-8", errors="backslashreplace") as file:
             for row in rows:
                 file.write(json.dumps(row, ensure_ascii=False) + "\n")
@@ -51,7 +51,7 @@ def sha256(path: Path) -> str:
 
 
 def whole_lines(path: Path) -> list[str]:
-    """Return the lines of a log that is appended to, none if there is no log; a line that a kill cut off is removed from the file.
+    """Return the whole lines of a log (none if there is no log). An unfinished last line, left by a kill, is removed from the file.
 
     Split at line feeds alone: splitlines() would split at U+2028 in a passage, too.
     """
@@ -65,7 +65,7 @@ def whole_lines(path: Path) -> list[str]:
 
 
 def changed_settings(path: Path, settings: Mapping[str, Any]) -> str:
-    """Return in what `settings` differ from those saved in a JSON file: "seed was 1, now 2"; empty if in nothing, or if none are saved."""
+    """Return how `settings` differ from those saved in a JSON file ("seed was 1, now 2"); empty if they do not, or none are saved."""
     before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
     return ", ".join(
         f"{name} was {before.get(name)}, now {settings.get(name)}"

@@ -1,8 +1,8 @@
-"""Searches that many rollouts make at about the same time, sent as one request: HTTP costs a client and a service more than a search.
+"""Sends searches that many rollouts make at about the same time as one request: HTTP costs client and service more than the search.
 
-A search goes at once where no other is under way. While one is, searches with the same `top_k` gather for `GATHERED_S`, up to `MOST`
-queries. An outage of their request is one for each of them; if it is refused, each is sent by itself, so that no query answers for
-another's fault.
+A search is sent at once if no other is under way. Otherwise searches with the same `top_k` are gathered for `GATHERED_S`, up to `MOST`
+queries. If their request meets an outage, all of them fail by it. If the service refuses the request, each search is sent again by itself,
+so that one bad query does not fail the others.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from research_rl.errors import QueryFailedError
 from research_rl.types import Passage
 
 MOST = 64  # queries in a request
-GATHERED_S = 0.002
+GATHERED_S = 0.002  # seconds
 
 Found = list[list[Passage]]
 Post = Callable[[list[str], int], Awaitable[Found]]
@@ -24,7 +24,7 @@ Post = Callable[[list[str], int], Awaitable[Found]]
 
 @dataclass(eq=False)
 class _Request:
-    """Searches that are sent together; a future's result is None where its search must be sent by itself."""
+    """Searches that are sent together; a future's result is None if its search must be sent again by itself."""
 
     top_k: int
     searches: list[tuple[list[str], asyncio.Future[Found | None]]] = field(default_factory=list)
@@ -41,7 +41,7 @@ class Gatherer:
 
     def __init__(self, post: Post) -> None:
         self._post, self._under_way = post, 0
-        self._open: dict[int, _Request] = {}  # by top_k, those that are not sent yet
+        self._open: dict[int, _Request] = {}  # requests that are not sent yet, by top_k
         self.most = MOST
 
     async def alone(self, queries: list[str], top_k: int) -> Found:
@@ -94,7 +94,7 @@ class Gatherer:
         except Exception as error:
             for _, answer in request.searches:
                 if not answer.done():
-                    answer.set_exception(copy.copy(error))  # each is raised by itself
+                    answer.set_exception(copy.copy(error))  # every search raises a copy of its own
         else:
             for asked, answer in request.searches:
                 mine = [next(found) for _ in asked]
@@ -102,7 +102,7 @@ class Gatherer:
                     answer.set_result(mine)
 
     def _end_if_deserted(self, request: _Request) -> None:
-        """End a request that nobody waits for any more, or do not send it."""
+        """Cancel a request that nobody waits for any more, whether it is sent or not."""
         if not all(answer.done() for _, answer in request.searches):
             return
         if request.sending is not None:

@@ -1,6 +1,6 @@
-"""The health of a run: figures of each rollout that move before the reward does, and what a step's rollouts say together.
+"""The health of a run: figures of each rollout that change before the reward does, and their summary over a step's rollouts.
 
-Everything is read from what the policy wrote and what it was shown; nothing costs a pass of a model.
+All of them are computed from what the policy wrote and was shown, without a further forward pass of a model.
 """
 
 from __future__ import annotations
@@ -23,20 +23,17 @@ FIGURES = (  # what a step may log under `health/`
     "answer_words", "answer_excess", "several_answers", "tags_in_answer", "entropy_estimate", "preferred_logprob",
     "uninformative_groups", "search_seconds_p50", "search_seconds_p95", "lost_groups", "alarms",
 )  # fmt: skip
-FAMILIES = (
-    "searches/",
-    "stop/",
-    "invalid/",
-)  # one figure for each number of hops or type, stop reason, reason of invalid turns
+# each has one figure per number of hops (or question type), per stop reason, per reason of an invalid turn
+FAMILIES = ("searches/", "stop/", "invalid/")
 _SEPARATORS = re.compile(r"\n|;|,? or | / |,? and/or ", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class RolloutHealth:
-    """The figures of one rollout under the names of FIGURES and FAMILIES; what does not apply to it is left out.
+    """The figures of one rollout under the names of FIGURES and FAMILIES; figures that do not apply to it are left out.
 
-    `group` is its question in the batch, `score` what trains. `search_seconds`: per search, None without one. `logprob`: the mean
-    log-probability (nats) of its sampled tokens when they were sampled, None if the engine tells none.
+    `group` identifies its question in the batch, `score` is the reward that training uses. `search_seconds`: mean per search, None without
+    a search. `logprob`: mean log-probability (nats) of its tokens when they were sampled, None if the engine does not return it.
     """
 
     group: str
@@ -88,14 +85,14 @@ def _searching(trajectory: Trajectory, searches: list[str], info: Mapping[str, A
 
 
 def _asks_for_passages(action: Action) -> bool:
-    """Return whether a turn's results are passages; what another tool returns may be none and right."""
+    """Return whether a turn asked for passages. Other tools may rightly return none."""
     return isinstance(action, Search) or (
         isinstance(action, ToolCalls) and all(call.name in ("search", "open") for call in action.calls)
     )
 
 
 def _evidence(method: Method, trajectory: Trajectory, golden_answers: Sequence[str]) -> dict[str, float]:
-    """Return whether a golden answer was shown, and, of a correct answer, whether none was; nothing for yes and no."""
+    """Return whether a golden answer was shown, and whether a correct answer was given without; nothing for yes/no questions."""
     if is_yes_no(golden_answers):
         return {}
     phrases = [normalize_answer(golden) for golden in golden_answers]
@@ -121,7 +118,7 @@ def _form(method: Method, trajectory: Trajectory, sampled: int) -> dict[str, flo
 
 
 def _answer(method: Method, trajectory: Trajectory, golden_answers: Sequence[str]) -> dict[str, float]:
-    """Return what an answer shows that was written to please the metric instead of to answer."""
+    """Return the figures that reveal an answer written to please the metric instead of to answer."""
     if not (answer := (method.answer(trajectory) or "").strip()):
         return {}
     words, parts = len(answer.split()), len(_SEPARATORS.split(answer))
@@ -134,7 +131,7 @@ def _answer(method: Method, trajectory: Trajectory, golden_answers: Sequence[str
 
 
 def repeated_share(text: str) -> float:
-    """Return the share of a text's 4-grams of words that stood in it before; 0 for a text of fewer words."""
+    """Return the share of a text's word 4-grams that repeat an earlier one; 0 for a text of fewer than four words."""
     words = text.split()
     ngrams = list(zip(*(words[start:] for start in range(NGRAM)), strict=False))
     return 1 - len(set(ngrams)) / len(ngrams) if ngrams else 0.0
@@ -145,7 +142,7 @@ def _slug(reason: str) -> str:
 
 
 def step_health(rollouts: Sequence[RolloutHealth]) -> dict[str, float]:
-    """Return a step's figures as ``health/NAME``: means over the rollouts that have one, and what only all of them tell."""
+    """Return a step's figures as ``health/NAME``: means over the rollouts that have the figure, and figures of all rollouts together."""
     values = by_name(rollout.figures for rollout in rollouts)
     figures = {name: fmean(found) for name, found in values.items() if not name.startswith("invalid/")}
     figures |= {name: sum(found) / len(rollouts) for name, found in values.items() if name.startswith("invalid/")}
@@ -158,7 +155,7 @@ def step_health(rollouts: Sequence[RolloutHealth]) -> dict[str, float]:
 
 
 def by_name(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
-    """Return the values of each name, in order, of the rows that have one."""
+    """Return the values of each name, in the order of the rows that have it."""
     values: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         for name, value in row.items():
@@ -167,7 +164,7 @@ def by_name(rows: Iterable[Mapping[str, float]]) -> dict[str, list[float]]:
 
 
 def _of_groups(rollouts: Sequence[RolloutHealth]) -> dict[str, float]:
-    """Return the share of questions whose rollouts all score alike, and the log-probability of those above their question's mean."""
+    """Return the share of questions whose rollouts all have the same score, and the mean log-probability of above-average rollouts."""
     groups: dict[str, list[RolloutHealth]] = defaultdict(list)
     for rollout in rollouts:
         groups[rollout.group].append(rollout)

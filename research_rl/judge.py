@@ -1,6 +1,6 @@
-"""A language model as judge of final answers: its settings, what it is asked, and what it said. The evaluation and the reward share this.
+"""A language model as judge of final answers: its settings, its prompt, and how its verdict is read. Evaluation and reward share this.
 
-The criteria are those of R1-Searcher (arXiv:2503.05592) and of ReSearch (arXiv:2503.19470), in our words.
+The criteria are those of R1-Searcher (arXiv:2503.05592) and of ReSearch (arXiv:2503.19470), reworded.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ from research_rl.errors import ConfigError, nearest
 from research_rl.methods.base import Prompt, known, load_template
 
 CRITERIA = ("r1_searcher", "research")
-MAX_ANSWER = 2_000  # characters of an answer that the judge is shown: a policy that babbles must not get a request refused
+MAX_ANSWER = (
+    2_000  # characters of an answer that the judge is shown, so that an endless answer does not get the request refused
+)
 _PLACEHOLDERS = {"question", "golden_answers", "prediction"}
 _TRUE, _FALSE = {"true", "correct"}, {"false", "incorrect"}
 _NEGATION = re.compile(r"\b(?:not|never|neither|nor|cannot)\b|n['’]t\b")
-# written as escapes: `<`, `>`, `[` and `]`, of which chat templates and our marks are made, and what may end a line
+# written as escapes: `<`, `>`, `[` and `]`, which control tokens and the marks of prompts consist of, and characters that end a line
 _BROKEN = frozenset("<>[]")
 _ENDS_LINE = frozenset({"Cc", "Cs", "Zl", "Zp"})
 
@@ -109,7 +111,7 @@ def _positive(name: str, value: Any, whole: bool = False) -> None:
 
 def _check_url(url: str) -> None:
     parts = urlsplit(str(url))
-    if parts.username or parts.password or parts.query:  # and do not tell the URL
+    if parts.username or parts.password or parts.query:  # the message must not repeat the URL
         raise ConfigError(
             "research_rl.judge.url must hold no user, password or query, for settings are logged: "
             "put the key into the environment, and name the variable in research_rl.judge.api_key_env"
@@ -124,9 +126,9 @@ def criterion(name: str) -> Template:
 
 
 def prompt(template: Template, question: str, golden_answers: Sequence[str], prediction: str) -> str:
-    """Return the judge's prompt. All three are written as JSON, on a line each, so that an answer can end neither its line nor its quotes.
+    """Return the judge's prompt. Each part is a JSON string on one line, so that a prediction cannot leave its quotes or its line.
 
-    Of the prediction, MAX_ANSWER characters are shown.
+    The prediction is cut to MAX_ANSWER characters.
     """
     golden = ", ".join(map(quoted, golden_answers))
     return template.substitute(
@@ -135,14 +137,14 @@ def prompt(template: Template, question: str, golden_answers: Sequence[str], pre
 
 
 def has_word(text: str) -> bool:
-    """Return whether a text has a letter or a digit. Judges call ":" and the like right (arXiv:2507.08794)."""
+    """Return whether a text has a letter or a digit. Judges accept ":" and the like as right (arXiv:2507.08794)."""
     return any(one.isalnum() for one in text)
 
 
 def quoted(text: str) -> str:
-    r"""Return a JSON string on one line, with `<`, `>`, `[`, `]` and what Unicode folds into them as escapes (`\u003c`).
+    r"""Return a text as a JSON string on one line, with escapes (`\u003c`) for `<`, `>`, `[`, `]` and what Unicode folds into them.
 
-    No mark of ours, control token or turn of a chat template can be written with it.
+    So it contains no mark of the prompt, no control token and no turn of a chat template.
     """
     return "".join(f"\\u{ord(one):04x}" if _is_broken(one) else one for one in json.dumps(text, ensure_ascii=False))
 
@@ -154,9 +156,9 @@ def _is_broken(one: str) -> bool:
 
 
 def verdict(text: str) -> bool | None:
-    """Return what a judge said: its last "true", "false", "correct" or "incorrect", turned around by a "not" before it in the same clause.
+    """Return a judge's verdict: its last "true", "false", "correct" or "incorrect", negated by a "not" before it in the same clause.
 
-    None: it said none of them.
+    None: the reply has none of these words.
     """
     for clause in reversed(re.split(r"[.,:;!?\n]", text.lower())):
         found = [match for match in re.finditer(r"[a-z]+", clause) if match[0] in _TRUE | _FALSE]
@@ -167,7 +169,7 @@ def verdict(text: str) -> bool | None:
 
 
 def key(model: str, text: str) -> str:
-    """Return what a verdict is remembered by: the hash of the model's name and of the whole prompt."""
+    """Return the key of a verdict in the cache: the hash of the model's name and of the whole prompt."""
     return hashlib.sha256(f"{model}\n{text}".encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What judges have said: nothing is asked, or paid for, twice."""
+"""A cache of judges' replies, so that nothing is asked, or paid for, twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Reply:
-    """What a judge said, and what it cost in tokens."""
+    """A judge's reply, and what it cost in tokens."""
 
     text: str
     tokens_in: int = 0
@@ -20,13 +20,13 @@ class Reply:
 
 
 class Replies:
-    """Replies by `judge.key`: the last so many in memory, or all of them in a file of JSON lines, to which several processes may append.
+    """Replies by `judge.key`: the latest ones in memory, or all of them in a file of JSON lines, to which several processes may append.
 
-    A line that a kill has cut off is left out. A file that cannot be written is told once, and costs nothing but money.
+    A line that a kill has cut off is skipped. If the file cannot be written, that is reported once, and replies are kept in memory only.
     """
 
     def __init__(self, cache: int | str | Path) -> None:
-        """`cache`: how many, or the file."""
+        """`cache`: the number of replies kept in memory, or the path of the file."""
         self._found: OrderedDict[str, Reply] = OrderedDict()
         self._most = cache if isinstance(cache, int) else None
         self._path = None if isinstance(cache, int) else Path(cache)
@@ -55,7 +55,7 @@ class Replies:
         row = json.dumps({"key": key, **vars(reply)}) + "\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab") as file:  # one write of a whole line, so that those of several processes do not mix
+            with self._path.open("ab") as file:  # a whole line in one write, so that the lines of several processes do not mix
                 file.write(("" if self._ends_line else "\n").encode() + row.encode())
             self._ends_line = True
         except OSError as error:

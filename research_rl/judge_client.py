@@ -1,7 +1,7 @@
-"""The judge at work: an OpenAI-compatible server is asked, each question once, and what cannot be asked is told and never guessed.
+"""The client of the judge, an OpenAI-compatible server. Each answer is judged once, and a missing verdict is reported, never guessed.
 
-Connection errors, time-outs, 408, 425, 429 and 5xx are retried with jittered exponential back-off until the deadline, as is an answer that
-is none; a reply without a verdict is asked for again twice. A refusal of everything (a wrong key, no such model) ends the run.
+Connection errors, time-outs, 408, 425, 429, 5xx and responses in another format are retried with jittered exponential back-off until the
+deadline. After a reply without a verdict, the judge is asked twice more. A refusal of every request (a wrong key) ends the run.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _REFUSES_ALL = {
     404: "Does the URL end in /v1, and does the server know the model by this name? Try: curl URL/models",
     405: "Does the URL end in /v1?",
 }
-_UNCLEAR_ATTEMPTS = 3  # a judge that babbles at temperature 0 will babble again
+_UNCLEAR_ATTEMPTS = 3  # at temperature 0, further attempts would hardly give another reply
 
 
 class _Unavailable(Exception):
-    """A failure that time may heal."""
+    """A failure that may pass by itself."""
 
 
 class _Unclear(_Unavailable):
@@ -46,7 +46,7 @@ class JudgeClient:
 
     def __init__(self, settings: JudgeSettings) -> None:
         """Raises:
-        ConfigError: the variable that is to hold the key is not there.
+        ConfigError: the environment variable that holds the key is not set.
         """
         self.settings = settings
         name = settings.api_key_env
@@ -64,11 +64,11 @@ class JudgeClient:
         self._gate = asyncio.Semaphore(settings.concurrency)
 
     async def ask(self, text: str, must_be_clear: bool = True) -> Reply:
-        """Return what the judge says to a prompt; `must_be_clear`: only a reply with a verdict will do.
+        """Return the judge's reply to a prompt; `must_be_clear`: only a reply with a verdict counts.
 
         Raises:
-            NoVerdictError: none came before the deadline (waiting for its turn included), or the server refuses this prompt.
-            JudgeError: it refuses everything.
+            NoVerdictError: no such reply before the deadline (which includes waiting for its turn), or the server refuses this prompt.
+            JudgeError: it refuses every request.
         """
         settings, failure = self.settings, "it waited for its turn: raise research_rl.judge.concurrency or deadline_s"
         attempts, started = 0, time.monotonic()
@@ -125,7 +125,7 @@ class JudgeClient:
             raise _Unavailable(f"an answer that is no chat completion: {told!r}") from error
 
     def _clean(self, text: str) -> str:
-        """Return the beginning of what a server said, without the key: some repeat it when they refuse it."""
+        """Return the beginning of a server's message, without the key: some servers repeat a key that they refuse."""
         return (text.replace(self._key, "***") if self._key else text)[:300]
 
     async def close(self) -> None:
@@ -147,10 +147,10 @@ def _gives_up(state: tenacity.RetryCallState) -> bool:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What the judge says of one answer. `right` is None if it gave no verdict; `said`: its words, or why there is none.
+    """The judge's verdict on one answer. `right` is None if there is no verdict; `said`: the judge's reply, or why there is no verdict.
 
-    `asked`: a request was made for this answer; `cached`: its verdict was there, or was being asked for by another rollout. `seconds`:
-    how long this rollout waited.
+    `asked`: a request was made for this answer; `cached`: the verdict was known, or another rollout was asking for it. `seconds`: how long
+    this rollout waited.
     """
 
     right: bool | None
@@ -173,7 +173,7 @@ class Judgement:
 
 
 class Judge:
-    """Judges answers; one of them is asked about once, however many rollouts give it, at the same time or later."""
+    """Judges answers. The same answer is judged once, however many rollouts give it, at the same time or later."""
 
     def __init__(self, settings: JudgeSettings) -> None:
         """Raises:
@@ -184,15 +184,15 @@ class Judge:
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
 
     async def judge(self, question: str, golden_answers: Sequence[str], answer: str) -> Judgement:
-        """Return whether an answer is right. One without a word is wrong, and an exact match right, without being asked about.
+        """Return whether an answer is right. Without a request, an answer without a word is wrong, and an exact match right.
 
         Raises:
-            JudgeError: the server refuses everything; or, with `fallback: stop`, there is no verdict on this answer.
+            JudgeError: the server refuses every request; or, with `fallback: stop`, there is no verdict on this answer.
         """
         settings, answer = self.settings, answer.strip()
         if not answer or (not has_word(answer) and all(map(has_word, golden_answers))):
             return Judgement(False)
-        # an answer of which normalisation leaves nothing ("the") would match a golden answer of the kind
+        # an answer that is normalised to nothing ("the") would match every golden answer that is, too
         if settings.ask_when == "not_exact" and normalize_answer(answer) and exact_match(answer, golden_answers):
             return Judgement(True)
         text = prompt(self._template, question, golden_answers, answer)
@@ -204,7 +204,9 @@ class Judge:
             task = self._under_way[name] = asyncio.create_task(self._ask(name, text))
             task.add_done_callback(lambda _: self._under_way.pop(name))
         try:
-            reply = await asyncio.shield(self._under_way[name])  # one rollout's end must not be that of the others
+            reply = await asyncio.shield(
+                self._under_way[name]
+            )  # if one rollout is cancelled, the others still wait for the reply
         except NoVerdictError as failure:
             if settings.fallback == "stop":
                 raise JudgeError(f"{failure}. research_rl.judge.fallback=stop ends the run there") from failure

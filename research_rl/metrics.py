@@ -48,8 +48,8 @@ def f1(prediction: str, golden_answers: Iterable[str], normalize: Normalize = no
 def precision(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
     """Return the token precision against the golden answer with the best F1, the share of predicted tokens that are golden.
 
-    FlashRAG takes the highest precision over the golden answers and the highest recall, perhaps of different ones; here
-    f1 is the harmonic mean of what stands beside it.
+    FlashRAG takes the highest precision and the highest recall over the golden answers, perhaps of different ones. Here
+    precision and recall belong to the same golden answer, and f1 is their harmonic mean.
     """
     return _best(prediction, golden_answers, normalize)[1]
 
@@ -85,7 +85,7 @@ def cover_em_substring(prediction: str, golden_answers: Iterable[str], normalize
 def cover_em_tokens(prediction: str, golden_answers: Iterable[str], normalize: Normalize = normalize_answer) -> float:
     """Return 1.0 if every token of a normalised golden answer occurs in the normalised prediction, in any order (R1-Searcher's CEM).
 
-    A golden answer that normalises to nothing is covered only by a prediction that does, too.
+    A golden answer that is normalised to nothing is covered only by a prediction that is, too.
     """
     tokens = normalize(prediction).split(" ")
     return float(any(all(token in tokens for token in normalize(golden).split(" ")) for golden in golden_answers))
@@ -104,7 +104,7 @@ def answer_rank(texts: Iterable[str], golden_answers: Iterable[str], normalize: 
 
 
 def is_yes_no(golden_answers: Iterable[str]) -> bool:
-    """Return whether every golden answer is yes or no, so that no passage can be said to hold it."""
+    """Return whether every golden answer is yes or no, so that it makes no sense to look for it in a passage."""
     return all(normalize_answer(golden) in ("yes", "no") for golden in golden_answers)
 
 

@@ -12,7 +12,7 @@ from research_rl.files import sha256
 from research_rl.inference.protocol import MANIFEST
 from research_rl.types import PolicyPrompt
 
-FIGURES = ("em", "f1", "cover_em_substring", "searches", "well_formed")  # of an evaluation's summary, as far as it has them
+FIGURES = ("em", "f1", "cover_em_substring", "searches", "well_formed")  # shown if an evaluation's summary has them
 _CARD = Template(f"""---
 library_name: transformers
 pipeline_tag: text-generation

@@ -1,7 +1,7 @@
-"""Asking a service that may be gone for a while: until it answers, or a deadline has passed.
+"""Requests to a service that may be unavailable for a while: they are repeated until it answers, or a deadline has passed.
 
-A failure that time may heal (`UnavailableError`) is tried again with jittered exponential back-off until the deadline. What is given up
-then is told apart: an outage (`RetrievalError`), or a request that fails while others are answered (`QueryFailedError`).
+A failure that may pass by itself (`UnavailableError`) is retried with jittered exponential back-off until the deadline. The error that is
+raised then distinguishes an outage (`RetrievalError`) from a request that fails while others are answered (`QueryFailedError`).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _Answer = TypeVar("_Answer")
 
 
 class UnavailableError(Exception):
-    """A failure that time may heal."""
+    """A failure that may pass by itself."""
 
 
 def longest_wait_s(deadline_s: float, timeout_s: float) -> float:
@@ -29,15 +29,14 @@ def longest_wait_s(deadline_s: float, timeout_s: float) -> float:
 
 
 class Persistence:
-    """All requests of this process to one service, so that a failure of one can be told from an outage.
+    """All requests of this process to one service, so that the failure of one can be distinguished from an outage.
 
-    How long an outage lasts is told by `outage_s`: from the first failure after a success to now. Silence alone, while nobody asks, is
-    none.
+    An outage lasts from the first failure after a success until now (`outage_s`). Time without requests is no outage.
     """
 
     def __init__(self, service: str, remedy: str, deadline_s: float, timeout_s: float, max_attempts: int) -> None:
-        """`service`: what it is, and its URL; `remedy`: what to do when it is gone; both for messages. `deadline_s`: of one call, retries
-        included; then it is asked once more, for at most `timeout_s`."""
+        """`service`: its kind and URL; `remedy`: what to do if it is unavailable; both for messages. `deadline_s`: for one call, retries
+        included; after it there is one more attempt, of at most `timeout_s`."""
         self._service, self._remedy = service, remedy
         self._deadline_s, self._last_attempt_s, self._max_attempts = deadline_s, min(timeout_s, deadline_s), max_attempts
         self.answered_before = False
@@ -46,22 +45,25 @@ class Persistence:
 
     @property
     def outage_s(self) -> float:
-        """Seconds since the first of the failures that no answer has followed; 0 if the last request was answered."""
+        """Seconds since the first failure after the last answer; 0 if the last request was answered."""
         return 0.0 if self._failing_since is None else time.monotonic() - self._failing_since
 
     def _answered(self) -> None:
         self._last_success, self._failing_since = time.monotonic(), None
 
     def _failed(self, begun: float) -> None:
-        if self._failing_since is None:  # a request that hung while others were answered tells of the time since
+        if (
+            self._failing_since is None
+        ):  # the request may have hung while others were answered: only the time since their last answer counts
             self._failing_since = max(begun, self._last_success)
 
     async def persist(self, ask: Callable[[bool], Awaitable[_Answer]], what: str, which: str) -> _Answer:
-        """Ask until there is an answer, or the deadline has passed. `ask` is told whether it is the first attempt; `what` is asked for, and
-        `which` of many it is, for messages.
+        """Call `ask` until there is an answer, or the deadline has passed. The argument of `ask` is whether this is the first attempt.
+
+        `what` names what is asked for, and `which` the individual request, both for messages.
 
         Raises:
-            QueryFailedError: `ask` raised it; or this fails while others are answered.
+            QueryFailedError: `ask` raised it; or this request fails while others are answered.
             RetrievalError: no answer before the deadline: an outage.
         """
         failure: BaseException | None = None
@@ -97,8 +99,8 @@ class Persistence:
         except TimeoutError:
             failure = failure or TimeoutError("no answer at all")
             self._failed(begun)
-            # this machine may have stood still (a virtual machine that is moved, a process that got no processor): ask once more before
-            # it is called an outage
+            # this machine may have been suspended (a virtual machine that is moved, a process that got no CPU time): try once more
+            # before this counts as an outage
             with contextlib.suppress(TimeoutError, UnavailableError):
                 async with asyncio.timeout(self._last_attempt_s):
                     return await once()

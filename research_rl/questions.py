@@ -1,4 +1,4 @@
-"""A question as every part of this project knows it, and its two file forms: FlashRAG's JSON lines and verl's parquet."""
+"""A question, as all parts of this project represent it, and its two file formats: FlashRAG's JSON lines and verl's parquet."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from research_rl.files import write_atomically
 
 
 class Dropped(Exception):
-    """A row that is sound but no question to train or be measured on (no answer, not answerable); the message is the reason counted."""
+    """A valid row that is no use for training or evaluation (no answer, for example). The message is the reason that is counted."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Question:
         """Return it with HTML entities resolved, white space squeezed, and empty or repeated answers and titles left out.
 
         Raises:
-            ValueError: question or answers are no texts, or blank.
+            ValueError: question or answers are not texts, or blank.
         """
         golden = tuple(dict.fromkeys(text for answer in self.golden_answers if (text := clean(answer))))
         titles = tuple(dict.fromkeys(text for title in self.supporting_titles if (text := clean(title))))
@@ -120,7 +120,7 @@ def _questions(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
 def to_verl_row(row: Mapping[str, Any], data_source: str, split: str, index: int) -> dict[str, Any]:
     """Return verl's form of a FlashRAG question. `prompt` holds the bare question: the method writes the prompt at rollout time.
 
-    Every row has every field, whatever the data set tells, so that files of several data sets can be trained on together.
+    Every row has every field, also those that the data set lacks, so that files of several data sets can be trained on together.
     """
     metadata = row.get("metadata") or {}
     return {
@@ -172,7 +172,7 @@ def _mapping(value: Any) -> Mapping[str, Any]:
 
 
 def write_verl_parquet(path: Path, rows: Sequence[Mapping[str, Any]], data_source: str, split: str) -> int:
-    """Write FlashRAG questions as verl parquet; return how many. A row's own `metadata.data_source` goes before `data_source`.
+    """Write FlashRAG questions as verl parquet; return how many. A row's own `metadata.data_source` takes precedence over `data_source`.
 
     Raises:
         DataError: there is no row.
@@ -194,7 +194,7 @@ def write_verl_parquet(path: Path, rows: Sequence[Mapping[str, Any]], data_sourc
             "reward_model": pa.struct({"style": text, "ground_truth": texts}),
             "extra_info": pa.struct({**info, "supporting_titles": texts, "supporting_ids": texts, "difficulty": text}),
         }
-    )  # named, not inferred: a file without any title would otherwise have another type than one with titles, and verl joins them
+    )  # explicit, because verl joins files: the type that is inferred for a file without any title differs from that with titles
     return write_parquet(path, (to_verl_row(row, data_source, split, index) for index, row in enumerate(rows)), schema)
 
 

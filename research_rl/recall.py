@@ -1,4 +1,4 @@
-"""What retrieval alone can give: where the first passage with an answer stands, for the bare question."""
+"""What retrieval alone achieves: the rank of the first passage with an answer, if the question itself is the query."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ async def searched(
 
 
 async def answer_recall(questions: Sequence[Mapping[str, Any]], client: RetrievalClient, top_k: int) -> list[int]:
-    """Return, per question, the rank (from 1) of the first passage for the bare question that has a golden answer as whole words; or 0."""
+    """Return, per question, the rank (from 1) of the first passage with a golden answer as whole words, or 0; the question is the query."""
     return [
         answer_rank((passage.contents for passage in passages), row["golden_answers"])
         async for row, passages in searched(questions, lambda row: row["question"], client.search, top_k, "eval")

@@ -1,4 +1,4 @@
-"""Conversations that somebody else recorded, as messages in OpenAI's form: `role`, `content`, an assistant's `tool_calls`, a tool's
+"""Conversations that other software recorded, as messages in OpenAI's format: `role`, `content`, an assistant's `tool_calls`, a tool's
 `tool_call_id` (https://platform.openai.com/docs/api-reference/chat)."""
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 from research_rl.errors import DataError
 from research_rl.types import ToolCall
 
-_THOUGHT = ("reasoning", "reasoning_content")  # where servers put it that take it out of the content
+_THOUGHT = ("reasoning", "reasoning_content")  # fields for a thought that a server has taken out of the content
 
 
 @dataclass
@@ -26,7 +26,7 @@ class Said:
 def read_messages(messages: Sequence[Any]) -> tuple[str, list[Said]]:
     """Return the question (the user's last message before the assistant's first) and what the assistant said.
 
-    Arguments that are no JSON object make a `ToolCall` with an error. A thought that stands apart comes back between `<think>` tags.
+    Arguments that are no JSON object make a `ToolCall` with an error. A thought in a field of its own is put between `<think>` tags.
 
     Raises:
         DataError: a message has another role or form, belongs to no call, or the user speaks again; or a call has no result although the

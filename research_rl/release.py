@@ -22,7 +22,7 @@ from research_rl.training.export import WEIGHTS, export
 
 
 def find_model(checkpoint: Path) -> Path:
-    """Return the directory of a checkpoint's model, made of its shards if need be.
+    """Return the directory of a checkpoint's model; its shards are merged if that has not been done.
 
     Raises:
         ConfigError: there is no such directory, or no model in it; or the merger failed.
@@ -49,13 +49,13 @@ def find_model(checkpoint: Path) -> Path:
 def release(
     checkpoint: Path, out: Path, measured: Sequence[Path] = (), data: Sequence[Path] = (), name: str | None = None
 ) -> Path:
-    """Write the folder and return it: weights, tokenizer, generation config, manifest, README.md. It appears whole or not at all.
+    """Write the folder and return it: weights, tokenizer, generation config, manifest, README.md. It is written whole or not at all.
 
     `measured`: summaries of `research-rl evaluate run`; `data`: cards of `research-rl data` (SPLIT.card.json).
 
     Raises:
         ConfigError: see `find_model`; the folder exists, or the model has no manifest.
-        DataError: a summary or a card is none.
+        DataError: a summary or a card cannot be read, or is something else.
     """
     if out.exists():
         raise ConfigError(f"{out} exists: choose another --out, or remove it")
@@ -75,7 +75,7 @@ def release(
             if file.is_file():
                 shutil.copyfile(file, part / file.name)
         shutil.copyfile(beside, part / MANIFEST)
-        read_protocol(part)  # what does not read back is not given away
+        read_protocol(part)  # a manifest that cannot be read back is not released
         manifest = json.loads((part / MANIFEST).read_text(encoding="utf-8"))
         write_text(part / "README.md", card(name or out.name, manifest, part, figures, cards))
         part.rename(out)

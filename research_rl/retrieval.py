@@ -1,14 +1,14 @@
 """The client of the retrieval service: asynchronous, with one deadline per call and bounded retries.
 
-An outage (connection errors, time-outs, 429 and 5xx) is waited out, see `outages`. Then, and for any other refusal, `RetrievalError` is
-raised. It never returns an empty result in place of an error. An answer that is none
-(a proxy's page, a list that was cut off) is an outage where the service has answered before, and the wrong service where it has not.
+In an outage (connection errors, time-outs, 429 and 5xx), requests are retried until the deadline, see `outages`. After that, and for any
+other refusal, a `RetrievalError` is raised. No error is ever turned into an empty result. A response in another format (a proxy's page, a
+truncated list) counts as an outage if the service has answered before, and as the wrong service if it has not.
 
-The service tells in `X-Index-Id` which index it has searched. Another one than before ends the run: half of it would have learnt from
-one corpus, and half from another.
+The response header `X-Index-Id` names the index that was searched. If it changes, the run ends: half of it would have learnt from one
+corpus, and half from another.
 
-Searches of many rollouts share requests (`gathering`): the first attempt only, and only once the service is known. What is tried again goes
-by itself.
+Searches of many rollouts share requests (`gathering`), but only on the first attempt, and only after the service has answered once.
+Retries are sent one by one.
 """
 
 from __future__ import annotations
@@ -38,17 +38,16 @@ class RetrievalSettings:
     """Where the service is and how long to wait for it (seconds)."""
 
     url: str
-    deadline_s: float = 180.0  # for one search, retries included; then it is asked once more for at most timeout_s
+    deadline_s: float = 180.0  # for one search, retries included; after it there is one more attempt, of at most timeout_s
     timeout_s: float = 30.0  # for one HTTP request
     max_attempts: int = 1_000
     max_connections: int = 128
     # bearer token of a service that wants one; None: RETRIEVAL_TOKEN of the environment, where no logged configuration shows it
     token: str | None = field(default=None, repr=False)
-    index: str | None = (
-        None  # of a service with several, the name of one (`rag-serving serve --index NAME=DIR`); None: its default
-    )
+    # the name of an index, if the service has several (`rag-serving serve --index NAME=DIR`); None: its default
+    index: str | None = None
     index_id: str | None = None  # the index that must answer; None: the one that answers first
-    max_query_characters: int = 2_000  # longer queries are cut: a policy that babbles must not be able to get a request refused
+    max_query_characters: int = 2_000  # longer queries are cut, so that an endless query does not get the request refused
 
     def __post_init__(self) -> None:
         """Raise ConfigError for values that cannot work."""
@@ -111,12 +110,12 @@ class RetrievalClient:
         return await self._persistence.persist(ask, f"{len(queries)} queries", f"the first query: {cut[0][:200]!r}")
 
     async def open(self, passage_id: str, page: int | None = None) -> OpenedPage | None:
-        """Return a page of the document that holds a passage (default: the page that does); None if there is none such.
+        """Return a page of the document with a passage (default: the passage's page); None if there is no such passage or page.
 
         Raises:
-            as `search`; WrongServiceError, too, for a service that has no documents to open.
+            as `search`; also WrongServiceError if the service has no documents to open.
         """
-        # no id and no page that anybody has shown, and perhaps a request that would be refused
+        # such an id or page was never shown, and the service might refuse the request
         if len(passage_id) > self.settings.max_query_characters or not 0 < (page or 1) < _MOST_PAGES:
             return None
         body = {"id": passage_id, "page": page}
@@ -127,7 +126,7 @@ class RetrievalClient:
     async def _post(self, queries: list[str], top_k: int) -> list[list[Passage]]:
         body = {"query": queries, "top_n": top_k, "return_score": True}
         response = await self._send("/batch_search", body)
-        if response.status_code == 413 and len(queries) > 1:  # a service that takes fewer queries at once
+        if response.status_code == 413 and len(queries) > 1:  # the service takes fewer queries per request
             self._gatherer.most = max(1, min(self._gatherer.most, len(queries) // 2))
         if response.status_code != 200:
             raise self._refused(response, f"{len(queries)} queries")
@@ -168,7 +167,7 @@ class RetrievalClient:
         )
 
     def _check_index(self, told: str | None) -> None:
-        if told is None:  # another's service
+        if told is None:  # the service is not rag-serving
             return
         if self._index_id not in (None, told):
             raise WrongServiceError(
@@ -192,7 +191,7 @@ class RetrievalClient:
         return results
 
     def _foreign(self, path: str, told: str) -> Exception:
-        """Return the error of an answer that is none."""
+        """Return the error of a response in another format."""
         kind = UnavailableError if self._persistence.answered_before else WrongServiceError
         return kind(f"{self.settings.address}{path} answered {told}")
 

@@ -1,4 +1,4 @@
-"""The rollout: generate until the method's stop string, search, append the observation, go on. Training, evaluation and the demo share it.
+"""The rollout: generate until the method's stop string, search, append the observation, go on. Training, evaluation and chat share it.
 
 Token in, token out: ids that the policy sampled are kept as they are, never decoded and encoded again. Ids, mask and log-probabilities
 grow together in `_Tokens` and nowhere else, so the mask is 1 exactly on sampled ids.
@@ -84,10 +84,10 @@ async def rollout(
     search: SearchFunction,
     call: CallFunction | None = None,
 ) -> Trajectory:
-    """Roll out one question and return its trajectory. `call` answers the calls of a method that has tools.
+    """Roll out one question and return its trajectory. `call` executes the calls of a method that has tools.
 
-    A turn that a token budget cut short (perhaps in the middle of a tag) and an observation that no longer fits both end in MAX_TOKENS.
-    Calls of tools are answered where the policy has ended its message, and each costs a search.
+    A rollout ends with MAX_TOKENS if a token budget cuts a turn short (perhaps in the middle of a tag), or an observation no longer fits.
+    Tool calls are executed only if the policy has ended its message, and each counts as a search.
 
     Raises:
         RetrievalError: from `search`; an outage is never turned into a trajectory.
@@ -113,7 +113,7 @@ async def rollout(
         turns.append(Turn(text, action))
         hint = method.hint(action) if isinstance(action, Invalid) else ""
         cut = not ended and len(generation.token_ids) >= limit
-        if isinstance(action, ToolCalls) and not ended:  # results may follow the end of a message only
+        if isinstance(action, ToolCalls) and not ended:  # results may follow a finished message only
             stop = StopReason.MAX_TOKENS if cut else StopReason.NO_ACTION
             break
         if not isinstance(action, Search | ToolCalls) and (not hint or observations == budget.searches):
@@ -179,14 +179,14 @@ _Shown = tuple[str, list[int], tuple[Passage, ...]]  # an observation's text, id
 def observe(method: Method, codec: Codec, results: list[list[Passage]], limit: int | None) -> _Shown:
     """Return the observation of one turn's results: text, ids, and the passages as they are shown.
 
-    They are shortened evenly until the whole fits in `limit` tokens, and what has a meaning in the protocol is taken out of them: as it
-    stands there, and as the tokenizer will read it. Of tools, each row is one call's result, and the chat template's frame is put around.
+    Passages are shortened evenly until the observation fits in `limit` tokens, and neutralised (see `silence`). For a method with tools,
+    each row is the result of one call, and the chat template's frame is put around the results.
     """
     if method.tools:  # ids are shown, so that they can be opened
         results = [[replace(one, id=silence(one.id, method, codec)) for one in row] for row in results]
 
     def render(width: int | None) -> _Shown:
-        # cut, then neutralised: whatever a cut leaves behind is neutralised, too, and what is cut off costs nothing
+        # cut first, then neutralise: so the result of the cut is neutralised, too, and no time is spent on what is cut off
         cut = [[replace(one, contents=silence(one.contents[:width], method, codec)) for one in row] for row in results]
         text = codec.tool_results([method.render([row]) for row in cut]) if method.tools else method.render(cut)
         return text, codec.encode(text), tuple(passage for row in cut for passage in row if passage.id or not method.tools)
@@ -199,10 +199,10 @@ def observe(method: Method, codec: Codec, results: list[list[Passage]], limit: i
 
 
 def silence(text: str, method: Method, codec: Codec) -> str:
-    """Return a passage's text in which nothing has a meaning in the protocol, neither before nor after the tokenizer's normalisation.
+    """Return a passage's text without tags and special tokens, neither before nor after the tokenizer's normalisation.
 
-    It stays as it is but for the spaces that `neutralize` puts in. Where only the normalisation makes a tag or a special token of it,
-    the normalised text is returned.
+    Only the spaces of `neutralize` are inserted. If a tag or special token appears only through the normalisation, the result is the
+    normalised text, neutralised.
     """
     forbidden = _forbidden(tuple(method.tags), codec)
     clean = neutralize(text, forbidden)
@@ -220,13 +220,13 @@ def _forbidden(tags: tuple[str, ...], codec: Codec) -> tuple[str, ...]:
 def _widest(tokens: Callable[[int], int], limit: int, longest: int, guess: int) -> int:
     """Return the widest cut of at most `longest` characters that has at most `limit` tokens; 0 if none has.
 
-    A long text costs milliseconds to encode, in the event loop that all rollouts share. So it starts near the answer and walks away from it
-    in growing steps, instead of halving the whole.
+    To encode a long text takes milliseconds, in the event loop that all rollouts share. So the search starts near the expected width and
+    moves away from it in growing steps, instead of bisecting the whole range.
     """
     width = min(max(guess, 1), longest)
     if (found := tokens(width)) > limit or width < longest:
         width = min(width * limit // max(found, 1), longest)
-    low, high, step = 0, longest, max(width // 32, 4)  # `low` fits, or nothing does; what is wider than `high` does not
+    low, high, step = 0, longest, max(width // 32, 4)  # `low` fits, if anything does; nothing wider than `high` fits
     while low < high:
         if tokens(width) <= limit:
             low, width = width, min(width + step, high)

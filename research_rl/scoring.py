@@ -17,7 +17,7 @@ def trajectory_metrics(
 ) -> dict[str, float]:
     """Return reward (`score`), its named components as `reward/NAME`, and the method-independent metrics; all floats.
 
-    `reward`: if given, the one that counts (a group may have changed what the method says of the trajectory alone).
+    `reward`: if given, it replaces the method's reward of the single trajectory (rewards of a group may depend on one another).
     """
     answer = method.answer(trajectory) or ""
     reward = reward or method.reward(trajectory, golden_answers)
@@ -35,7 +35,7 @@ def trajectory_metrics(
 
 
 def judged_reward(method: Method, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None) -> Reward:
-    """Return a method's reward with a judge's verdict on the answer, which is a component too (`judge`); without a verdict, its own."""
+    """Return a method's reward under a judge's verdict, which becomes the component `judge`; without a verdict, the method's own."""
     if judged is None:
         return method.reward(trajectory, golden_answers)
     reward = method.reward(trajectory, golden_answers, judged)
@@ -43,8 +43,8 @@ def judged_reward(method: Method, trajectory: Trajectory, golden_answers: Sequen
 
 
 def rewards_answer(method: Method) -> bool:
-    """Return whether a method's reward depends on the final answer, so that there is something to judge; a method that does not say how an
-    answer is written is taken to do so.
+    """Return whether a method's reward depends on the final answer, so that there is something to judge; this is assumed of a method
+    without `write_answer`.
 
     Raises:
         ConfigError: its `reward` does not take a verdict.

@@ -1,4 +1,4 @@
-"""Files of records that grow: JSON lines while they are written, compressed once they are closed, read as one table in any form.
+"""Growing files of records: JSON lines while they are written, compressed once they are closed, and read as one table in any form.
 
 A part `NAME` is `NAME.jsonl`, `NAME.jsonl.gz` or, of trajectories, `NAME.parquet` (schema: `schema`).
 """
@@ -90,7 +90,7 @@ class Part:
             try:
                 yield from read(self.directory / f"{self.name}{form}")
                 return
-            except FileNotFoundError:  # closed in the meantime, or from the beginning
+            except FileNotFoundError:  # it has been closed and has the next form
                 continue
 
     def _plain(self, path: Path) -> Iterator[list[Record]]:
@@ -104,9 +104,8 @@ class Part:
 
     def _lines(self, file: IO[bytes]) -> Iterator[list[Record]]:
         file.seek(self.bytes)
-        whole = takewhile(
-            lambda line: line.endswith(b"\n"), file
-        )  # ends for good: what is added later goes on with the half line
+        # ends for good at a half line, which later writes complete
+        whole = takewhile(lambda line: line.endswith(b"\n"), file)
         while lines := list(islice(whole, BATCH)):
             records = [record for line in lines if (record := _record(line)) is not None]
             self.bytes += sum(map(len, lines))
@@ -130,7 +129,7 @@ def _record(line: bytes) -> Record | None:
 
 
 def to_parquet(path: Path) -> None:
-    """Replace a closed `NAME.jsonl` of trajectories by `NAME.parquet` (zstd), which reads the same; the memory is that of a batch.
+    """Replace a closed `NAME.jsonl` of trajectories by `NAME.parquet` (zstd), which reads the same. Needs the memory of one batch.
 
     Raises:
         ValueError: a record does not fit the schema, or a line is damaged; the file stays as it is.
@@ -169,7 +168,7 @@ def _row(record: Mapping[str, Any]) -> Record:
 
 
 def _fits(turn: Any) -> bool:
-    """Whether a turn comes back as it is: what is null in it is left out when it is read, what has no column would be lost."""
+    """Return whether a turn is read back unchanged: fields that are null are dropped, and fields without a column would be lost."""
     if not (isinstance(turn, dict) and _known(turn, _TURN) and _known(turn.get("action", {}), _ACTION)):
         return False
     several = [(turn.get(key, []), names) for key, names in _SEVERAL.items()]
@@ -184,7 +183,7 @@ def _known(found: Any, names: Iterable[str]) -> bool:
 
 
 def from_parquet(path: Path, skip: int = 0) -> Iterator[list[Record]]:
-    """Yield the records of a closed part, in batches, the first `skip` left out.
+    """Yield the records of a closed part after the first `skip`, in batches.
 
     Raises:
         MissingExtraError: pyarrow is not installed.

@@ -1,4 +1,4 @@
-"""The nouns: what a rollout takes, what it makes, and what a reward sees."""
+"""The data types of rollouts, methods and rewards."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class ToolCalls:
 
     @property
     def queries(self) -> list[str]:
-        """The queries of the calls of `search`; a tool of that name that is not ours may have none."""
+        """The queries of the calls of `search`. (An MCP server's tool of that name may have none.)"""
         asked = (call.arguments.get("query") for call in self.calls if call.name == "search" and not call.error)
         return [query for query in asked if isinstance(query, str)]
 
@@ -164,7 +164,7 @@ class Trajectory:
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready record of the turns, without token ids.
 
-        Passages are told by id and score: what was shown of them stands in the observation.
+        Passages are recorded by id and score; the text that was shown is in the observation.
         """
         return {
             "question": self.question,
@@ -184,7 +184,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Reward:
-    """The score that trains, and its named components."""
+    """The score that training uses, and its named components."""
 
     score: float
     components: dict[str, float] = field(default_factory=dict)

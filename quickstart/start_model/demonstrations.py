@@ -1,8 +1,8 @@
-r"""Imperfect demonstrations: what a base model would do that has seen some searching, but was never rewarded for it.
+r"""Imperfect demonstrations: the behaviour of a base model that has seen some searching, but was never rewarded for it.
 
 On easy questions most demonstrations search and answer well. On two-hop questions most stop after the first search, and on comparisons
-most guess without searching or forget the box; only a minority does the whole job. Imitation learns the majority's habits and keeps
-the minority's skill as a possibility: that is the room in which reinforcement learning works.
+most guess without searching or forget the box; only a minority does everything right. Imitation learns the habits of the majority, and
+gives the skill of the minority a small probability, which reinforcement learning can raise.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from research_rl.types import Passage
 Retrieve = Callable[[Sequence[str]], list[str]]  # queries → observations, tags included
 Segment = tuple[str, bool]  # text, and whether the policy writes it
 
-# The habits by type of question, with their shares. `good` does the whole job.
+# The habits by type of question, with their shares. `good` does everything right.
 HABITS: dict[str, dict[str, float]] = {
     "one_hop": {"good": 0.60, "guess": 0.12, "bad_query": 0.12, "no_box": 0.10, "broken_tags": 0.06},
     "two_hop": {"good": 0.24, "stop_early": 0.52, "guess": 0.12, "no_box": 0.06, "broken_tags": 0.06},
@@ -27,12 +27,12 @@ HABITS: dict[str, dict[str, float]] = {
 
 PROFILES: dict[str, dict[str, dict[str, float]]] = {
     "mixed": HABITS,  # the models that are shipped
-    "lazy": {  # hardly ever searches: what R1-Searcher's first stage is for
+    "lazy": {  # hardly ever searches: for experiments with R1-Searcher's first stage
         "one_hop": {"good": 0.15, "guess": 0.85},
         "two_hop": {"good": 0.08, "stop_early": 0.07, "guess": 0.85},
         "comparison": {"good": 0.10, "guess": 0.90},
     },
-    "wasteful": {  # right, but most searches are made twice: what a reward for few searches is for
+    "wasteful": {  # right, but most searches are made twice: for experiments with a reward for few searches
         "one_hop": {"good": 0.25, "twice": 0.65, "no_box": 0.10},
         "two_hop": {"good": 0.15, "twice": 0.45, "stop_early": 0.40},
         "comparison": {"good": 0.15, "twice": 0.45, "guess": 0.40},
@@ -41,7 +41,7 @@ PROFILES: dict[str, dict[str, dict[str, float]]] = {
 
 
 def fact(entity: str, relation: str, value: str) -> str:
-    """Return the sentence in which the policy notes a fact that it has read."""
+    """Return the sentence with which the policy writes down a fact that it has read."""
     return f"The {relation} of {entity} is {value}."
 
 
@@ -87,7 +87,7 @@ def _answer(question: Question, habit: str, rng: random.Random) -> str:
 def reading_drill(
     passages: Sequence[tuple[str, list[tuple[str, str, str]]]], dialect: Dialect, rng: random.Random
 ) -> list[Segment]:
-    """Return a drill that teaches to copy facts out of passages: an observation, then every fact in it, in any order.
+    """Return an exercise in copying facts out of passages: an observation, then every fact in it, in random order.
 
     `passages`: (contents, its facts as (entity, relation, value)).
     """
@@ -101,6 +101,6 @@ def reading_drill(
 
 
 def copy_drill(words: Sequence[str], rng: random.Random) -> list[Segment]:
-    """Return a drill that teaches to copy at all: a random list of words, then the same list again (the target)."""
+    """Return an exercise in copying: a random list of words, then the same list again (the target)."""
     text = " " + " ".join(rng.sample(words, rng.randint(8, 40)))
     return [(text + "\n", False), (text, True)]

@@ -1,4 +1,4 @@
-"""The methods that the starting models are shown, each with the prompt of its recipe for CPUs, and how a policy falls short of its form."""
+"""The methods that starting models learn, each with the prompt of its CPU recipe, and with typical errors of format."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from research_rl.methods.search_r1 import SearchR1
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 I_KNOW = " I know it."
-_MARKED = re.compile(r"<answer>|\\boxed\{")  # where the form of the answer begins
+_MARKED = re.compile(r"<answer>|\\boxed\{")  # where the answer's markup begins
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """A method, and how its answer reads with broken tags and from memory."""
+    """A method, and what its final turn looks like with broken tags, or from memory."""
 
     method: Method
-    broken: tuple[str, str]  # a thought with one tag too few or too many, either way
-    recalled: str = "{}"  # a thought that nothing was read for
+    broken: tuple[str, str]  # a thought with one tag too few or too many: two variants
+    recalled: str = "{}"  # the thought of an answer from memory, without a search
 
     def ask(self, noted: str, wish: str, query: str) -> str:
         """Return a turn that ends in a search."""
         return self.method.write_search(f"{noted}{wish}", query)
 
     def tell(self, noted: str, answer: str, boxed: bool) -> str:
-        """Return the turn with the final answer; `boxed` is False if the policy forgets the form of the answer."""
+        """Return the turn with the final answer; `boxed`: False if the policy forgets the answer's markup."""
         text = self.method.write_answer(self.recalled.format(noted) if noted == I_KNOW else noted, answer)
-        # the innermost form alone: ReSearch's box stands between tags, which stay
+        # remove the innermost markup only: ReSearch's box is inside <answer> tags, which remain
         return (
             text
             if boxed
@@ -43,7 +43,7 @@ class Dialect:
     def tell_broken(self, noted: str, answer: str, rng: random.Random) -> str:
         """Return the same with broken tags."""
         text = self.method.write_answer("", answer)
-        return rng.choice(self.broken).format(noted) + text[_MARKED.search(text).start() :]  # type: ignore[union-attr]
+        return rng.choice(self.broken).format(noted) + text[_MARKED.search(text).start() :]  # type: ignore[union-attr]  # every answer has markup
 
 
 _HALF_THOUGHTS = ("<think>{}", "{}</think>")

@@ -1,7 +1,7 @@
 """Make the quickstart's starting model from a seed: ``python -m quickstart.start_model.make --out DIR``.
 
 Supervised training, first on reading drills (copying facts out of passages), then on imperfect demonstrations with real BM25 results.
-Every epoch lives in a new world, so nothing can be memorised but the skill; the quickstart's own world (its seed) is never used.
+Every epoch has a new fictional world, so that only the skill can be learnt, not the facts. The quickstart's own world is never used.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from research_rl.methods.base import Method
 from research_rl.types import Passage
 
 TOP_K = 3
-FIRST_WORLD = 1_000_000  # worlds 1,000,000 and up are for cold start; recipes use small seeds
+FIRST_WORLD = 1_000_000  # seed of the first world; recipes use small seeds, so that no world is used twice
 Row = tuple[list[int], list[int]]  # token ids, and 1 where the token is a target
 
 
 class Lessons:
-    """Makes training rows: an endless supply of worlds, each with its drills and demonstrations."""
+    """Makes training rows from an endless series of worlds, each with its drills and demonstrations."""
 
     def __init__(self, seed: int, methods: Sequence[str] = ("research",), profile: str = "mixed") -> None:
         self._seed, self._profile = seed, profile
@@ -117,7 +117,7 @@ class Lessons:
 def new_model(tokenizer: Any, seed: int, width: int = 192, layers: int = 4) -> Qwen2ForCausalLM:
     """Return an untrained Qwen2 of about 2.3 M parameters.
 
-    Its vocabulary is exactly the tokenizer's: verl masks the engine's logits beyond that, and then engine and trainer would disagree.
+    Its vocabulary is exactly the tokenizer's: verl masks the engine's logits of further ids, so that engine and trainer would disagree.
     """
     torch.manual_seed(seed)
     config = Qwen2Config(
@@ -147,9 +147,8 @@ def loss_of(model: Qwen2ForCausalLM, rows: list[Row], pad: int) -> tuple[torch.T
     ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
     targets = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in rows])[:, 1:].bool()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.model(
-            input_ids=ids[:, :-1], use_cache=False
-        ).last_hidden_state  # right padding: causal attention never sees it
+        # no attention mask is needed: causal attention does not see padding on the right
+        hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[targets])
     labels = ids[:, 1:][targets]
     return cross_entropy(logits.float(), labels), (logits.argmax(-1) == labels).float().mean()

@@ -18,16 +18,16 @@ EOS = "<|endoftext|>"
 
 
 def build_tokenizer(texts: Iterable[str], tags: Iterable[str]) -> Qwen2Tokenizer:
-    """Return a tokenizer that has every word of `texts`, with and without a space before it, as one token, and every tag, too."""
+    """Return a tokenizer in which every word of `texts`, with and without a space before it, and every tag is one token."""
     texts = list(texts)
     words = sorted({word for text in texts for word in re.findall(r"\w+", text)})
-    backend = Qwen2Tokenizer().backend_tokenizer  # brings Qwen2's normaliser and pre-tokeniser
+    backend = Qwen2Tokenizer().backend_tokenizer  # with Qwen2's normaliser and pre-tokeniser
     trainer = trainers.BpeTrainer(
         vocab_size=100_000, min_frequency=1, special_tokens=[EOS], show_progress=False, initial_alphabet=sorted(ByteLevel.alphabet()),
     )  # fmt: skip
     backend.train_from_iterator([*words, *(f" {word}" for word in words), *_punctuation(texts)], trainer)
     model = json.loads(backend.to_str())["model"]
-    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])  # type: ignore[arg-type]
+    tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])  # type: ignore[arg-type]  # pairs of texts
     added: Any = [AddedToken(tag, normalized=False, special=False) for tag in dict.fromkeys(tags)]
     tokenizer.add_tokens(added)
     return tokenizer

@@ -1,1 +1,1 @@
-"""Inference: rollouts over a served model, under the protocol that it was trained for."""
+"""Inference: rollouts over a served model, under the protocol that it was trained with."""

@@ -26,9 +26,9 @@ from research_rl.types import Budget, Passage, ToolCall, ToolCalls, Trajectory
 
 @dataclass(frozen=True)
 class Answered:
-    """The answer (None if the model gave none), the queries it sent, the passages it was shown, the whole trajectory, and its limits.
+    """The answer (None if the model gave none), the queries it sent, the passages it was shown, the whole trajectory, and its budget.
 
-    `budget` is the agent's, or a smaller one where the context of the model's server asks for it.
+    `budget` is the agent's, or a smaller one if the context of the model's server is too short for it.
     """
 
     answer: str | None
@@ -40,7 +40,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Event:
-    """What happens while a question is answered: `text` (the model wrote it), `search` (a query), or `found` (the passages for it)."""
+    """An event while a question is answered: `text` (the model wrote it), `search` (a query), or `found` (the passages for it)."""
 
     kind: Literal["text", "search", "found"]
     text: str = ""
@@ -60,13 +60,13 @@ class SearchAgent:
     ) -> None:  # fmt: skip
         """`model_url` ends in /v1. `model` defaults to the first one that the server names, `tokenizer` (directory or hub id) to the model.
 
-        Without `method` the model's manifest says how it was taught to search. `bos` and `chat_template_kwargs` (see `HFCodec`) go before
-        the manifest's. `limits` are fields of `Budget`, for example top_k=3. A response gets at most what its prompt leaves of the server's
-        context; a budget that this makes smaller is logged once.
+        Without `method`, the model's manifest says how it was trained to search. `bos` and `chat_template_kwargs` (see `HFCodec`) override
+        the manifest's. `limits` are fields of `Budget`, for example top_k=3. Prompt and response together must fit in the server's context:
+        if that makes a budget smaller, it is logged once.
 
         Raises:
             ConfigError: there is neither method nor manifest, or an option or limit is unknown.
-            GenerationError: the model has to be asked for, and the server does not answer.
+            GenerationError: `model` is not given, and the server does not answer.
             MissingExtraError: transformers is not installed.
         """
         self._model_url, self._temperature = model_url, temperature
@@ -84,8 +84,8 @@ class SearchAgent:
         """Return the answer; for code that is not asynchronous.
 
         Raises:
-            RetrievalError, GenerationError: a server is gone; or the question's prompt alone fills the context of the model's server.
-            RuntimeError: called where an event loop runs (a notebook, for example): use ``await agent.aanswer(question)``.
+            RetrievalError, GenerationError: a server is unavailable; or the question's prompt alone fills the model's context.
+            RuntimeError: called while an event loop runs (in a notebook, for example): use ``await agent.aanswer(question)``.
         """
         try:
             asyncio.get_running_loop()
@@ -94,9 +94,9 @@ class SearchAgent:
         raise RuntimeError("an event loop is running here (a notebook?): use `await agent.aanswer(question)`")
 
     async def aanswer(self, question: str, told: Told | None = None) -> Answered:
-        """Return the answer. Many may run at once; inside ``async with agent:`` they share their connections.
+        """Return the answer. Many calls may run at once; inside ``async with agent:`` they share their connections.
 
-        `told` gets every event as it happens, the model's text piece by piece and without the token that ends its turn.
+        `told` is called with every event as it happens: the model's text in pieces, without the token that ends its turn.
 
         Raises:
             RetrievalError, GenerationError: see `answer`.
@@ -112,7 +112,7 @@ class SearchAgent:
 
     async def _ask(self, question: str, server: CompletionsServer, client: RetrievalClient, told: Told | None) -> Answered:
         tell: Told = told or (lambda event: None)
-        ends = [self._codec.decode([token]) for token in self._codec.eos_ids]  # nothing that a reader should see
+        ends = [self._codec.decode([token]) for token in self._codec.eos_ids]  # not shown to a reader
 
         def tell_text(text: str) -> None:
             for end in ends:

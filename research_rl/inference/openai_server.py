@@ -1,4 +1,4 @@
-"""`generate` over an OpenAI-compatible server, token in and token out, for the one `rollout()`."""
+"""`generate` of `rollout()` over an OpenAI-compatible server, with token ids in both directions."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from research_rl.rollout import Generation
 
 
 class CompletionsServer:
-    """Talks to `POST /v1/completions` with token ids both ways (vLLM and SGLang can; a server that only speaks text is refused)."""
+    """Uses `POST /v1/completions` with token ids in both directions. vLLM and SGLang can do this; a server of text only is refused."""
 
     def __init__(
         self, base_url: str, model: str, temperature: float = 0.0, transport: httpx.AsyncBaseTransport | None = None
@@ -31,7 +31,7 @@ class CompletionsServer:
         return self._reconnecting.retries
 
     async def context(self) -> int | None:
-        """Return how many tokens prompt and response may have together; None if the server does not tell.
+        """Return how many tokens prompt and response may have together; None if the server does not state it.
 
         Raises:
             GenerationError: the server cannot be reached.
@@ -60,9 +60,9 @@ class CompletionsServer:
         return Generation(self._ids(response.json()))
 
     async def stream(self, ids: list[int], most: int, stop: tuple[str, ...], told: Callable[[str], None]) -> Generation:
-        """Return one completion; `told` gets its text piece by piece while it is sampled, special tokens included.
+        """Return one completion; `told` is called with its text, piece by piece, while it is sampled; special tokens included.
 
-        A lost connection is retried until the first piece was told. After that it is an error: what was told cannot be taken back.
+        A lost connection is retried only before the first piece: what the caller has seen cannot be taken back.
 
         Raises:
             GenerationError, ConfigError: see `generate`.
@@ -112,12 +112,12 @@ class CompletionsServer:
             "prompt": ids,
             "max_tokens": most,
             "temperature": self._temperature,
-            "top_p": 1.0,  # said outright: a server otherwise takes them from the model's generation config
+            "top_p": 1.0,  # set explicitly: otherwise a server takes them from the model's generation config
             "top_k": -1,
             "repetition_penalty": 1.0,
             "stop": list(stop),
             "include_stop_str_in_output": True,
-            "skip_special_tokens": False,  # stop strings are looked for in the text: one that is a special token would never be found
+            "skip_special_tokens": False,  # stop strings are matched in the text, where one that is a special token would be missing
             "return_token_ids": True,
         }
 

@@ -14,12 +14,12 @@ from research_rl.methods.base import Method, check_method, load_method, method_n
 from research_rl.types import Budget, Message
 
 MANIFEST = "research_rl.json"
-TOP_K, RESPONSE_TOKENS = 5, 8192  # of a method named by hand
+TOP_K, RESPONSE_TOKENS = 5, 8192  # for a method that is named explicitly
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """Method and budgets of a checkpoint, the ids of the indexes that it was trained over (by URL), and how prompts become tokens.
+    """Method and budgets of a checkpoint, the ids of the indexes that it was trained over (by URL), and how prompts are tokenized.
 
     `bos` and `chat_template_kwargs` are those of `research_rl.codec.HFCodec`.
     """
@@ -32,7 +32,7 @@ class Protocol:
 
 
 def prompt_hash(method: Method) -> str:
-    """Return the SHA-256 of a method's prompt, with `$question` for the question, and of the opening of its responses."""
+    """Return the SHA-256 of a method's prompt for the question `$question`, followed by its prefill."""
     prompt = method.prompt("$question")
     shown = prompt if isinstance(prompt, str) else json.dumps(prompt)
     return hashlib.sha256((shown + method.prefill).encode()).hexdigest()
@@ -41,10 +41,10 @@ def prompt_hash(method: Method) -> str:
 def read_protocol(directory: Path) -> Protocol | None:
     """Return the protocol of the model in `directory`; None if it has no manifest (a model that was not trained here).
 
-    A prompt file that is no longer where it was is taken from the manifest.
+    If the prompt file of the training is missing, its text is taken from the manifest.
 
     Raises:
-        ConfigError: the manifest is damaged, or the method has another prompt now than when the model was trained.
+        ConfigError: the manifest is damaged, or the method's prompt has changed since the model was trained.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -57,7 +57,7 @@ def read_protocol(directory: Path) -> Protocol | None:
             manifest["max_observation_tokens"], manifest["top_k"],
         )  # fmt: skip
         name, expected, prompt = manifest["method"], manifest["prompt_sha256"], manifest["prompt"]
-        # manifests without these two are of models that were trained without a BOS and without keywords for the template
+        # a manifest without these two belongs to a model trained without a BOS and without arguments for the template
         bos, kwargs = manifest.get("bos", False), dict(manifest.get("chat_template_kwargs") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no manifest of research-rl ({error!r})") from None
@@ -74,12 +74,12 @@ def choose_protocol(
     method: str | Method | None, options: Mapping[str, Any], directory: Path, limits: Mapping[str, int | None],
     bos: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
 ) -> Protocol:  # fmt: skip
-    """Return the method named by hand (with the default budget), or what the manifest in `directory` says.
+    """Return the method that is named explicitly (with the default budget), or the protocol of the manifest in `directory`.
 
-    `limits`, `bos` and `chat_template_kwargs` that are not None go before the manifest's.
+    `limits`, `bos` and `chat_template_kwargs` override the manifest's unless they are None.
 
     Raises:
-        ConfigError: there is neither; the method, an option of it or a limit is unknown; options are given for the manifest's method;
+        ConfigError: there is neither; the method, an option of it or a limit is unknown; options are given without a method;
             `chat_template_kwargs` is no mapping.
     """
     if unknown := sorted(set(limits) - {limit.name for limit in fields(Budget)}):
@@ -116,13 +116,13 @@ def _method(name: str, options: dict[str, Any], prompt: str | list[Message], exp
         method = load_method(name, **options)
         if prompt_hash(method) == expected:
             return method
-    if file:  # as manifests told a prompt that are older than the option `prompt`
+    if file:  # a manifest from before the option `prompt` existed
         options = {key: value for key, value in options.items() if key != "prompt_file"} | {"prompt": _template(prompt)}
     return load_method(name, **options)
 
 
 def _template(prompt: str | list[Message]) -> str:
-    """Return the text of the template that gave a prompt for `$question`: a system message is one as it stands."""
+    """Return the template of a prompt that was made for the question `$question`. A system message is a template as it stands."""
     if not isinstance(prompt, str) and prompt[0]["role"] == "system":
         return prompt[0]["content"]
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]

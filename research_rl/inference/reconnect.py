@@ -1,4 +1,4 @@
-"""One rule for every client of a model's server: what a lost connection costs, and what is said when it stays lost."""
+"""How every client of a model's server treats a lost connection: it retries, and then raises one error."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import tenacity
 from research_rl.errors import GenerationError
 
 ATTEMPTS = 7  # the waits between them add up to 11 s, 12 with the jitter
-LOST = (httpx.NetworkError, httpx.RemoteProtocolError)  # refused, reset, or closed without a whole answer; a time-out is none
-# Servers close idle connections (uvicorn after 5 s), and a request that is sent at that moment is lost: do not keep them that long.
+LOST = (httpx.NetworkError, httpx.RemoteProtocolError)  # refused, reset, or closed without a whole answer; not a time-out
+# Servers close idle connections (uvicorn after 5 s), which loses a request sent at that moment. So do not keep them that long.
 LIMITS = httpx.Limits(keepalive_expiry=2.0)
 
 Given = ParamSpec("Given")

@@ -1,6 +1,6 @@
-"""Many rollouts of many questions over a model's server: each is appended to a log as it ends, and what is in the log is not asked again.
+"""Many rollouts of many questions over a model's server. Each is logged as it ends, and rollouts in the log are not made again.
 
-The log is JSON lines of ``{"id": question, "n": rollout of the question from 1, …}``. The cold start and `select` share it.
+The log is JSON lines of ``{"id": question, "n": number of the rollout from 1, …}``. Evaluation, cold start and `select` share it.
 """
 
 from __future__ import annotations
@@ -28,19 +28,18 @@ Outcome = dict[str, Any]
 ACCEPT: dict[str, Metric] = {
     "em": exact_match, "cover_em_tokens": cover_em_tokens, "cover_em_substring": cover_em_substring,
 }  # fmt: skip
-REDUCED = "reduced_response_tokens"  # in a logged rollout: the budget that it had, where the server's context made it smaller than asked
-PER_RUN = frozenset(
-    {"out", "command", "run", "config", "model_url", "retrieval_url", "concurrency"}
-)  # may change between two runs
+REDUCED = "reduced_response_tokens"  # in a logged rollout: its budget, if the server's context made it smaller than asked for
+# options that may change between two runs over the same log
+PER_RUN = frozenset({"out", "command", "run", "config", "model_url", "retrieval_url", "concurrency"})
 
 
 def acceptance(method: Method, name: str) -> Metric:
-    """Return what decides whether an answer is right: a metric by name, or "method": the method's own rule (cover_em_tokens if none)."""
+    """Return the test of whether an answer is right: a metric by name, or for "method" the method's own (else cover_em_tokens)."""
     return getattr(method, "right", ACCEPT["cover_em_tokens"]) if name == "method" else ACCEPT[name]
 
 
 def same_sampling(path: Path, options: Mapping[str, str]) -> None:
-    """Refuse to add to samples that were made with other options; write the options beside them.
+    """Check that the samples in a directory were made with the same options, and save the options beside them.
 
     Raises:
         DataError: they differ.
@@ -81,17 +80,17 @@ async def sample(
 ) -> int:  # fmt: skip
     """Roll out every question until it has `samples` rollouts, or one that is `enough`; log ``{"id", "n", **outcome(trajectory, row)}``.
 
-    Budgets are fitted to the context that the server tells, if any. Where that makes one smaller, the log has `reduced_response_tokens`,
-    too; the number of these rollouts is returned. No server is asked anything if the log is complete.
+    Budgets are fitted to the server's context, if it is known. If that makes one smaller, the log also has `reduced_response_tokens`; the
+    number of such rollouts is returned. If the log is complete, no server is asked anything.
 
-    `service` is what the tools of a method ask.
+    `service` is what the method's tools use.
 
-    At most `concurrency` rollouts are under way. Those of one question start side by side (a server with a prefix cache gains by it),
-    unless `enough` is given: then one after the other.
+    At most `concurrency` rollouts are under way. Those of one question start side by side (which helps a server with a prefix cache),
+    or one after the other if `enough` is given.
 
     Raises:
-        ExceptionGroup: of RetrievalError or GenerationError: a server is gone for good, or a question's prompt alone fills the context;
-            what was finished is in the log.
+        ExceptionGroup: of RetrievalError or GenerationError: a server stays unavailable, or a question's prompt alone fills the context.
+            Finished rollouts are in the log.
         DataError: two questions have the same id.
     """
     try:
@@ -110,7 +109,7 @@ async def sample(
     log.parent.mkdir(parents=True, exist_ok=True)
     finished = sum(len(outcomes) for outcomes in done.values())
     with (
-        log.open("a", encoding="utf-8", buffering=1) as file,  # a line at a time: a kill loses what is under way and no more
+        log.open("a", encoding="utf-8", buffering=1) as file,  # line-buffered: a kill loses only rollouts under way
         tqdm(total=len(questions) * samples, initial=finished, unit="rollout", disable=None, smoothing=0.02) as progress,
     ):
 
@@ -140,7 +139,7 @@ def _jobs(
     questions: Sequence[dict[str, Any]], done: Mapping[str, Mapping[int, Outcome]], samples: int,
     enough: Callable[[Outcome], bool] | None,
 ) -> Iterator[tuple[dict[str, Any], list[int]]]:  # fmt: skip
-    """Yield (question, numbers of the rollouts to be made one after the other)."""
+    """Yield (question, numbers of rollouts to make one after the other)."""
     for row in questions:
         have = done.get(row["id"], {})
         left = [number for number in range(1, samples + 1) if number not in have]
@@ -152,10 +151,10 @@ def _jobs(
 
 
 def read_log(path: Path) -> dict[str, dict[int, Outcome]]:
-    """Return the outcomes so far by question and number; a line that a kill cut off is removed, and its rollout made again.
+    """Return the outcomes so far by question and number; an unfinished last line, left by a kill, is removed.
 
     Raises:
-        DataError: a whole line is no outcome.
+        DataError: a whole line is not a logged rollout.
     """
     found: dict[str, dict[int, Outcome]] = {}
     for number, line in enumerate(whole_lines(path), 1):

@@ -1,4 +1,4 @@
-"""What every command that rolls out over a model's server needs: its options, and what they stand for."""
+"""What all commands that roll out over a model's server share: their options, and the objects made from them."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ class Served(NamedTuple):
 
 
 def add_questions(parser: argparse.ArgumentParser) -> None:
-    """Add questions and retrieval service."""
+    """Add the options of questions and retrieval service."""
     parser.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add server, method and limits; a command's own defaults are set by `set_defaults`."""
+    """Add the options of server, method and limits. A command changes their defaults by `set_defaults`."""
     parser.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
     parser.add_argument("--model", required=True, help="the model's name on that server")
     parser.add_argument("--tokenizer", required=True, help="directory or hub id of its tokenizer")
@@ -52,7 +52,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_limits(parser: argparse.ArgumentParser) -> None:
-    """Add the limits of a rollout; left out, they are the manifest's."""
+    """Add the limits of a rollout; without them the manifest's hold."""
     parser.add_argument("--top-k", type=int, default=None, help=f"passages of a search (default {TOP_K}, or the manifest's)")
     parser.add_argument(
         "--response-tokens",
@@ -73,7 +73,7 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 
 
 def add_prompting(parser: argparse.ArgumentParser) -> None:
-    """Add how a prompt becomes tokens."""
+    """Add the options of how a prompt is tokenized."""
     parser.add_argument(
         "--chat-template-kwargs", type=json_object, default=None,
         help='JSON, for example {"enable_thinking": false}; default: the manifest\'s',
@@ -85,7 +85,7 @@ def add_prompting(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """Add what `sample_served` needs besides."""
+    """Add the further options of `sample_served`."""
     parser.add_argument("--concurrency", type=int, default=64, help="rollouts under way at a time")
 
 
@@ -98,7 +98,7 @@ def limits(options: argparse.Namespace) -> dict[str, int | None]:
 
 
 def open_served(options: argparse.Namespace) -> Served:
-    """Return what the options stand for: the method named by hand, else the protocol that the model was trained under.
+    """Return method, tokenizer, budget and server of the options: the method that is named, else the protocol of the model's manifest.
 
     Raises:
         ConfigError: the method or one of its options is unknown, or none is named and the model has no manifest.
@@ -119,7 +119,7 @@ def open_served(options: argparse.Namespace) -> Served:
 
 
 def keep_settings(options: argparse.Namespace, log: Path, may_change: Iterable[str] = ()) -> None:
-    """Write a command's options beside its log; `may_change` names those that do not matter.
+    """Write a command's options beside its log; `may_change` names those that may differ between runs.
 
     Raises:
         DataError: the log was made with other options.
@@ -133,15 +133,15 @@ def sample_served(
     outcome: Callable[[Trajectory, dict[str, Any]], Outcome], may_change: Iterable[str] = (),
     enough: Callable[[Outcome], bool] | None = None,
 ) -> dict[str, float]:  # fmt: skip
-    """Roll out what the log does not have, and return what is to be known of this run.
+    """Make the rollouts that the log does not have yet, and return the figures of this run.
 
-    That is: the seconds it took, the share of them in which the model had something to do, how many requests to its server were sent
-    again because their connection was lost, and how many rollouts got a smaller budget because of the server's context.
+    They are: seconds, the share of them in which the model was generating, the number of requests to its server that were repeated after
+    a lost connection, and the number of rollouts whose budget was made smaller by the server's context.
 
-    The options are kept beside the log, and a log made with others is not added to; `may_change` names those that do not matter.
+    The options are saved beside the log, and must be those of the log; `may_change` names those that may differ.
 
     Raises:
-        RetrievalError, GenerationError: a server is gone for good; what was finished is in the log.
+        RetrievalError, GenerationError: a server stays unavailable. Finished rollouts are in the log.
         GenerationError: a question's prompt alone fills the context; likewise.
         DataError: the log was made with other options.
     """
@@ -156,7 +156,7 @@ def sample_served(
                     served.method, served.codec, questions, samples, served.budget, generate, client.search, log, outcome,
                     options.concurrency, enough, served.server.context, client,
                 )  # fmt: skip
-            except ExceptionGroup as group:  # one of its errors says it all
+            except ExceptionGroup as group:  # the first error is enough
                 raise group.exceptions[0] from None
             finally:
                 await served.server.close()

@@ -1,4 +1,4 @@
-"""What a method is. To add one: subclass `Method` in a new file here and name its dotted path in a recipe."""
+"""The base class of all methods. To add a method, subclass `Method` in a new file here and name its dotted path in a recipe."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _UNWRITTEN = "the method {} does not say how a demonstration reads: give its cla
 
 
 class TemplateCodec(Protocol):
-    """What a method may ask of a tokenizer: its chat template, what that writes around results of tools, and its control tokens."""
+    """What a method may read from a tokenizer: its chat template, the template's frame around results of tools, its control tokens."""
 
     special_tokens: tuple[str, ...]
 
@@ -56,8 +56,8 @@ class Method(ABC):
     name: ClassVar[str]
     stop: tuple[str, ...]  # generation stops after any of these; the stop string stays in the text
     tags: tuple[str, ...]  # strings with a meaning in the protocol; neutralised inside passages (each must be `breakable`)
-    observed: ClassVar[re.Pattern[str]]  # finds the observations in the text of a response that somebody else recorded
-    tools: Mapping[str, Tool] = MappingProxyType({})  # by the name that the policy calls them by; see `tool_calls`
+    observed: ClassVar[re.Pattern[str]]  # finds the observations in a response that other software recorded
+    tools: Mapping[str, Tool] = MappingProxyType({})  # by the name under which the policy calls them; see `tool_calls`
     prefill: str = ""  # the opening of every response: a part of the prompt, never sampled
 
     @abstractmethod
@@ -70,15 +70,15 @@ class Method(ABC):
 
     @abstractmethod
     def render(self, passages: list[list[Passage]]) -> str:
-        """Return the observation for the results of one turn's queries, tags included; of a method with `tools`, the content of one call's
-        result. The passages are neutralised already."""
+        """Return the observation for the results of one turn's queries, tags included; for a method with `tools`, the content of
+        one call's result. The passages have been neutralised before."""
 
     @abstractmethod
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
         """Score a finished trajectory.
 
-        `judged`: a judge's verdict on the final answer, 1.0 or 0.0 (see research_rl.judge). It counts in the place of the method's own
-        metric of the answer, and of nothing else. None: there is no judge, or it gave no verdict.
+        `judged`: a judge's verdict on the final answer, 1.0 or 0.0 (see research_rl.judge). It replaces the method's own
+        metric of the answer, and nothing else. None: there is no judge, or it gave no verdict.
         """
 
     @abstractmethod
@@ -91,16 +91,16 @@ class Method(ABC):
         return last.text if isinstance(last, Answer) else None
 
     def hint(self, action: Invalid) -> str:
-        """Return what the environment tells the policy after an invalid action; empty: the rollout ends there."""
+        """Return the text that the policy is shown after an invalid action; if it is empty, the rollout ends there."""
         return ""
 
     def write_search(self, thought: str, query: str) -> str:
-        """Return a turn that ends in a search, as a policy that knows the protocol writes it: for demonstrations.
+        """Return a turn that ends in a search, as a policy that knows the protocol writes it; used for demonstrations.
 
-        `thought` stands as it is, the space before its first word included.
+        `thought` is copied as it is, including a space before its first word.
 
         Raises:
-            ConfigError: the method does not say it.
+            ConfigError: the method does not define it.
         """
         raise ConfigError(_UNWRITTEN.format(self.name))
 
@@ -112,7 +112,7 @@ class Method(ABC):
         """Return a turn that ends in the call of a tool; see `write_search`."""
         raise ConfigError(_UNWRITTEN.format(self.name))
 
-    def check_template(self, codec: TemplateCodec) -> None:  # noqa: B027 - most methods ask nothing of it
+    def check_template(self, codec: TemplateCodec) -> None:  # noqa: B027 - not abstract, because most methods need no check
         """Check that the method goes with a tokenizer's chat template.
 
         Raises:
@@ -124,7 +124,7 @@ class Method(ABC):
         return list(rewards)
 
     def read_messages(self, messages: Sequence[Any]) -> Trajectory:
-        """Return the trajectory that a recorded conversation in OpenAI's form tells, without token ids; see `research_rl.recordings`.
+        """Return a recorded conversation in OpenAI's format as a trajectory, without token ids; see `research_rl.recordings`.
 
         Raises:
             DataError: it is malformed, or the method calls no tools.
@@ -132,9 +132,9 @@ class Method(ABC):
         raise DataError(f"the method {self.name} reads a response as one text; lists of messages are read by tool_calls")
 
     def read(self, text: str, question: str = "") -> Trajectory:
-        """Return the trajectory that a recorded response tells, without token ids.
+        """Return a recorded response as a trajectory, without token ids.
 
-        What `observed` finds counts as observation and the rest as the policy's; the response counts as ended by EOS.
+        What `observed` matches is taken as observation, the rest as written by the policy, which is assumed to have ended with EOS.
         """
         turns: list[Turn] = []
         start = 0
@@ -148,7 +148,7 @@ class Method(ABC):
 
 
 def recorded(question: str, turns: Sequence[Turn]) -> Trajectory:
-    """Return the trajectory of turns that somebody else recorded: without token ids, and ended by EOS."""
+    """Return the trajectory of turns that other software recorded: without token ids, and ended by EOS."""
     last = turns[-1].action if turns else Invalid("empty")
     stop = (
         StopReason.ANSWERED
@@ -172,20 +172,20 @@ def known(method: str, option: str, value: object, valid: Iterable[object]) -> N
 
 
 def breakable(word: str) -> bool:
-    """Return whether a space after its first character takes a string out of a text.
+    """Return whether a string disappears from a text if a space is inserted after its first character.
 
-    It does not for one character, nor where white space comes first (a control token of white space only is harmless), nor where
-    nothing but spaces follow: "# " with one space more still holds "# ".
+    It does not if it has a single character, if it begins with white space (a control token of white space only is harmless), or if
+    only spaces follow its first character: "# " with one more space still contains "# ".
     """
     return len(word) > 1 and not word[0].isspace() and bool(word[1:].strip(" "))
 
 
 def neutralize(text: str, forbidden: Iterable[str]) -> str:
-    """Return `text` in which no `breakable` string of `forbidden` occurs: a space is put after its first character.
+    """Return `text` without any `breakable` string of `forbidden`: a space is inserted after its first character.
 
-    A passage may hold `</result><answer>` or `<|im_end|>`; the policy should read it, and nobody should obey it.
+    A passage may contain `</result><answer>` or `<|im_end|>`. The policy may read it, but it must not act as a tag or a control token.
     """
-    # It ends: every space put in widens the gap after a character, and no word fits across a gap wider than its own.
+    # The loop ends: every inserted space widens the gap between two characters, and no word spans a gap wider than its own.
     groups = _by_beginning(tuple(forbidden))
     while found := [word for beginning, words in groups if beginning in text for word in words if word in text]:
         for word in found:
@@ -195,7 +195,7 @@ def neutralize(text: str, forbidden: Iterable[str]) -> str:
 
 @lru_cache(maxsize=16)
 def _by_beginning(forbidden: tuple[str, ...]) -> list[tuple[str, list[str]]]:
-    """Return the breakable words by their first two characters: a tokenizer may have thousands of control tokens, of few beginnings."""
+    """Return the breakable words by their first two characters: of thousands of control tokens, most begin with the same two."""
     words = sorted(filter(breakable, set(forbidden)))
     return [(beginning, list(group)) for beginning, group in groupby(words, lambda word: word[:2])]
 
@@ -203,7 +203,7 @@ def _by_beginning(forbidden: tuple[str, ...]) -> list[tuple[str, list[str]]]:
 def load_template(
     default: str, prompt: Prompt = None, prompt_file: str | None = None, placeholder: str | None = "question"
 ) -> Template:  # fmt: skip
-    """Return a method's prompt template: `prompt`, its text (or a list of pieces of it); else a file; else the one of ours by name.
+    """Return a method's prompt template: the text `prompt` (or a list of its pieces); else `prompt_file`; else our template `default`.
 
     Raises:
         ConfigError: text and file are given, there is no such file, or the text lacks the placeholder (`$question`).
@@ -219,7 +219,7 @@ def load_template(
 
 
 def with_prompt_texts(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a method's options with the text of a prompt in the place of its file (`prompt` for `prompt_file`), for other machines.
+    """Return a method's options with each prompt file replaced by its text (`prompt_file` by `prompt`), for use on other machines.
 
     Raises:
         ConfigError: see `load_method` and `load_template`.
@@ -236,8 +236,8 @@ def with_prompt_texts(method: str, options: Mapping[str, Any]) -> dict[str, Any]
 
 
 def prompt_pieces(name_or_file: str) -> str | list[str]:
-    """Return a template's text as a value for OmegaConf, which would take `${question}` for a reference of its own: cut before every `{`
-    that follows a `$`.
+    """Return a template's text as a value for OmegaConf, cut between every `$` and `{`: OmegaConf would take `${question}` for an
+    interpolation.
 
     Raises:
         ConfigError: there is no such file.
@@ -262,7 +262,7 @@ def load_method(path: str, **options: Any) -> Method:
     """Make a method from its name (a file of this package: ``r1_searcher``) or its dotted path (``my_package.MyMethod``).
 
     Raises:
-        ConfigError: the name or path leads to no `Method`, an option is unknown or has a wrong value, or the method is not whole
+        ConfigError: the name or path leads to no `Method`, an option is unknown or has a wrong value, or the method is incomplete
             (see `check_method`).
     """
     kind = _kind(path)
@@ -278,10 +278,10 @@ def load_method(path: str, **options: Any) -> Method:
 
 
 def check_method(method: Method) -> Method:
-    """Return a method that has what the rollout, the manifest and `read` rely on.
+    """Check that a method has the attributes that the rollout, the manifest and `read` rely on, and return it.
 
     Raises:
-        ConfigError: an attribute is missing or of another type, or a tag cannot be taken out of a passage.
+        ConfigError: an attribute is missing or of another type, or a tag is not `breakable`.
     """
     needed: dict[str, tuple[str, Callable[[Any], bool]]] = {
         "name": ("a text", lambda value: isinstance(value, str) and bool(value)),

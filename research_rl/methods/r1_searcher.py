@@ -34,11 +34,11 @@ def has_answer(text: str) -> bool:
 
 
 def marker_counts(text: str) -> set[int]:
-    """Return how often the seven markers of queries and documents occur; one number if all queries were answered in the right form."""
+    """Return how often each of the seven markers occurs, as a set: a single number if every query has its documents in the right form."""
     return {text.count(marker) for marker in _SEVEN}
 
 
-# The format rules: each takes a response's text and returns whether it is kept.
+# The format rules: each takes a response's text and returns whether the rule is kept.
 
 
 def counts_equal(text: str) -> bool:
@@ -88,8 +88,8 @@ _FIVE = tuple(RULES)[:5]
 class Preset:
     """One reward: the paper's stages, or what a released reward server computes.
 
-    `stage`: 1 rewards form and searching, 2 the answer. `whole`: judge the response with its passages, as the servers do;
-    else what the policy wrote, with each observation reduced to its markers.
+    `stage`: 1 rewards form and searching, 2 the answer. `whole`: apply the rules to the response with its passages, as the
+    servers do; else to what the policy wrote, with each observation reduced to its markers.
     """
 
     stage: int
@@ -127,7 +127,7 @@ class R1Searcher(Method):
         """`rules`: the format rules to judge by instead of the preset's; `stop_at_answer`: end at `</answer>`, as the evaluation does.
 
         Raises:
-            ConfigError: an unknown template, preset or rule, or a prompt that cannot be (see `load_template`).
+            ConfigError: an unknown template, preset or rule, or an unusable prompt (see `load_template`).
         """
         known("R1Searcher", "template", template, get_args(Template))
         known("R1Searcher", "preset", preset, PRESETS)
@@ -137,7 +137,7 @@ class R1Searcher(Method):
         self.rules = tuple(self.preset.rules if rules is None else rules)
         self.stop = (END_QUERY, "</answer>") if stop_at_answer else (END_QUERY,)
         self._prompt = load_template(f"r1_searcher_{template}", prompt, prompt_file, "question" if template == "base" else None)
-        # a prompt from elsewhere may have opened it already
+        # a prompt of the user's may have opened the tag already
         self.prefill = "" if self._prompt.template.endswith("<think>") else " <think>" if template == "base" else "<think>"
 
     def prompt(self, question: str) -> str | list[Message]:
@@ -182,8 +182,8 @@ class R1Searcher(Method):
         """Return the reward of the preset; components: 1.0 per rule kept, and the parts of the score.
 
         Stage 1 (paper, equation 1): 0.5 [searched] + 0.5 [form right]; `stage1_llama` adds +1 or −1 for the answer (token cover).
-        Stage 2 (equation 2): F1 of the answer, minus 2 (`stage2_llama`: 1) if any rule is broken. A judge's verdict stands for token cover
-        and F1.
+        Stage 2 (equation 2): F1 of the answer, minus 2 (`stage2_llama`: 1) if any rule is broken. A judge's verdict replaces token
+        cover and F1.
         """
         text = self.judged(trajectory)
         kept = {rule: float(RULES[rule](text)) for rule in self.rules}

@@ -92,11 +92,11 @@ class R1SearcherPP(Method):
     ) -> None:  # fmt: skip
         """Every choice that the paper leaves open, or that only one source confirms, is an argument; the defaults are the paper's.
 
-        `group`: pay the group reward; `correct`: whether a malformed right answer takes part in it; `rewrite_with_answer`: show the
-        rewriter the golden answer (then the filter for right answers has little to do).
+        `group`: add the group reward; `correct`: whether a malformed rollout with a right answer counts as correct for it;
+        `rewrite_with_answer`: show the rewriter the golden answer (then few rewritings are rejected as wrong).
 
         Raises:
-            ConfigError: an unknown template, rule, form, std or correct, or a prompt that cannot be (see `load_template`).
+            ConfigError: an unknown template, rule, form, std or correct, or an unusable prompt (see `load_template`).
         """
         for option, value, valid in (
             ("template", template, get_args(Template)), ("form", form, get_args(GroupForm)), ("std", std, get_args(Std)),
@@ -153,13 +153,13 @@ class R1SearcherPP(Method):
         return self._is_short(answer) and bool(cover_em_tokens(answer or "", golden_answers, normalize_answer_spaced))
 
     def _is_short(self, answer: str | None) -> bool:
-        # an empty answer would cover a golden answer of which normalisation leaves nothing ("A", "The")
+        # an empty answer would cover a golden answer that is normalised to nothing ("A", "The")
         return bool(answer and normalize_answer_spaced(answer)) and len((answer or "").split()) <= self._words
 
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
         """Return 1 for a right answer, minus `format_penalty` if a rule is broken; `regroup` adds the group reward.
 
-        A judge's verdict stands for the cover of tokens, not for the limit of words.
+        A judge's verdict replaces the token cover, but not the limit of words.
         """
         text = self.judged(trajectory)
         kept = {f"rule/{rule}": float(RULES[rule](text)) for rule in self.rules}
@@ -176,7 +176,7 @@ class R1SearcherPP(Method):
         return [{"role": "user", "content": text}]
 
     def extract(self, trajectory: Trajectory) -> str:
-        """Return what the policy wrote, its queries and wishes left out, as a recollection, and the answer."""
+        """Return what the policy wrote, without its queries, as one recollection, followed by the answer."""
         words = "".join(_QUERY.sub("", turn.text) for turn in trajectory.turns)
         start = words.rfind("\\boxed{")
         return f"<internal>{_TAG.sub('', words[:start])}</internal>{words[start:]}" if start >= 0 else words

@@ -36,7 +36,7 @@ class ReSearch(Method):
         """`template`: plain text for base models or a system message for chat models; `prompt` or `prompt_file` replace its wording.
 
         Raises:
-            ConfigError: an unknown template or preset, or a prompt that cannot be (see `load_template`).
+            ConfigError: an unknown template or preset, or an unusable prompt (see `load_template`).
         """
         known("ReSearch", "template", template, get_args(Template))
         known("ReSearch", "preset", preset, get_args(Preset))
@@ -89,7 +89,7 @@ class ReSearch(Method):
         return f"<think>{thought}</think><answer>\\boxed{{ {answer}}}</answer>"
 
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
-        """Return the outcome reward; a judge's verdict stands for F1.
+        """Return the outcome reward; a judge's verdict replaces F1.
 
         Preset `code` (what the released trainer computes): 0 unless the format is right, the response ends in EOS and has a
         box; then F1 if it is positive, else 0.1. Preset `paper` (equation 2): F1 if positive, else 0.1 for a right format, else 0.

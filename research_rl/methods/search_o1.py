@@ -34,7 +34,7 @@ class SearchO1(Method):
         """`template`: the instruction as a user turn (chat and reasoning models) or as plain text (base models).
 
         Raises:
-            ConfigError: an unknown template, or a prompt that cannot be (see `load_template`).
+            ConfigError: an unknown template, or an unusable prompt (see `load_template`).
         """
         known("SearchO1", "template", template, get_args(Template))
         self.template = template

@@ -18,7 +18,7 @@ Template = Literal["base", "chat"]
 _ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
 _ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
-# What may follow what: a response is <think>, then <search> with <information> or the <answer>, and nothing between the blocks.
+# state → {tag: next state}. A response is <think>, then <search> with <information> or the <answer>, with nothing between the blocks.
 _NEXT = {
     "start": {"<think>": "thinking"}, "thinking": {"</think>": "thought"},
     "thought": {"<search>": "asking", "<answer>": "answering"},
@@ -43,8 +43,8 @@ def valid_sequence(text: str) -> bool:
 class SearchR1(Method):
     """Search between `<search>` tags, exact match as reward; an invalid action is answered by a hint and costs a turn.
 
-    The last turn, after `max_searches` of them, has no search. The stop strings are ours: the original has none and discards
-    what a turn holds after its first action.
+    After `max_searches` such turns there is one more, without a search. The stop strings are ours: the original has none, and discards
+    what follows a turn's first action.
     """
 
     name: ClassVar[str] = "search_r1"
@@ -61,10 +61,10 @@ class SearchR1(Method):
         self, template: Template = "base", prompt: Prompt = None, prompt_file: str | None = None, preset: Preset = "em",
         hint: bool = True,
     ) -> None:  # fmt: skip
-        """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: after an invalid action.
+        """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: give one.
 
         Raises:
-            ConfigError: an unknown template or preset, or a prompt that cannot be (see `load_template`).
+            ConfigError: an unknown template or preset, or an unusable prompt (see `load_template`).
         """
         known("SearchR1", "template", template, get_args(Template))
         known("SearchR1", "preset", preset, get_args(Preset))
@@ -98,7 +98,7 @@ class SearchR1(Method):
         return f"<think>{thought}</think><answer> {answer}</answer>"
 
     def answer(self, trajectory: Trajectory) -> str | None:
-        """Return the last complete answer that the policy wrote (in a rollout there is one at most: it ends there)."""
+        """Return the last complete answer that the policy wrote (a rollout ends at its first answer, so it has one at most)."""
         answers = _ANSWER.findall(trajectory.policy_text)
         return answers[-1].strip() if answers else None
 
@@ -112,7 +112,7 @@ class SearchR1(Method):
         )
 
     def well_formed(self, trajectory: Trajectory) -> bool:
-        """Return whether the whole response is a valid sequence; a passage can neither break nor mend it, a hint breaks it."""
+        """Return whether the whole response is a valid sequence. Passages have no influence; a hint makes it invalid."""
         bare = self.render([])
         parts = [
             turn.text + (bare if isinstance(turn.action, Search) and turn.observation else "") for turn in trajectory.turns
@@ -121,7 +121,7 @@ class SearchR1(Method):
         return not hinted and valid_sequence("".join(parts))
 
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
-        """Return the outcome reward; a judge's verdict stands for the exact match.
+        """Return the outcome reward; a judge's verdict replaces the exact match.
 
         Preset `em`: 1 if the last answer matches exactly, else 0 (equation 4). Preset `em_format`: 1 right and valid, 0.8 right but
         invalid, 0.2 wrong but valid, 0.1 wrong and invalid; without any answer 0.2 or 0 (the released trainer's format variant).

@@ -1,7 +1,7 @@
-r"""Search agents in the model's own tool-call format: the tools stand in the chat template's prompt, and results come as it writes them.
+r"""Search agents in the model's own tool-call format: the chat template describes the tools to the model, and formats their results.
 
 Protocol: the policy writes a message with one call or several, and ends it; the results follow in the template's frame; a message
-without a call is the last one, and holds the answer. See docs/tool_calls.md.
+without a call is the last one, and contains the answer. See docs/tool_calls.md.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ AnswerForm = Literal["boxed", "tag", "plain"]
 Outcome = Literal["em", "f1"]
 Form = Literal["paid", "required"]
 Thoughts = Literal["free", "required"]
-_FRAMES = re.compile(  # a template's frame of results in a recorded text: that of ChatML, that of Llama 3
+_FRAMES = re.compile(  # how templates frame results in a recorded text: ChatML, Llama 3
     r"(?:<\|im_end\|>)?\s*<\|im_start\|>(?:user|tool)\s*<tool_response>.*?<\|im_start\|>assistant\n"
     r"|(?:<\|e[ou][mt]_id\|>)?<\|start_header_id\|>ipython<\|end_header_id\|>.*?<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
     re.DOTALL,
@@ -47,15 +47,15 @@ class ToolCallsMethod(Method):
     ) -> None:  # fmt: skip
         r"""`tools`: names of `research_rl.tools`, or dotted paths; `format`: how the model writes a call (`research_rl.tools.formats`).
 
-        `answer`: where the final message holds it: in `\boxed{}`, between `<answer>` tags, or it is the whole message. `format_reward`:
-        of a well-formed trajectory whose answer is wrong. Two penalties are taken off: of a trajectory with a call that cannot be
-        answered, and of one that answers without a search. `mcp`: a server whose tools are taken besides (`research_rl.tools.mcp`).
-        `form`: where it is required, an answer is paid only in a well-formed trajectory (ReCall's reward); `thoughts`: where they are
-        required, a trajectory is well-formed only if each message has one.
+        `answer`: where the final message has it: in `\boxed{}`, between `<answer>` tags, or it is the whole message. `format_reward`:
+        the reward of a well-formed trajectory whose answer is wrong. `malformed_penalty` is subtracted if a call could not be executed,
+        `unsearched_penalty` if there was no search. `mcp`: an MCP server whose tools are added (`research_rl.tools.mcp`). `form`: if
+        required, the answer is rewarded only in a well-formed trajectory (ReCall's reward). `thoughts`: if required, a trajectory is
+        well-formed only if each message has a thought.
 
         Raises:
-            ConfigError: an unknown tool, format or answer form, a prompt that cannot be (see `load_template`), or an MCP server that does
-                not answer, or has a tool that cannot be taken.
+            ConfigError: an unknown tool, format or answer form, an unusable prompt (see `load_template`), or an MCP server that does
+                not answer, or has a tool that cannot be used.
         """
         known("tool_calls", "answer", answer, get_args(AnswerForm))
         known("tool_calls", "outcome", outcome, get_args(Outcome))
@@ -78,7 +78,7 @@ class ToolCallsMethod(Method):
         }
 
     def check_template(self, codec: TemplateCodec) -> None:
-        """Check that the chat template shows results of tools, and asks for calls in the method's format."""
+        """Check that the chat template shows results of tools and asks for calls in the method's format."""
         told = format_of(codec.template)
         if told is None and "tools" not in codec.template:
             raise ConfigError(
@@ -92,7 +92,7 @@ class ToolCallsMethod(Method):
             )
         if "Uppsala" not in codec.tool_results(["Uppsala"]):
             raise ConfigError("the model's chat template leaves out what a tool returns: give the model another template")
-        for name, tool in self.tools.items():  # they stand in the prompt as they are
+        for name, tool in self.tools.items():  # they get into the prompt without being neutralised
             described = json.dumps(tool.schema(), ensure_ascii=False)
             if neutralize(described, (*self.tags, *codec.special_tokens)) != described:
                 raise ConfigError(
@@ -101,7 +101,7 @@ class ToolCallsMethod(Method):
                 )
 
     def parse(self, text: str) -> Action:
-        said = text.rpartition("</think>")[2]  # a call that is only thought of calls nothing
+        said = text.rpartition("</think>")[2]  # a call inside a thought is not executed
         calls = self._format.read(said, self._schemas)
         if calls:
             return ToolCalls(tuple(map(self._checked, calls)))
@@ -113,7 +113,7 @@ class ToolCallsMethod(Method):
             return call
         if call.name not in self.tools:
             return broken(f"there is no tool of this name; there are: {', '.join(self.tools)}")
-        # arguments that are wrong may be anything, at any depth: the turn's text has them
+        # wrong arguments may be any JSON, of any depth: they are dropped here, and remain in the turn's text
         wrong = self.tools[call.name].wrong(call.arguments)
         return ToolCall(call.name, {}, wrong) if wrong else call
 
@@ -142,7 +142,7 @@ class ToolCallsMethod(Method):
         return "\n\n".join(shown) or "Nothing was found."
 
     def well_formed(self, trajectory: Trajectory) -> bool:
-        """Return whether every call could be answered, every thought is closed, and the last message holds an answer."""
+        """Return whether every call could be executed, every thought is closed, and the last message has an answer."""
         turns = trajectory.turns
         return (
             bool(turns)
@@ -165,14 +165,14 @@ class ToolCallsMethod(Method):
         return self._after(thought, written, self._form == "plain")
 
     def _after(self, thought: str, written: str, stands_alone: bool) -> str:
-        """Return what is written after a thought: a block of its own where one is required, else text, where text may stand beside it."""
+        """Return a thought and what follows it. The thought is a `<think>` block if required, else plain text, or left out."""
         if self._fewest_thoughts:
             return f"<think>{thought.strip()}</think>\n{written}"
         return written if stands_alone else f"{thought.strip()}\n{written}".lstrip()
 
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None = None) -> Reward:
-        """Return the answer's EM or F1 (or the judge's verdict), or `format_reward` where that is 0 and the trajectory is well-formed, less
-        the penalties. Where the form is required, a trajectory that is not well-formed gets nothing for its answer."""
+        """Return the answer's EM or F1 (or the judge's verdict), or `format_reward` if that is 0 and the trajectory is well-formed, minus
+        the penalties. If the form is required, the answer of a trajectory that is not well-formed earns nothing."""
         answer = self.answer(trajectory)
         overlap = self._outcome(answer, golden_answers) if answer else 0.0
         formed, called = self.well_formed(trajectory), calls_of(trajectory)

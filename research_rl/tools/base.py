@@ -1,4 +1,4 @@
-"""What a tool is. To add one: subclass `Tool` in a new file and name its dotted path among the method's `tools`."""
+"""The base class of all tools. To add a tool, subclass `Tool` in a new file and name its dotted path among the method's `tools`."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from typing import Any, ClassVar, Protocol
 from research_rl.errors import ConfigError
 from research_rl.types import OpenedPage, Passage, ToolCall
 
-_NO_TOOLS = ("__init__", "base", "formats", "mcp", "mcp_session")  # files of this package without a tool by their name
+_NO_TOOLS = ("__init__", "base", "formats", "mcp", "mcp_session")  # files of this package that are not tools
 _TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "number": (int, float), "boolean": bool}
 
 
 class Service(Protocol):
-    """What a tool may ask: `research_rl.retrieval.RetrievalClient` is one."""
+    """The service that tools use, for example a `research_rl.retrieval.RetrievalClient`."""
 
     async def search(self, queries: Sequence[str], top_k: int) -> list[list[Passage]]:
         """Return, per query, at most `top_k` passages, best first."""
         ...
 
     async def open(self, passage_id: str, page: int | None = None) -> OpenedPage | None:
-        """Return a page of the document that holds a passage (default: the page that does); None if there is none such."""
+        """Return a page of the document with a passage (default: the passage's page); None if there is no such passage or page."""
         ...
 
 
@@ -38,24 +38,24 @@ class Tool(ABC):
 
     @property
     def outage_s(self) -> float:
-        """How long a server of the tool's own has been gone, in seconds; 0 for a tool that asks `Service`."""
+        """How long the tool's own server has been unavailable, in seconds; 0 for a tool that uses `Service`."""
         return 0.0
 
     @property
     def longest_wait_s(self) -> float:
-        """How long one call of a server of the tool's own may take, in seconds; 0 likewise."""
+        """How long one call of the tool's own server may take, in seconds; 0 for a tool that uses `Service`."""
         return 0.0
 
     @abstractmethod
     async def call(self, service: Service, arguments: Mapping[str, Any], top_k: int) -> list[Passage]:
-        """Return what the policy is shown. A text that is no passage is one with an empty id.
+        """Return what the policy is shown. Text that is not a passage is returned as one with an empty id.
 
         Raises:
-            RetrievalError: the service is gone: the rollout is lost, never scored.
+            RetrievalError: the service is unavailable. The rollout is discarded, never scored.
         """
 
     def schema(self) -> dict[str, Any]:
-        """Return the tool as chat templates and OpenAI's API take it."""
+        """Return the tool as chat templates and OpenAI's API expect it."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
         return {"type": "function", "function": function}
 
@@ -86,7 +86,7 @@ class Toolbox:
         self._calls: Counter[str] = Counter()
 
     async def __call__(self, call: ToolCall, top_k: int) -> list[Passage]:
-        """Return what a call gives; of a wrong one, or one too many, what the policy is told of it.
+        """Return the result of a call; for a wrong call, or one beyond `max_calls`, an error message for the policy.
 
         Raises:
             RetrievalError: see `Tool.call`.
@@ -101,17 +101,17 @@ class Toolbox:
 
 
 def half_a_pair(text: str) -> bool:
-    """Return whether a text holds half a surrogate pair: JSON can say it, UTF-8 cannot."""
+    """Return whether a text holds half a surrogate pair, which has a form in JSON but not in UTF-8."""
     return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def told(error: str) -> Passage:
-    """Return what the policy is told of a call that cannot be answered."""
+    """Return the error message for the policy after a call that cannot be executed."""
     return Passage("", f"Error: {error}")
 
 
 def load_tools(names: Sequence[str]) -> dict[str, Tool]:
-    """Return tools by the name that the policy calls them by: files of this package (`search`), or dotted paths of `Tool` classes.
+    """Return tools by the name under which the policy calls them: files of this package (`search`), or dotted paths of `Tool` classes.
 
     Raises:
         ConfigError: a name or path leads to no `Tool`, none is given, or two have one name.

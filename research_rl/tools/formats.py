@@ -1,7 +1,7 @@
-"""How model families write a tool call. To add one: a `Format` in `FORMATS`.
+"""How model families write a tool call. To add a format, put a `Format` into `FORMATS`.
 
-Each reads what the family's chat template tells the model to write. A call that cannot be read is a `ToolCall` with an error, never an
-exception; what a call means to its tool is checked elsewhere (`Tool.wrong`).
+Each format reads what the family's chat template tells the model to write. A call that cannot be read is a `ToolCall` with an error, not an
+exception; whether a call suits its tool is checked elsewhere (`Tool.wrong`).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from research_rl.errors import ConfigError
 from research_rl.types import ToolCall
 
 _JSON = json.JSONDecoder()
-Schemas = Mapping[str, Mapping[str, Any]]  # of the parameters, by tool
+Schemas = Mapping[str, Mapping[str, Any]]  # JSON schemas of the parameters, by tool
 
 
 class Format(ABC):
-    """One family's way."""
+    """The tool-call format of one model family."""
 
     tags: ClassVar[tuple[str, ...]]  # neutralised inside passages
     stands_alone: ClassVar[bool] = False  # nothing may be written before a call
@@ -28,7 +28,7 @@ class Format(ABC):
 
     @abstractmethod
     def read(self, text: str, schemas: Schemas) -> list[ToolCall]:
-        """Return the calls in what a policy wrote, in order; empty: it called nothing."""
+        """Return the calls in a policy's text, in order; empty if there is none."""
 
     @abstractmethod
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
@@ -41,7 +41,7 @@ def broken(why: str) -> ToolCall:
 
 
 def _of_json(found: Any, keys: tuple[str, ...]) -> ToolCall:
-    """Return the call that a JSON value is; `keys`: under which of them its arguments may stand."""
+    """Return the call that a JSON value describes; `keys`: the names under which it may have its arguments."""
     if not isinstance(found, dict) or not isinstance(found.get("name"), str) or not found["name"]:
         return broken('a call is a JSON object with "name"')
     arguments = next((found[key] for key in keys if key in found), None)
@@ -53,8 +53,8 @@ def _of_json(found: Any, keys: tuple[str, ...]) -> ToolCall:
 class Hermes(Format):
     """`<tool_call>` with JSON inside: Hermes, Qwen2.5, Qwen3.
 
-    JSON is read to its own end, so that a closing tag inside an argument closes nothing. (A server that looks for the tag first refuses
-    such a call.)
+    The JSON is read to its own end, so that a closing tag inside an argument does not end the call. (Servers that look for the tag first
+    refuse such a call.)
     """
 
     tags = ("<tool_call>", "</tool_call>")
@@ -75,7 +75,7 @@ class Hermes(Format):
                 at = end
                 if not text[end:].lstrip().startswith(closing):
                     calls[-1] = broken(f"{closing} is missing after a call")
-            # a call that is broken ends where its tag is closed
+            # a broken call ends at the closing tag
             if calls[-1].error and (close := text.find(closing, at)) >= 0:
                 at = close + len(closing)
         return calls
@@ -126,7 +126,7 @@ def _kinds(schema: Any) -> set[str]:
 
 
 def _typed(text: str, kinds: set[str]) -> Any:
-    """Return a text as JSON where the schema wants something else than a text and it is that; else the text, which `wrong` refuses."""
+    """Return a text parsed as JSON if the schema names another type than string, else the text; `Tool.wrong` checks the type."""
     if not kinds or "string" in kinds:
         return text
     try:
@@ -136,7 +136,7 @@ def _typed(text: str, kinds: set[str]) -> Any:
 
 
 class Llama3(Format):
-    """The whole message is JSON, several calls apart by `;`: Llama 3.1 to 3.3."""
+    """The whole message is JSON, with `;` between several calls: Llama 3.1 to 3.3."""
 
     tags = ("<|python_tag|>",)
     stands_alone = True
@@ -170,10 +170,10 @@ FORMATS: dict[str, Format] = {"hermes": Hermes(), "qwen_coder": QwenCoder(), "ll
 
 
 def format_of(template: str) -> str | None:
-    """Return the name of the format that a chat template asks its model for; None if it is none of ours, or the template knows no tools."""
+    """Return the name of the format that a chat template asks its model for; None if it is unknown, or the template has no tools."""
     if "tools" not in template:
         return None
-    # the XML way first: its templates write <tool_call>, too
+    # qwen_coder first: its templates contain <tool_call>, too
     order = ("qwen_coder", "hermes", "llama3")
     return next((name for name in order if all(mark in template.replace('\\"', '"') for mark in FORMATS[name].told_by)), None)
 

@@ -1,7 +1,7 @@
 """The tools of an MCP server (Model Context Protocol), over streamable HTTP: the option `mcp` of a method that calls tools.
 
 Names, descriptions and schemas come from the server, and are read once per process. A call returns the text of its result. An outage is
-treated as one of the search, see `research_rl.outages`; a tool's own error is shown to the policy.
+treated like one of the retrieval service, see `research_rl.outages`; a tool's own error is shown to the policy.
 """
 
 from __future__ import annotations
@@ -27,16 +27,16 @@ if TYPE_CHECKING:
     from research_rl.tools.mcp_session import Session
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_DEEPEST = 16  # of lists and objects inside one another, in the arguments of a call
+_DEEPEST = 16  # most nested lists and objects in the arguments of a call
 
 
 @dataclass(frozen=True)
 class McpSettings:
-    """Where the server is, which of its tools are taken, and what bounds them (seconds, characters)."""
+    """Where the server is, which of its tools are used, and their limits (seconds, characters)."""
 
     url: str
-    tools: tuple[str, ...] | None = None  # None: all that it has
-    deadline_s: float = 180.0  # for one call, retries included; then it is asked once more
+    tools: tuple[str, ...] | None = None  # None: all of the server's
+    deadline_s: float = 180.0  # for one call, retries included; after it there is one more attempt
     timeout_s: float = 30.0  # for one attempt
     max_attempts: int = 1_000
     max_concurrent: int = 32  # calls at once of each process
@@ -51,7 +51,7 @@ class McpSettings:
         """Check and return the option.
 
         Raises:
-            ConfigError: a key is unknown, the URL is missing or none, or a bound is not positive.
+            ConfigError: a key is unknown, the URL is missing or malformed, or a limit is not positive.
         """
         valid = [one.name for one in fields(cls)]
         if not isinstance(section, Mapping) or not isinstance(section.get("url"), str):
@@ -93,7 +93,7 @@ class McpTool(Tool):
         return longest_wait_s(self._server.settings.deadline_s, self._server.settings.timeout_s)
 
     def wrong(self, arguments: Mapping[str, Any]) -> str:
-        """Look for what is missing, and for what cannot be sent; the rest of the schema is the server's to check."""
+        """Check for missing arguments, and for values that cannot be sent. The server checks the rest of the schema."""
         if missing := [name for name in self.parameters.get("required", ()) if name not in arguments]:
             return f"{self.name} needs {', '.join(missing)}"
         return _unsendable(arguments, _DEEPEST)
@@ -109,7 +109,7 @@ class McpServer:
         """Read the server's tools.
 
         Raises:
-            ConfigError: no MCP server answers, it lacks a tool that was named, or its tools break a bound.
+            ConfigError: no MCP server answers, it lacks a tool that was named, or its tools exceed a limit.
             MissingExtraError: the package `mcp` is not installed.
         """
         self.settings = settings
@@ -132,7 +132,7 @@ class McpServer:
                 await session.close()
                 del self._sessions[asyncio.get_running_loop()]
 
-        with ThreadPoolExecutor(1) as thread:  # one of its own, because an event loop may run in this one
+        with ThreadPoolExecutor(1) as thread:  # a thread of its own, because an event loop may be running in this one
             try:
                 thread.submit(asyncio.run, read()).result()
             except (ConfigError, MissingExtraError):
@@ -156,7 +156,7 @@ class McpServer:
         return self._sessions[loop]
 
     def _check(self, listed: Sequence[Any]) -> None:
-        """Look at the tools that a session was opened with. Raises ConfigError for the first one, WrongServiceError for others."""
+        """Check the tools that the server lists as a session is opened. Raises ConfigError in the first session, else WrongServiceError."""
         from research_rl.tools.mcp_session import wrong_schema
 
         found = {
@@ -196,11 +196,11 @@ class McpServer:
         self._known = taken
 
     async def call(self, name: str, arguments: dict[str, Any]) -> list[Passage]:
-        """Return the text of a result, or what the policy is told of an error.
+        """Return the text of a result, or an error message for the policy.
 
         Raises:
             QueryFailedError: this call gets no answer while others are answered.
-            RetrievalError: the server is gone.
+            RetrievalError: the server is unavailable.
         """
         from research_rl.tools.mcp_session import CallRefusedError
 
@@ -227,7 +227,7 @@ def load_mcp(section: Mapping[str, Any]) -> dict[str, Tool]:
 
 
 def _schema(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a schema of arguments with what templates and formats look for: its properties."""
+    """Return a schema of arguments with the keys that templates and formats expect."""
     return {"type": "object", "properties": {}, **schema}
 
 
@@ -237,7 +237,7 @@ def _text(content: Sequence[Any]) -> str:
 
 
 def _unsendable(value: Any, depth: int) -> str:
-    """Return what in some arguments JSON or UTF-8 has no form for, for the policy; empty if nothing."""
+    """Return why a value has no form in JSON or UTF-8, as a message for the policy; empty if it has one."""
     if isinstance(value, str):
         return "a text holds half a surrogate pair" if half_a_pair(value) else ""
     if isinstance(value, float) and not math.isfinite(value):

@@ -1,8 +1,8 @@
 """A session with an MCP server (Model Context Protocol) over streamable HTTP, by the official client: opened when it is needed, shared by
 all tasks of an event loop, and opened again when it is lost.
 
-Failures come out as `research_rl.outages` and `research_rl.errors` name them. The official client ends a session with all that is under
-way when one request fails, and hides the HTTP status. So requests go through `_Steady`, which answers with an error of the protocol.
+Failures come out as `research_rl.outages` and `research_rl.errors` name them. When one request fails, the official client ends the
+session with everything under way, and hides the HTTP status. So requests go through `_Steady`, which turns failures into MCP errors.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CallRefusedError(Exception):
 
 
 class _Steady(httpx2.AsyncBaseTransport):
-    """Answers with an error in the protocol where there is no answer, and cuts off one that is too large."""
+    """Returns an MCP error if there is no answer, and cuts off an answer that is too large."""
 
     def __init__(self) -> None:
         self._inner = httpx2.AsyncHTTPTransport()
@@ -51,7 +51,7 @@ class _Steady(httpx2.AsyncBaseTransport):
                 return await _instead(response, request, _REFUSED, f"HTTP {status}")
             if status == 404 and "mcp-session-id" in request.headers:
                 return await _instead(response, request, _LOST, "the session is lost")
-            # without content-encoding, so that nothing grows when it is read
+            # without content-encoding, so that nothing is decompressed
             headers = {name: response.headers[name] for name in _HEADERS if name in response.headers}
             stream = _Bounded(response)
             if kind.startswith("text/event-stream"):
@@ -67,7 +67,7 @@ class _Steady(httpx2.AsyncBaseTransport):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """An answer's bytes, cut off where they are too many: what is cut is no JSON any more, which the client tells the call."""
+    """The bytes of an answer, cut off at a limit. The remainder is no valid JSON, so that the client reports an error to the call."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response
@@ -122,11 +122,11 @@ class Session:
             try:
                 return await client.call_tool(name, arguments, read_timeout_seconds=self._timeout_s)
             except MCPError as error:
-                # whatever is there after an outage may be another server: its tools are looked at again
+                # after an outage another server may answer: open a new session, which checks its tools again
                 if error.code in (_GONE, _LOST, CONNECTION_CLOSED) and client is self._client:
                     await self.close()
                 raise self._told(error) from error
-            except (ValueError, RuntimeError) as error:  # a result that is none, or breaks the schema that the tool declares
+            except (ValueError, RuntimeError) as error:  # not a result, or not in the schema that the tool declares
                 if client is not self._client:  # it was closed before the call was sent
                     raise UnavailableError("the session was closed") from error
                 raise CallRefusedError(f"the tool's result is not what it declares: {error}") from error
@@ -150,7 +150,7 @@ class Session:
             return client
 
     async def _own(self, ready: asyncio.Future[Client]) -> None:
-        """Hold the session from its opening to its end: the client must be left in the task that entered it."""
+        """Hold the session from its opening to its end: the client's context must be left in the task that entered it."""
         client = None
         try:
             async with (
@@ -173,7 +173,7 @@ class Session:
                 self._client = None
 
     def _told(self, error: Exception, opening: bool = False) -> Exception:
-        """Return an error of the client as `call` raises it."""
+        """Translate an error of the client into one that `call` raises."""
         if isinstance(error, MCPError):
             if error.code in (_GONE, _BUSY, _LOST, CONNECTION_CLOSED, REQUEST_TIMEOUT):
                 return UnavailableError(str(error))
@@ -183,7 +183,7 @@ class Session:
                 return CallRefusedError(str(error))
         elif isinstance(error, (OSError, httpx2.TransportError)) and not isinstance(error, WrongServiceError):
             return UnavailableError(f"{type(error).__name__}: {error}")
-        if isinstance(error, (ConfigError, WrongServiceError)):  # of `check`
+        if isinstance(error, (ConfigError, WrongServiceError)):  # raised by `check`
             return error
         return WrongServiceError(f"what answers at {self._url} is no MCP server for us: {error}")
 

@@ -34,6 +34,6 @@ class OpenTool(Tool):
 
 
 def page_of(result: Sequence[Passage]) -> tuple[int, int]:
-    """Return which page of how many a result of `open` is; (0, 0) for one that is none."""
+    """Return the page number and the number of pages in a result of `open`; (0, 0) for any other result."""
     said = _PAGE.fullmatch(result[-1].contents) if result and not result[-1].id else None
     return (int(said[1]), int(said[2])) if said else (0, 0)

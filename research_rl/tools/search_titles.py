@@ -1,4 +1,4 @@
-"""`search(query)` that shows what there is and not what it says: for agents that choose what to open."""
+"""`search(query)` that shows only titles and beginnings of passages: for agents that choose what to open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CHARACTERS = 100  # of a passage's text: about twenty words
 
 
 class SearchTitlesTool(SearchTool):
-    """Search the corpus, and show of each passage the title and how its text begins."""
+    """Search the corpus, and show the title and the beginning of each passage."""
 
     description: ClassVar[str] = (
         "Search the corpus. Returns the best passages: id in brackets, title, how it begins. Open one to read it."

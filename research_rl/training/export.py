@@ -1,4 +1,4 @@
-"""A checkpoint's shards as a model that any library loads: `actor/huggingface`, by verl's own merger, in bfloat16."""
+"""Exports a checkpoint's shards as a Hugging Face model in bfloat16, with verl's merger, to `actor/huggingface`."""
 
 from __future__ import annotations
 
@@ -24,18 +24,17 @@ def run_command(command: Sequence[str]) -> int:
 
 
 def export(actor: Path, run: Run = run_command) -> Path:
-    """Return the directory of a checkpoint's model, made of its shards if verl has not written it (`hf_model` in `save_contents`).
+    """Return the directory of a checkpoint's model; its shards are merged if verl has not written it (`hf_model` in `save_contents`).
 
-    The shards are in float32, the precision of training; the model is written as the engine read it in training, in bfloat16. A LoRA
-    adapter is merged into it. Killed at any moment, it is made again.
+    The shards are in float32, the precision of training. The model is written in bfloat16, as the engine used it in training. A LoRA
+    adapter is merged into it. An interrupted export is made anew.
 
     Raises:
         ConfigError: verl's merger failed.
     """
     model, part = actor / "huggingface", actor / "huggingface.part"
-    whole = (model / MERGED).is_file() or not (
-        actor / "lora_train_meta.json"
-    ).is_file()  # verl's own `hf_model` leaves an adapter apart
+    # verl's own `hf_model` does not merge an adapter
+    whole = (model / MERGED).is_file() or not (actor / "lora_train_meta.json").is_file()
     if not part.exists() and whole and any((model / name).is_file() for name in WEIGHTS):
         return model
     shutil.rmtree(part, ignore_errors=True)
@@ -57,12 +56,12 @@ def export(actor: Path, run: Run = run_command) -> Path:
 
 
 def say_dtype(model: Path) -> None:
-    """Let the configuration of an exported model name the type of its weights: verl writes bfloat16 there and the weights as they are
-    trained, and libraries load what the configuration says. A directory without weights is left alone."""
+    """Write the type of a model's weights into its configuration. verl names bfloat16 there, but writes the weights in the type of
+    training, and libraries load the type that the configuration names. A directory without weights is left as it is."""
     from safetensors import safe_open
 
     for file in sorted(model.glob("model*.safetensors"))[:1]:
-        with safe_open(file, "pt") as weights:  # type: ignore[attr-defined]
+        with safe_open(file, "pt") as weights:  # type: ignore[attr-defined]  # a compiled class
             dtype = str(weights.get_tensor(next(iter(weights.keys()))).dtype).removeprefix("torch.")
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         write_text(model / "config.json", json.dumps({**config, "dtype": dtype}, indent=2))

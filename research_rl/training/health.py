@@ -1,12 +1,12 @@
-"""Rules on a run's figures, step by step: `research_rl.health.rules`. A rule that holds long enough raises an alarm, with an action.
+"""Rules on a run's figures at every step: `research_rl.health.rules`. A rule that holds long enough raises an alarm, with an action.
 
 rules:
   format:                        # any name
     metric: health/well_formed_rate
-    window: 10                   # steps whose mean is looked at
+    window: 10                   # steps over which the mean is taken
     falls_by: 0.3                # or rises_by, below, above, not_finite: exactly one
-    after: 10                    # the first steps, in which it raises no alarm
-    for: 1                       # steps in a row
+    after: 10                    # no alarm up to this step
+    for: 1                       # steps in a row for which it must hold
     action: warn                 # or save, halt, rollback
 """
 
@@ -22,9 +22,9 @@ from typing import Any
 from research_rl.errors import ConfigError
 from research_rl.health import FAMILIES, FIGURES
 
-ACTIONS = ("warn", "save", "halt", "rollback")  # each more than the one before
+ACTIONS = ("warn", "save", "halt", "rollback")  # in order of severity
 KINDS = ("below", "above", "falls_by", "rises_by", "not_finite")
-# what is known when a step's update is done; verl measures the rest (critic/*, response_length/*, timing) after its checkpoint is written
+# metrics that exist when a step's update is done; verl computes the others (critic/*, response_length/*, timing) after its checkpoint
 SOURCES = ("health/", "training/search/", "training/rollout_probs_diff", "rollout_corr/", "actor/")
 _KEYS = ("metric", *KINDS, "window", "after", "for", "once_above", "action", "advice")
 _TO_DO = {
@@ -37,11 +37,11 @@ _TO_DO = {
 
 @dataclass(frozen=True)
 class Rule:
-    """When a metric is in trouble, and what then.
+    """A condition on a metric, and the action to take.
 
-    `below`/`above`: the mean of the last `window` values is. `falls_by`/`rises_by`: it is lower (higher) than the highest (lowest) such
-    mean before by more than this share of it. `not_finite`: a value is NaN or infinite (`metric` may be a pattern: `*`). `once_above`:
-    it counts only after the mean has been above that.
+    `below`/`above`: the mean of the last `window` values is below (above) the limit. `falls_by`/`rises_by`: the mean is lower (higher) than
+    the highest (lowest) earlier mean by more than this share of it. `not_finite`: a value is NaN or infinite (`metric` may be a pattern:
+    `*`). `once_above`: the rule applies only after the mean has been above this value.
     """
 
     name: str
@@ -139,7 +139,7 @@ class Health:
 
 @dataclass(frozen=True)
 class Alarm:
-    """A rule that has begun to hold: one line of health.jsonl. `since`: the first of the steps in a row, of which this is the last."""
+    """An alarm of a rule: one line of health.jsonl. `since`: the first of the consecutive steps at which the rule held."""
 
     step: int
     rule: str
@@ -160,15 +160,15 @@ class Alarm:
 
 @dataclass
 class _State:
-    """What one rule has seen."""
+    """The state of one rule."""
 
     rule: Rule
     values: deque[float]
     best: float | None = None
     highest: float = -math.inf
-    held: int = 0  # steps in a row
+    held: int = 0  # consecutive steps at which the rule held
     since: int = 0
-    quiet: int = 0  # steps in a row in which it did not hold, after an alarm
+    quiet: int = 0  # consecutive steps at which it did not hold
     alarmed: bool = False
 
     def see(self, step: int, metrics: Mapping[str, float]) -> Alarm | None:
@@ -213,7 +213,7 @@ class _State:
         rule = self.rule
         if not holds:
             self.held, self.quiet = 0, self.quiet + 1
-            if self.quiet >= rule.window:  # over: the next time is another alarm
+            if self.quiet >= rule.window:  # the trouble is over: the next one is another alarm
                 self.alarmed = False
             return None
         self.since = step if self.held == 0 else self.since
@@ -239,7 +239,7 @@ class _State:
 
 @dataclass
 class Watch:
-    """All rules over a run. Tell it every step, in order; after an interruption first the steps before (`see` again, alarms ignored)."""
+    """All rules of a run. Call `see` for every step in order; after an interruption, first for the earlier steps, ignoring alarms."""
 
     rules: Iterable[Rule]
     _states: list[_State] = field(init=False)
@@ -257,6 +257,6 @@ class Watch:
         return [state.rule for state in self._states if state.alarmed]
 
     def watched(self, metrics: Mapping[str, float]) -> dict[str, float]:
-        """Return the metrics that the rules need to know of a step to go on after it."""
+        """Return the metrics of a step that the rules need in order to continue after it."""
         names = {state.rule.metric for state in self._states if state.rule.kind != "not_finite"}
         return {name: value for name, value in metrics.items() if name in names}

@@ -1,6 +1,6 @@
 """Memorisation (R1-Searcher++, section 3.4): correct rollouts, rewritten into paths without search, for a likelihood term of the loss.
 
-What becomes of a rewriting is decided by the method: it is kept only if it still ends in a right answer, in form, without any search.
+The method decides whether a rewriting is kept: only if it ends in a right answer, keeps the format, and has no search.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class Memorises(Protocol):
         ...
 
     def extract(self, trajectory: Trajectory) -> str:
-        """Return the policy's own words of a rollout, in the method's form, without its searches."""
+        """Return what the policy wrote in a rollout, in the method's format, without its searches."""
         ...
 
     def right(self, answer: str | None, golden_answers: Sequence[str]) -> bool:
@@ -33,7 +33,7 @@ class Memorises(Protocol):
         ...
 
     def accepts(self, text: str, golden_answers: Sequence[str]) -> bool:
-        """Return whether a rewritten path is in form, without search, and right."""
+        """Return whether a rewritten path keeps the format, has no search, and ends in a right answer."""
         ...
 
 
@@ -42,7 +42,7 @@ class Memorisation:
     """The section `research_rl.memorisation`. `rewriter`: `policy` (the model that is trained), `extract` (no model: the rollout's own
     words without its searches), or the URL of an OpenAI-compatible server, ending in /v1, which serves `model`."""
 
-    mu: float = 0.0  # weight of the likelihood term; 0: nothing is rewritten and the loss is verl's own
+    mu: float = 0.0  # weight of the likelihood term; 0: nothing is rewritten, and the loss is verl's own
     rewriter: str = "policy"
     model: str | None = None
     max_tokens: int = 512
@@ -99,10 +99,13 @@ def server(settings: Memorisation) -> Complete:
     async def complete(messages: list[Message]) -> str:
         try:
             made = await client.chat.completions.create(
-                model=str(settings.model), messages=messages, max_tokens=settings.max_tokens, temperature=settings.temperature,  # type: ignore[arg-type]
-            )  # fmt: skip
+                model=str(settings.model),
+                messages=messages,  # type: ignore[arg-type]  # our Message has the keys of OpenAI's type
+                max_tokens=settings.max_tokens,
+                temperature=settings.temperature,
+            )
         except (BadRequestError, UnprocessableEntityError):
-            return ""  # too long, or filtered: this one path is not accepted
+            return ""  # too long, or filtered: only this path is not accepted
         return made.choices[0].message.content or ""
 
     return complete

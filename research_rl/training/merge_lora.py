@@ -1,6 +1,6 @@
-"""``python -m research_rl.training.merge_lora DIRECTORY``: a model and the LoRA adapter beside it become one model, in place.
+"""``python -m research_rl.training.merge_lora DIRECTORY``: merge a model and the LoRA adapter beside it, in place.
 
-A process of its own: `research_rl.training.export` runs in one that trains nothing and imports no torch.
+It runs in a process of its own, because the process of `research_rl.training.export` must not import torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from research_rl.errors import missing_extra
 
 ADAPTER = "lora_adapter"  # as verl's merger names the directory
-MERGED = "merged_lora.json"  # the adapter's configuration, kept to tell what was merged
+MERGED = "merged_lora.json"  # the adapter's configuration, kept as a record of what was merged
 
 
 def merge(directory: Path) -> None:
@@ -23,11 +23,11 @@ def merge(directory: Path) -> None:
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "peft", "train") from error
     base = AutoModelForCausalLM.from_pretrained(directory, dtype="auto")
-    merged = PeftModel.from_pretrained(base, str(directory / ADAPTER)).merge_and_unload()  # type: ignore[operator]
+    merged = PeftModel.from_pretrained(base, str(directory / ADAPTER)).merge_and_unload()  # type: ignore[operator]  # a wrapped method of the base model
     part = directory / "merged"
     merged.save_pretrained(part)
     for file in directory.glob("model*.safetensors*"):
-        file.unlink()  # there may have been more of them than there are now
+        file.unlink()  # the merged model may have fewer files
     for file in part.iterdir():
         file.replace(directory / file.name)
     part.rmdir()

@@ -1,4 +1,4 @@
-"""Child processes, ended with us unless we are killed outright."""
+"""Child processes, which end with this one unless it is killed by SIGKILL."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ except ModuleNotFoundError as error:
 
 
 def adopt_orphans() -> None:
-    """On Linux: become the parent of every descendant whose own parent dies, so that Ray's daemons stay in sight."""
+    """On Linux: become the parent of every descendant whose own parent dies, so that Ray's daemons can be found."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
 
 
 def stop_on_signals() -> None:
-    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that cleaning up has one path.
+    """Turn SIGINT, SIGTERM and SIGHUP into KeyboardInterrupt, so that there is one way of cleaning up.
 
-    SIGINT too: what a shell starts in the background ignores it otherwise.
+    SIGINT is included because a process that a shell starts in the background ignores it otherwise.
     """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -43,7 +43,7 @@ def stop_on_signals() -> None:
 
 
 def start(command: list[str], log: Path, environment: dict[str, str]) -> subprocess.Popen:
-    """Start a command with its output appended to `log`, out of reach of the terminal's Ctrl-C (we end it ourselves)."""
+    """Start a command with its output appended to `log`, in a session of its own: the terminal's Ctrl-C does not reach it."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -59,7 +59,7 @@ def start_service(index: Path, port: int, log: Path, *flags: str) -> subprocess.
 
 
 def stop_all(grace_s: float = 10.0) -> None:
-    """End every descendant: SIGTERM, then SIGKILL for those that are left. A further Ctrl-C does not interrupt it."""
+    """End every descendant by SIGTERM, and by SIGKILL after `grace_s` seconds. A further Ctrl-C does not interrupt this."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     deadline = time.monotonic() + grace_s
@@ -75,7 +75,7 @@ def stop_all(grace_s: float = 10.0) -> None:
 
 @contextlib.contextmanager
 def leaving_none() -> Iterator[None]:
-    """End every descendant at the end, whatever ends it; a signal comes as KeyboardInterrupt. A process of its own is needed for it."""
+    """End every descendant when the block is left, for whatever reason; signals become KeyboardInterrupt. Use it in a main program only."""
     stop_on_signals()
     adopt_orphans()
     try:
@@ -88,7 +88,7 @@ def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, timeout_s
     """Wait for a retrieval service.
 
     Raises:
-        RetrievalError: it ended, or is not healthy in time; the message carries the end of its log.
+        RetrievalError: it ended, or is not healthy in time; the message contains the end of its log.
     """
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline:

@@ -1,8 +1,8 @@
-"""What a run's health leaves in its directory, and how a run that a rule has ended goes on.
+"""The files that health rules write into a run's directory, and how a run goes on after a rule has ended it.
 
-`health.jsonl`: one line per alarm and rollback, for readers. `health_figures.jsonl`: what the rules have to know of each step to go on
-after an interruption. `checkpoints/halted.json`: the rule that ended the run. `checkpoints/global_step_N/unhealthy.json`: the rules whose
-alarm stood when it was saved; no rollback leads to it.
+`health.jsonl`: one line per alarm and rollback, for readers. `health_figures.jsonl`: the metrics of each step that the rules need in order
+to continue after an interruption. `checkpoints/halted.json`: the rule that ended the run. `checkpoints/global_step_N/unhealthy.json`: the
+rules with an alarm when this checkpoint was saved; no rollback goes to it.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from research_rl.training.health import Watch
 
 LOG, FIGURES, HALTED, UNHEALTHY = "health.jsonl", "health_figures.jsonl", "halted.json", "unhealthy.json"
 TRACKER = "latest_checkpointed_iteration.txt"
-ROLLED_BACK = "rolled_back"  # the action of a rollback's own line
+ROLLED_BACK = "rolled_back"  # the action in a rollback's line of health.jsonl
 LR = "actor_rollout_ref.actor.optim.lr"
-# in the environment of a run that goes on after a rollback: a checkpoint brings its learning rate along, and the configuration's counts
+# set in the environment of a run after a rollback: use the configuration's learning rate instead of the checkpoint's
 LR_FROM_CONFIG = "RESEARCH_RL_LR_FROM_CONFIG"
 HALTED_CODE = 3  # what research_rl.train ends with when a rule has ended the run
 
@@ -34,7 +34,7 @@ def append(path: Path, record: Mapping[str, Any]) -> None:
 
 
 def replay(watch: Watch, directory: Path, before: int) -> None:
-    """Tell a watch the steps before `before` as the run's directory has noted them; of a step that was run twice the last time counts."""
+    """Feed a watch the recorded steps before `before`; of a step that was run twice, the last record counts."""
     steps = {record["step"]: record["metrics"] for record in _records(directory / FIGURES)}
     for step in sorted(step for step in steps if step < before):
         watch.see(step, steps[step])
@@ -47,7 +47,7 @@ def halted(directory: Path) -> dict[str, Any] | None:
 
 
 def stopped(directory: Path) -> int:
-    """Do what is to be done when a rule has ended a job; return 0 if it is to go on after a rollback, else HALTED_CODE (told)."""
+    """Handle a job that a rule has ended: return 0 if it goes on after a rollback; else print why, and return HALTED_CODE."""
     if (halt := halted(directory)) is None:
         return 0
     why = roll_back(directory, halt) if halt["action"] == "rollback" else ""
@@ -64,7 +64,7 @@ def stopped(directory: Path) -> int:
 
 
 def go_on(directory: Path) -> None:
-    """Let a run that a rule has ended go on: rolled back if that was to be done and can be, else as it is."""
+    """Prepare a run that a rule has ended to go on: rolled back if that is the rule's action and possible, else as it is."""
     halt = halted(directory)
     if halt is not None and halt["action"] == "rollback":
         roll_back(directory, halt)
@@ -76,7 +76,7 @@ def _forget(directory: Path) -> None:
 
 
 def after_rollbacks(directory: Path) -> tuple[list[str], dict[str, str]]:
-    """Return the overrides and the environment of a run that goes on: its learning rate, if it has been rolled back."""
+    """Return the overrides and environment variables that set the learning rate of a run after rollbacks; empty without one."""
     done = rollbacks(directory)
     return ([f"{LR}={done[-1]['lr']!r}"], {LR_FROM_CONFIG: "1"}) if done else ([], {})
 
@@ -89,12 +89,12 @@ def rollbacks(directory: Path) -> list[dict[str, Any]]:
 def roll_back(directory: Path, halt: Mapping[str, Any]) -> str:
     """Set a run back to the last checkpoint that was saved before the trouble; return why that cannot be done, else "".
 
-    The trouble began at most a rule's window before its alarm, and the rollouts of a step are those of the weights after the step before.
-    A run that had saved nothing by then begins again. Later checkpoints are renamed, and the learning rate that the run goes on with is
-    noted in health.jsonl.
+    The trouble began at most a rule's window before its alarm, and the rollouts of a step come from the weights of the step before it. A
+    run without a checkpoint from before the trouble begins again. Later checkpoints are renamed, and the new learning rate is recorded in
+    health.jsonl.
     """
     checkpoints, done = directory / "checkpoints", rollbacks(directory)
-    if done and done[-1]["halted_at"] == halt["time"]:  # interrupted when it was nearly done
+    if done and done[-1]["halted_at"] == halt["time"]:  # this rollback was interrupted after its record was written
         _forget(directory)
         return ""
     if len(done) >= halt["times"]:
@@ -128,7 +128,7 @@ def _saved(checkpoints: Path) -> dict[int, Path]:
 
 
 def _whole(checkpoint: Path) -> bool:
-    """Return whether a checkpoint can be gone on from: verl empties those beyond `max_actor_ckpt_to_keep`."""
+    """Return whether a run can continue from a checkpoint: verl empties those beyond `max_actor_ckpt_to_keep`."""
     actor = checkpoint / "actor"
     return actor.is_dir() and any(actor.iterdir()) and not (checkpoint / UNHEALTHY).is_file()
 

@@ -18,7 +18,7 @@ from research_rl.training.memorisation import Memorisation, Memorises
 from research_rl.training.stages import Until
 from research_rl.types import Budget
 
-OVERLONG = ("error", "drop")  # what becomes of questions whose prompt is longer than data.max_prompt_length
+OVERLONG = ("error", "drop")  # how to treat questions whose prompt is longer than data.max_prompt_length
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,7 @@ class Settings:
         return Memorisation.from_mapping(self.memorisation or {})
 
     def judging(self) -> JudgeSettings | None:
-        """Return the checked section `judge`; None if there is no judge, or nothing to judge: the reward does not look at the answer.
+        """Return the checked section `judge`; None if there is no judge, or the reward does not depend on the answer.
 
         Raises:
             ConfigError: see `JudgeSettings.from_mapping` and `rewards_answer`.
@@ -150,26 +150,22 @@ class Settings:
         return Budget(response_tokens, self.max_turn_tokens, self.max_searches, self.max_observation_tokens, self.top_k)
 
     def longest_outage_s(self) -> float:
-        """Return how long the run may wait for a retrieval service, or a tool's own server, before it ends by itself."""
+        """Return for how many seconds the run may wait for a retrieval service, or a tool's own server, before it ends."""
         retrieval = self.retrieval_for("")
         waits = [tool.longest_wait_s for tool in self.load().tools.values()]
         return max(longest_wait_s(retrieval.deadline_s, retrieval.timeout_s), *waits, 0.0) + self.max_tolerated_outage_s
 
     def retrieval_urls(self) -> list[str]:
-        """Return the addresses of all services, and indexes of theirs, that the run searches in."""
+        """Return the addresses of all services (and of their indexes) that the run searches."""
         sources = ["", *(self.retrieval.get("url_by_data_source") or {})]
         return sorted({self.retrieval_for(source).address for source in sources})
 
     def retrieval_for(self, data_source: str) -> RetrievalSettings:
-        """Return where questions of a data source are searched: its own service if `url_by_data_source` names one."""
+        """Return the service for questions of a data source: its own if `url_by_data_source` names one."""
         options = dict(self.retrieval)
         own = (options.pop("url_by_data_source", None) or {}).get(data_source)
         if own is not None:
-            options |= {
-                "url": own,
-                "index": None,
-                "index_id": None,
-            }  # name and id are of the service that all others are searched in
+            options |= {"url": own, "index": None, "index_id": None}  # name and id belong to the default service
         if not isinstance(options.get("url"), str):
             raise ConfigError(
                 "research_rl.retrieval.url is missing: give the URL of a running retrieval service, http://host:port"
@@ -184,7 +180,7 @@ class Settings:
 def check_sampling(temperature: float, top_p: float, top_k: int) -> None:
     """Refuse to train on samples that are not the policy's own.
 
-    With top_p < 1 or a top-k the samples come from another distribution than the one whose log-probabilities the loss uses.
+    With top_p < 1 or a top-k, samples come from another distribution than the one whose log-probabilities the loss uses.
 
     Raises:
         ConfigError: the sampling is truncated or greedy.

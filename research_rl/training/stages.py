@@ -1,4 +1,4 @@
-"""Stages: a recipe may name several, which one run goes through in order. Each changes settings of the recipe, and says when it ends.
+"""Stages: the parts of a run, in order, if a recipe has several. Each changes settings of the recipe and says when it ends.
 
 stages:
   retrieval:
@@ -24,7 +24,7 @@ ENDED = "ended.json"  # beside the checkpoints of a stage that its metric ended
 @dataclass(frozen=True)
 class Until:
     """When a stage ends: after `steps`, or at the first checkpoint at which the mean of `metric` over the last `window` training steps
-    is at least `reaches`, whichever comes first. `metric` is any that a trajectory's record has (see scoring.trajectory_metrics)."""
+    is at least `reaches`, whichever comes first. `metric` is one of a trajectory's record (see scoring.trajectory_metrics)."""
 
     steps: int | None = None
     metric: str | None = None
@@ -80,16 +80,16 @@ def read_stages(section: Mapping[str, Any]) -> list[Stage]:
 
 
 class Progress:
-    """A stage's metric over its training steps, told one trajectory record after the other."""
+    """A stage's metric over its training steps; it is given one trajectory record after the other."""
 
     def __init__(self, until: Until) -> None:
         self._until = until
         self._steps: dict[int, _Mean] = defaultdict(_Mean)
 
     def add(self, record: Mapping[str, Any]) -> None:
-        """Take a record into account; those of validation are none of a stage's.
+        """Take a record into account, unless it is of a validation.
 
-        Of a step that was run twice only the last attempt counts.
+        Of a step that was run twice, only the last attempt counts.
 
         Raises:
             ConfigError: the record does not have the metric.
@@ -106,7 +106,7 @@ class Progress:
         return len(self._steps)
 
     def reached(self) -> float | None:
-        """Return the moving average of the metric if it has reached what it was to reach, else None."""
+        """Return the moving average of the metric if it has reached `reaches`, else None."""
         until = self._until
         last = [self._steps[step].value for step in sorted(self._steps)[-until.window :]]
         mean = sum(last) / len(last) if last else 0.0

@@ -1,8 +1,8 @@
 """``research-rl train RECIPE.yaml [--run-dir DIR] [hydra overrides]``: a recipe from beginning to end, stage by stage.
 
-Each stage is one job of verl's trainer, and so is a recipe for its supervised trainer. A stage starts from the model of the one before (a
-fresh optimiser, and its model as KL reference, as when the papers' stages are run by hand). Run again after an interruption, the same
-command goes on in the stage where it was.
+Each stage is one job of verl's trainer, and so is a recipe without stages, or one for verl's supervised trainer. A stage starts from the
+model of the stage before, which is also its KL reference, with a fresh optimiser. After an interruption, the same command continues in the
+stage where it was.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ except ModuleNotFoundError as error:
     raise missing_extra("PyYAML", "train") from error
 
 DONE = "done.json"
-# engine and trainer take turns, so each may have all cores; Ray would give a worker one
+# engine and trainer take turns, so each may use all cores; Ray would limit a worker to one
 CPU_ENVIRONMENT = CPU_ENGINE | {
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -46,7 +46,7 @@ CPU_ENVIRONMENT = CPU_ENGINE | {
 
 @dataclass(frozen=True)
 class Job:
-    """One run of verl's trainer: its command, its environment's additions, and the directory of what it writes."""
+    """One run of verl's trainer: its command, additional environment variables, and the directory it writes to."""
 
     stage: str
     directory: Path
@@ -58,7 +58,7 @@ Launch = Callable[[Job], int]  # runs a job to its end; returns the exit code
 
 
 def load_recipe(recipe: Path) -> Mapping[str, Any]:
-    """Return the recipe, unresolved: its file as it stands, over the recipes beside it that its `defaults` name.
+    """Return the recipe without resolving interpolations: its file, merged over the recipes beside it that its `defaults` name.
 
     Raises:
         ConfigError: there is no such file, or it is no mapping.
@@ -85,7 +85,7 @@ def load_recipe(recipe: Path) -> Mapping[str, Any]:
 
 
 def _over(under: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any]:
-    """Return two sections as one, as Hydra puts them together: keys of the second win, down to the leaves."""
+    """Return two sections merged as Hydra does it: recursively, and the second one wins."""
     both = {
         key: _over(under[key], value) if isinstance(value, Mapping) and isinstance(under.get(key), Mapping) else value
         for key, value in content.items()
@@ -95,16 +95,16 @@ def _over(under: Mapping[str, Any], content: Mapping[str, Any]) -> dict[str, Any
 
 SUPERVISED = "sft_trainer_engine"  # verl's configuration of its SFT trainer, in a recipe's defaults
 MODEL = "actor_rollout_ref.model.path"
-# stages that shared one of these would take each other's checkpoints and trajectories for their own
+# stages that shared one of these would mistake each other's checkpoints and trajectories for their own
 _DIRECTORY = "--run-dir, in which every stage has its directory"
-OF_STAGE = {  # key: what to write instead
+OF_STAGE = {  # key that a recipe with stages must not set: what to set instead
     "trainer.total_training_steps": "stages.NAME.until.steps=N", "research_rl.stage": "the name in the recipe's `stages`",
     "trainer.default_local_dir": _DIRECTORY, "research_rl.trajectory_dir": _DIRECTORY, "hydra.run.dir": _DIRECTORY,
 }  # fmt: skip
 
 
 def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list[str]]:
-    """Return the stages of a recipe (none: an empty list) and the overrides that are not about them.
+    """Return the stages of a recipe (an empty list if it has none) and the overrides that do not concern them.
 
     ``stages.NAME.until.steps=5`` changes when a stage ends.
 
@@ -130,12 +130,13 @@ def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list
 
 
 def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]:
-    """Yield the jobs that are left to do, in order; the next one is made when the one before has ended.
+    """Yield the jobs that remain to be done, in order; each is made when the one before has ended.
 
-    A finished job is left to do again if it is now to go on for longer.
+    A finished job is yielded again if it is now to train for longer.
 
     Raises:
-        ConfigError: see `stages_of`; a finished stage has left no model (see `export`), or is to go on although the next one has started.
+        ConfigError: see `stages_of`; a finished stage has left no model (see `export`), or is to train for longer although the next stage
+            has started.
     """
     stages, others = stages_of(recipe, overrides)
     content = load_recipe(recipe)
@@ -153,7 +154,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
             *(sys.executable, "-m", *_trainer(content, others)),
             *("--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
             *(stage_overrides(stage, directory, number, model, experiment, ended_early) if stage else []),
-            *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is the first stage's
+            *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is for the first stage
             *slower,
         ]  # fmt: skip
         environment = {
@@ -169,7 +170,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
             yield job
             return  # nothing was trained, so nothing is done
         if not done:
-            if (directory / DONE).is_file():  # it is to go on
+            if (directory / DONE).is_file():  # it is to train for longer
                 if later := [after.name for after in stages[number + 1 :] if (run_dir / after.name).is_dir()]:
                     raise ConfigError(
                         f"{directory.name} cannot go on to {end}: {later[0]} has started from its model; choose another --run-dir"
@@ -204,10 +205,10 @@ def defaults_of(content: Mapping[str, Any]) -> list[str]:
 
 
 def _trainer(content: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
-    """Return the module that trains, and what goes before it: verl's SFT trainer runs under torchrun, a process per accelerator.
+    """Return the module that trains. verl's SFT trainer is started by torchrun, with a process per accelerator.
 
     Raises:
-        ConfigError: their number is none, or a supervised recipe is to run on several nodes.
+        ConfigError: the number of processes is invalid, or a supervised recipe is to run on several nodes.
     """
     if SUPERVISED not in defaults_of(content):
         return ["verl.trainer.main_ppo"]
@@ -224,7 +225,7 @@ def _trainer(content: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
 
 
 def _point_to(link: Path, model: Path) -> None:
-    """Let a link in the run's directory lead to the model it has left, and tell where it is."""
+    """Make a link in the run's directory to its model, and print where it is."""
     part = link.with_name(f".{link.name}.part")
     part.unlink(missing_ok=True)
     part.symlink_to(os.path.relpath(model, link.parent))
@@ -233,24 +234,24 @@ def _point_to(link: Path, model: Path) -> None:
 
 
 def _end(stage: Stage | None, content: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return what decides when a job ends; None where the recipe's base configuration does."""
+    """Return the settings that decide when a job ends; a value is None if the recipe leaves it to verl."""
     if stage:
         return vars(stage.until)
     return _settings(content, overrides, "trainer", ("total_training_steps", "total_epochs"))
 
 
 def _settings(content: Mapping[str, Any], overrides: Sequence[str], section: str, names: Sequence[str]) -> dict[str, Any]:
-    """Return some settings of a section as recipe and overrides have them; None: neither does."""
+    """Return some settings of a section from recipe and overrides; None if neither has them."""
     found = {name: (content.get(section) or {}).get(name) for name in names}
     for override in overrides:
         where, _, name = override_key(override).partition(".")
-        if where == section and name in found:  # the others need not be YAML: Hydra's grammar is another
+        if where == section and name in found:  # only these are parsed: other overrides need not be YAML
             found[name] = yaml.safe_load(override.partition("=")[2])
     return found
 
 
 def _is_done(directory: Path, end: Mapping[str, Any]) -> bool:
-    """Return whether a job has ended, and would not go on if it were to end as it is to end now."""
+    """Return whether a job has ended, and need not go on under the current settings of its end."""
     if not (directory / DONE).is_file():
         return False
     done = json.loads((directory / DONE).read_text(encoding="utf-8"))
@@ -262,13 +263,13 @@ def _is_done(directory: Path, end: Mapping[str, Any]) -> bool:
 
 
 def _model_of(checkpoints: Path, before_another: Stage | None) -> Path | None:
-    """Return the model that a finished job has left, exported if need be; None (told) if it has left none and no stage starts from it.
+    """Return the model of a finished job, exported if necessary; None (and a message) if it has none and no stage starts from it.
 
     Raises:
-        ConfigError: `before_another`, the stage, has left none that the next one can start from; or the export failed.
+        ConfigError: the stage `before_another` has left no model for the next one to start from; or the export failed.
     """
     step = checkpoints / f"global_step_{last_step(checkpoints)}"
-    actor = step / "actor" if (step / "actor").is_dir() else step  # the SFT trainer has nothing else to put there
+    actor = step / "actor" if (step / "actor").is_dir() else step  # the SFT trainer saves without `actor`
     if not (actor / "huggingface").is_dir():
         if before_another:
             raise ConfigError(
@@ -280,14 +281,14 @@ def _model_of(checkpoints: Path, before_another: Stage | None) -> Path | None:
 
 
 def override_key(override: str) -> str:
-    """Return the key of a Hydra override, without the marks in front of it."""
+    """Return the key of a Hydra override, without a leading `+`, `++` or `~`."""
     return override.partition("=")[0].lstrip("+~")
 
 
 def stage_overrides(
     stage: Stage, directory: Path, number: int, model: Path | None, experiment: str, ended_early: bool = False
 ) -> list[str]:
-    """Return what a stage sets; `ended_early`: the one before was ended by its metric, and so not measured at its end."""
+    """Return the overrides of a stage; `ended_early`: its metric ended the stage before, so that its final model was not measured."""
     until = {key: value for key, value in vars(stage.until).items() if key != "steps" and stage.until.metric}
     step = last_step(directory / "checkpoints")
     settings: dict[str, Any] = {
@@ -297,8 +298,8 @@ def stage_overrides(
         "trainer.default_local_dir": str(directory / "checkpoints"),
         "trainer.total_training_steps": stage.until.steps,
         "hydra.run.dir": str(directory / "hydra"),
-        # the model before a later stage is the one after the stage before, which verl measured if it went on to its last step; otherwise,
-        # and where a stage is run again at its end, the recipe says whether it is measured
+        # a later stage starts from the final model of the stage before, which verl has measured if that stage ran to its last step. If
+        # it did not, and if a stage is run again at its end, the recipe decides whether this model is measured
         **(
             {"trainer.val_before_train": False}
             if number and step != stage.until.steps and not (ended_early and step is None)
@@ -308,7 +309,7 @@ def stage_overrides(
         **stage.overrides,
     }
     extra = [f"research_rl.until={hydra_value(until)}"] if until else []
-    # a method's options are checked by the method, and need not stand in the recipe
+    # a method's options are checked by the method, and need not be in the recipe
     return [f"{'++' * ('.method_options.' in key)}{key}={hydra_value(value)}" for key, value in settings.items()] + extra
 
 
@@ -341,7 +342,7 @@ def run_job(job: Job) -> int:
 
 
 def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch = run_job, accept_changes: bool = False) -> int:
-    """Do all jobs that are left; return 0, or the exit code of the one that failed (HALTED_CODE: a health rule has ended it).
+    """Run all jobs that remain; return 0, or the exit code of the one that failed (HALTED_CODE: a health rule has ended it).
 
     Raises:
         ConfigError: another process trains in the directory, or it holds a run of another recipe or other overrides
@@ -360,13 +361,13 @@ def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch 
         nothing, left = True, jobs(recipe, run_dir, overrides)
         while (job := next(left, None)) is not None:
             nothing = False
-            before = halted(job.directory)  # one is there if it is only measured
+            before = halted(job.directory)  # there is one if a halted run is only measured
             if code := launch(job):
                 return code
             if halted(job.directory) != before:
                 if code := stopped(job.directory):
                     return code
-                left = jobs(recipe, run_dir, overrides)  # the same one, from an earlier checkpoint
+                left = jobs(recipe, run_dir, overrides)  # the same job again, from an earlier checkpoint
         if nothing:
             print(f"research_rl: done already, in {run_dir}")
     return 0
@@ -383,7 +384,7 @@ def _check_same(run_dir: Path, settings: dict[str, Any], accept_changes: bool) -
 
 
 def run_directory(recipe: Path) -> Path:
-    """Return where a recipe is run if nothing else is said."""
+    """Return the default run directory of a recipe."""
     return Path("runs") / f"{recipe.resolve().parent.name}-{recipe.stem}"
 
 
@@ -393,7 +394,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def command(arguments: list[str] | None = None) -> int:
-    """Do the same as `main` and leave no process behind, whatever ends it: a process of its own is needed for it."""
+    """Do the same as `main`, and leave no process behind, whatever ends it. For use as a main program only."""
     options = make_parser().parse_intermixed_args(arguments)
     with leaving_none():
         return _run(options)

@@ -1,7 +1,7 @@
-"""Trajectories, logged: every writing process has files of its own, which are read back as one table.
+"""The log of trajectories: every writing process has its own files, which are read back as one table.
 
-They are JSON lines. A file that has grown to `part_bytes` is closed and becomes parquet (see `research_rl.trajectory_files`), and the next
-one is begun. What cannot be written is lost, and told; it never fails a rollout.
+They are JSON lines. A file that has grown to `part_bytes` is closed and converted to parquet (see `research_rl.trajectory_files`), and a
+new one is begun. Records that cannot be written are lost, which is reported; it never fails a rollout.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from research_rl.errors import MissingExtraError
 from research_rl.trajectory_files import Part, parts, to_parquet
 
 PART_BYTES = 64 * 2**20
-_COUNTED = 2**20  # bytes written between two looks at how full the directory is
+_COUNTED = 2**20  # bytes written between two checks of the directory's size
 
 
 class TrajectoryLog:
-    """Appends records. A process that dies leaves at most one half line, which `read` leaves out."""
+    """Appends records. A process that dies leaves at most one unfinished line, which readers skip."""
 
     def __init__(
         self, directory: str | Path, attempt: float = 0.0, share: float = 1.0, part_bytes: int = PART_BYTES,
@@ -35,8 +35,8 @@ class TrajectoryLog:
     ) -> None:  # fmt: skip
         """`directory` is made when it is needed; `attempt` is the start time that all processes of one run share.
 
-        `share`: of the training questions, how many are kept (chosen by their `uid`, all rollouts of a question or none). Validation is
-        kept whole. `max_bytes`: how large the directory may become, all processes' files together; each looks once per MiB of its own.
+        `share`: the share of training questions that are logged (chosen by `uid`: all rollouts of a question or none). Validation is
+        logged whole. `max_bytes`: limit on the directory, with the files of all processes; each checks it once per MiB that it writes.
         """
         self._directory, self._attempt, self._share, self._part_bytes = Path(directory), attempt, share, part_bytes
         self._max_bytes, self._uncounted, self._full = max_bytes, _COUNTED, False
@@ -45,12 +45,12 @@ class TrajectoryLog:
         self._file: FileIO | None = None
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append one record, or say once that it cannot be done."""
+        """Append one record. If that is impossible, report it once."""
         if not self._keeps(record) or self._is_full():
             return
         line = json.dumps({"attempt": self._attempt, "time": time.time(), **record}, ensure_ascii=False) + "\n"
         try:
-            self._append(line.encode(errors="backslashreplace"))  # half a surrogate pair, as JSON writes it
+            self._append(line.encode(errors="backslashreplace"))  # half a surrogate pair becomes a JSON escape
         except OSError as error:
             self._give_up_file()
             self._lost += 1
@@ -85,10 +85,10 @@ class TrajectoryLog:
     def _append(self, line: bytes) -> None:
         if self._file is None:
             self._directory.mkdir(parents=True, exist_ok=True)
-            # unbuffered: a line is there or not
+            # unbuffered, so that a line is written at once
             self._file = FileIO(self._directory / f"{self._name}-{self._parts:05d}.jsonl", "ab")
         left = memoryview(line)
-        while left:  # a disk that is nearly full takes a part of it first
+        while left:  # a nearly full disk writes a part of it first
             left = left[self._file.write(left) :]
         self._size += len(line)
         self._uncounted += len(line)
@@ -98,7 +98,9 @@ class TrajectoryLog:
 
     def _give_up_file(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):  # a network file system tells late; the next record will meet it again
+            with contextlib.suppress(
+                OSError
+            ):  # a network file system reports errors late; the next record will meet the same one
                 self._file.close()
             self._file, self._size = None, 0
             self._parts += 1
@@ -112,7 +114,7 @@ def _bytes_in(directory: Path) -> int:
     sizes = 0
     with contextlib.suppress(OSError), os.scandir(directory) as entries:
         for entry in entries:
-            with contextlib.suppress(OSError):  # replaced by its closed form in this moment
+            with contextlib.suppress(OSError):  # just replaced by its closed form
                 sizes += entry.stat().st_size
     return sizes
 
@@ -125,7 +127,7 @@ def _close(path: Path) -> None:
 
 
 class TrajectoryReader:
-    """Reads a directory that is being written, each record once, whatever form its part has by then."""
+    """Reads a directory that is being written: each record once, whatever form its file has by then."""
 
     def __init__(self, directory: str | Path) -> None:
         self._directory = Path(directory)
@@ -134,7 +136,7 @@ class TrajectoryReader:
 
     @property
     def damaged(self) -> int:
-        """Lines read so far that hold no record, and were left out."""
+        """Number of lines so far that hold no record and were skipped."""
         return sum(part.damaged for part in self._read.values())
 
     def new(self) -> Iterator[dict[str, Any]]:
@@ -150,7 +152,7 @@ class TrajectoryReader:
     def records(self) -> list[dict[str, Any]]:
         """Return all records so far.
 
-        Of a step that was run twice (the run died and was resumed from a checkpoint before it) only the last attempt's records count.
+        Of a step that was run twice (because the run resumed from an earlier checkpoint), only the last attempt's records are returned.
         """
         self._records.extend(self.new())
         latest: dict[Any, float] = {}

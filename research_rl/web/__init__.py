@@ -1,1 +1,1 @@
-"""What is looked at in a browser or a terminal: the chat, and what the HTML pages share."""
+"""Interfaces in the browser and the terminal: chat, viewer of runs, and what all HTML pages share."""

@@ -30,7 +30,7 @@ class Chat:
         self._last: Answered | None = None
 
     def told(self, event: Event) -> None:
-        """Show what happens: the model's words in blue, queries and the titles of what they found."""
+        """Show an event: the model's text in blue, queries, and the titles of the passages found."""
         if event.kind == "text":
             self._console.print(event.text, style="blue", end="", markup=False, highlight=False)
         elif event.kind == "search":
@@ -43,7 +43,7 @@ class Chat:
                 self._console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
 
     async def ask(self, question: str) -> None:
-        """Answer one question; an outage is told and the chat goes on."""
+        """Answer one question. After an outage, show the error and go on."""
         self._passages, self._last = [], None
         try:
             self._last = await self._agent.aanswer(question, self.told)

@@ -1,4 +1,4 @@
-"""``research-rl chat --web``: the same chat as a small page; events stream to the browser as they happen."""
+"""``research-rl chat --web``: the same chat as a web page, to which events are streamed as they happen."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def create_chat(agent: SearchAgent) -> FastAPI:
     """Return the application: ``GET /`` is the page, ``GET /ask?question=…`` a stream of server-sent events.
 
     Events are ``text`` {text}, ``search`` {text}, ``found`` {passages: [{id, title, text}]}, and last ``answer`` {answer, searches} or
-    ``failed`` {message}. Who closes the page ends the rollout.
+    ``failed`` {message}. Closing the page ends the rollout.
     """
 
     @asynccontextmanager

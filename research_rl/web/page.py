@@ -1,4 +1,4 @@
-"""What the HTML pages share: their templates' environment, and plots as inline SVG."""
+"""What all HTML pages share: the environment of their templates, and plots as inline SVG."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page; a value that the template names and does not get is an error.
+    """Return a page; a value that the template needs and does not get is an error.
 
     Raises:
         ConfigError: jinja2 is not installed.
@@ -28,7 +28,7 @@ def render(template: str, **values: Any) -> str:
 
 
 def subplots(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:
-    """Return a figure and its axes, side by side; sizes in inches. `svg` ends it.
+    """Return a figure with `columns` axes side by side; sizes in inches. `svg` closes it.
 
     Raises:
         ConfigError: matplotlib is not installed.
@@ -40,7 +40,7 @@ def subplots(columns: int, width: float, height: float) -> tuple[Any, list[Any]]
     mpl.use("svg")
     import matplotlib.pyplot as plt
 
-    mpl.rcParams["svg.hashsalt"] = "research-rl"  # the same figures give the same file
+    mpl.rcParams["svg.hashsalt"] = "research-rl"  # the same data give the same file
     figure, axes = plt.subplots(1, columns, figsize=(width, height), constrained_layout=True, squeeze=False)
     return figure, list(axes[0])
 

@@ -1,4 +1,4 @@
-"""The viewer's page and what it asks for. Nothing is changed by any request; the page asks nobody but this server."""
+"""The viewer's page and its API. No request changes anything, and the page sends requests to this server only."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ FILES = {
     "/viewer.js": ("viewer.js", "text/javascript"),
     "/viewer.css": ("viewer.css", "text/css"),
 }
-POLL_S = 2.0  # seconds between two looks at the runs
+POLL_S = 2.0  # seconds between two readings of the runs
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -40,16 +40,16 @@ HEADERS = {
 
 
 class _Json(JSONResponse):
-    """JSON in ASCII: half a surrogate pair in a trajectory is no UTF-8, but it has an escape."""
+    """JSON in ASCII, because half a surrogate pair in a trajectory has an escape, but no form in UTF-8."""
 
     def render(self, content: Any) -> bytes:
         return json.dumps(content, separators=(",", ":")).encode()
 
 
 def create_viewer(caches: Sequence[Cache], hosts: Sequence[str] | None = None) -> FastAPI:
-    """Return the application over one or several runs, which are followed while it runs.
+    """Return the application over one or several runs, which it keeps reading while they grow.
 
-    `hosts`: the names that it answers to, against DNS rebinding; None: any.
+    `hosts`: the host names that it accepts in requests, against DNS rebinding; None: any.
     """
 
     @asynccontextmanager
@@ -146,9 +146,9 @@ def _follow(cache: Cache, stop: threading.Event) -> None:
     while not stop.is_set():
         try:
             cache.fill(stop)
-        except ConfigError as error:  # the run is gone
+        except ConfigError as error:  # the run has been removed
             cache.told = str(error)
-        except Exception as error:  # the page goes on with what has been read, and tells
+        except Exception as error:  # the page keeps what has been read, and shows the error
             if cache.told is None:
                 print(f"view: {cache.run} cannot be read further: {error!r}", file=sys.stderr, flush=True)
             cache.told = f"cannot be read further: {error}"

@@ -1,4 +1,4 @@
-"""The viewer's cache of one run, an SQLite file: made anew if the run is another one, else filled with what the run has since written."""
+"""The viewer's cache of one run, an SQLite file. It is made anew if the run has been replaced, else extended by what is new."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from research_rl.web.viewer_rows import COLUMNS, row
 from research_rl.web.viewer_sources import ALARMS, METRICS, Source, sources
 
 VERSION = 1
-CHUNK = 2_000  # records of a transaction; the first has one batch, so that there is soon something to see
-_HEAD = 64  # bytes by which a file is known again
+CHUNK = 2_000  # records per transaction; the first has one batch, so that something can be shown soon
+_HEAD = 64  # bytes at a file's beginning by which it is recognised
 _SCHEMA = f"""
 CREATE TABLE part (kind TEXT, label TEXT, directory TEXT, name TEXT, bytes INT, records INT, damaged INT, finished INT, head INT,
     PRIMARY KEY (directory, name)) WITHOUT ROWID;
@@ -42,12 +42,12 @@ PRAGMA user_version = {VERSION};
 
 
 def cache_directory() -> Path:
-    """Return where caches are kept, unless the command says otherwise."""
+    """Return the default directory of caches."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "research-rl" / "view"
 
 
 class Cache:
-    """What is known of one run. Every call opens its own connection, so that any thread may read while one fills."""
+    """The cache of one run. Every call opens its own connection, so that any thread may read while another one fills it."""
 
     def __init__(self, run: Path, directory: Path) -> None:
         """Raises:
@@ -72,12 +72,14 @@ class Cache:
         """Open the cache; its rows are read by column name."""
         with closing(sqlite3.connect(self._file, timeout=30, isolation_level=None)) as connection:
             connection.row_factory = sqlite3.Row
-            connection.execute("PRAGMA mmap_size = 4294967296")  # bytes: a connection starts with what the last one has read
+            connection.execute(
+                "PRAGMA mmap_size = 4294967296"
+            )  # bytes: a new connection finds in memory what earlier ones have read
             yield connection
 
     def _prepare(self) -> None:
         if self._file.exists():
-            with suppress(sqlite3.DatabaseError), self.connection() as connection:  # no database, or one that was cut off
+            with suppress(sqlite3.DatabaseError), self.connection() as connection:  # not a database, or a truncated one
                 if connection.execute("PRAGMA user_version").fetchone()[0] == VERSION:
                     return
         self._new()
@@ -90,10 +92,10 @@ class Cache:
             connection.executescript(_SCHEMA)
 
     def fill(self, stop: Event | None = None) -> None:
-        """Read what the run has written since the last call. Another viewer of the same run that does so already is left to it.
+        """Read what the run has written since the last call. If another viewer of the same run is doing so, leave it to that one.
 
         Raises:
-            ConfigError: the run is gone (see `sources`).
+            ConfigError: the run has been removed (see `sources`).
         """
         with self._file.with_suffix(".lock").open("a") as lock:
             try:
@@ -108,7 +110,7 @@ class Cache:
                 _Filling(self, connection).fill(found, stop or Event())
 
     def _is_stale(self, found: list[Source]) -> bool:
-        """Whether something that was read is gone, shorter, or another file."""
+        """Return whether a file that was read is now missing, shorter, or another one."""
         there = {(str(source.directory), source.name) for source in found}
         with self.connection() as connection:
             for part in connection.execute("SELECT * FROM part"):
@@ -143,7 +145,7 @@ class _Filling:
             done += sizes[source]
             self._cache.read_bytes = done
         if self._cache.read_bytes and not self._cache.filled:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a long log slows every reader down
+            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a long write-ahead log slows down every reader
         self._cache.filled = True
 
     def _read(self, source: Source, part: Part, done: int, stop: Event) -> None:
@@ -160,7 +162,7 @@ class _Filling:
                     if stop.is_set():
                         return
                     self._connection.execute("BEGIN IMMEDIATE")
-        except (BadGzipFile, ValueError, EOFError, zlib.error):  # a closed part whose bytes are damaged: it is not tried again
+        except (BadGzipFile, ValueError, EOFError, zlib.error):  # a damaged closed part: do not try it again
             part.damaged, part.finished = part.damaged + 1, True
         except (OSError, MissingExtraError) as error:
             self._cache.told = f"{source.directory / source.name}: {error}"
@@ -188,7 +190,7 @@ class _Filling:
         self._pending = 0
 
     def _add(self, source: Source, record: dict[str, Any], number: int) -> bool:
-        """Whether a record is one of its kind, and was added."""
+        """Add a record of the source's kind; return whether it is one."""
         try:
             if source.kind == METRICS:
                 self._add_metrics(source.label, record)
@@ -218,7 +220,7 @@ class _Filling:
         latest = execute(f"SELECT latest FROM attempt WHERE {same}", group).fetchone()
         if latest is None:
             execute("INSERT INTO attempt VALUES (?, ?, ?, ?, ?)", (*group, found["attempt"]))
-        elif found["attempt"] > latest[0]:  # the run died and was resumed before this step: the last attempt counts
+        elif found["attempt"] > latest[0]:  # the run was resumed from before this step: the last attempt counts
             execute(f"UPDATE attempt SET latest = ? WHERE {same}", (found["attempt"], *group))
             execute(f"UPDATE trajectory SET superseded = 1 WHERE superseded = 0 AND {same}", group)
         key = hashlib.blake2s(f"{source.label}\0{source.name}\0{number}".encode(), digest_size=8).hexdigest()

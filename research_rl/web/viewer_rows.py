@@ -1,4 +1,4 @@
-"""A record as the viewer keeps it: the columns that are filtered and sorted by, the words that are searched, and the body."""
+"""A record in the viewer's cache: columns for filters and sorting, texts for full-text search, and the whole record."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One trajectory; `values` stand in the order of `COLUMNS`, `texts` are question, policy, observation and answer."""
+    """One trajectory; `values` are in the order of `COLUMNS`, `texts` are question, policy, observation and answer."""
 
     values: tuple[Any, ...]
     rules: set[str]
@@ -32,10 +32,10 @@ class Row:
 
 
 def row(record: Mapping[str, Any], kind: str, label: str) -> Row:
-    """Return a record of a training's log or of an evaluation.
+    """Return the row of a record from a training's log or an evaluation.
 
     Raises:
-        ValueError: it is not a trajectory: a field has another form than it should.
+        ValueError: it is not a trajectory, because a field has a wrong type.
     """
     try:
         return _row(record, kind, label)
@@ -77,7 +77,7 @@ def _row(record: Mapping[str, Any], kind: str, label: str) -> Row:
 def _text(value: Any) -> str:
     if value is not None and not isinstance(value, str | int | float):
         raise TypeError(f"a text is needed, got {type(value).__name__}")
-    # half a surrogate pair is no UTF-8, and SQLite's words end at a zero byte
+    # half a surrogate pair has no form in UTF-8, and SQLite's texts end at a zero byte
     return "" if value is None else str(value).encode("utf-8", "replace").decode().replace("\0", " ")
 
 
@@ -92,7 +92,7 @@ def _small(value: Any) -> int:
 
 
 def _finite(value: Any) -> Any:
-    """Return a JSON value without NaN and infinities, which a browser's JSON does not know."""
+    """Return a JSON value without NaN and infinities, which JSON in a browser does not allow."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

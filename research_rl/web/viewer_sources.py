@@ -1,4 +1,4 @@
-"""What a directory holds that the viewer shows: trajectories of its stages, evaluations, metrics and alarms."""
+"""Finds what the viewer shows of a directory: trajectories of its stages, evaluations, metrics and alarms."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _DEPTHS = ("", "*/", "*/*/")  # a run, its stages, and the runs of an experiment
 
 @dataclass(frozen=True)
 class Source:
-    """Parts of one kind. `label` is the stage or the evaluation that they belong to, relative to the run; "" is the run itself."""
+    """A file of one kind. `label` is the stage or evaluation that it belongs to, relative to the run; "" is the run itself."""
 
     kind: str
     label: str
@@ -69,7 +69,7 @@ def _label(path: Path, run: Path) -> str:
 
 
 def _is_evaluation(path: Path) -> bool:
-    """Whether the first line is a rollout's: a question and what it was measured as."""
+    """Return whether the first line is a rollout of an evaluation: a question, its answer and its metrics."""
     if path.suffix != ".jsonl" or path.name.startswith("."):
         return False
     try:

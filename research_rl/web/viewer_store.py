@@ -1,4 +1,4 @@
-"""What the viewer's page asks of a run's cache: filtered lists, one trajectory, the same question elsewhere, curves and alarms."""
+"""The viewer's queries on a run's cache: filtered lists, one trajectory, all rollouts of a question, curves and alarms."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ORDERS = {
     "worst": "score NULLS LAST, id",
 }  # what is shown first
 EQUAL = ("source", "step", "validate", "split", "stop_reason", "data_source", "type", "question", "em")  # filters by one value
-FACETS = ("source", "step", "validate", "split", "stop_reason", "data_source", "type")  # offered with their counts
+FACETS = ("source", "step", "validate", "split", "stop_reason", "data_source", "type")  # filters offered with their counts
 PAGE = 50
 MOST_POINTS = 1_000  # of a curve
 _SHORT = f"key, {', '.join(COLUMNS)}, superseded"
@@ -28,8 +28,8 @@ _WORD = re.compile(r'(?:(question|policy|observation|answer):)?(?:"([^"]*)"|(\S+
 
 
 def words(query: str) -> str:
-    """Return a search as FTS5 takes it: every word or "phrase" must be there, the last word may go on; `policy:word` looks in one author's
-    text. Empty if there is nothing to search for."""
+    """Return a search in FTS5's syntax: every word or "phrase" must occur, the last word may be a beginning; `policy:word` searches one
+    column. Empty if there is nothing to search for."""
     found = []
     for match in _WORD.finditer(query.replace("\0", " ")):
         column, phrase, word = match.groups()
@@ -42,7 +42,7 @@ def words(query: str) -> str:
 
 def _where(asked: Mapping[str, str]) -> tuple[str, list[Any]]:
     match = words(asked.get("q", ""))
-    # the plus keeps a search from walking an index and asking of each row whether the words are in it: the words come first
+    # the plus keeps SQLite from walking this index and testing each row for the words: the full-text search must come first
     conditions, values = [f"{'+' if match else ''}superseded = 0"], []
     for name in EQUAL:
         if (value := asked.get(name)) is not None:
@@ -75,7 +75,7 @@ def listed(cache: Cache, asked: Mapping[str, str], offset: int = 0, order: str =
     `asked`: a value per name of `EQUAL`, `min` and `max` of the score, `rule`, `q` (see `words`).
 
     Raises:
-        DataError: a filter or the order is none.
+        DataError: a filter's value or the order is invalid.
     """
     if order not in ORDERS:
         raise DataError(f"order={order!r} is unknown; valid: {', '.join(ORDERS)}")
@@ -90,7 +90,7 @@ def listed(cache: Cache, asked: Mapping[str, str], offset: int = 0, order: str =
 
 
 def facets(cache: Cache) -> dict[str, Any]:
-    """Return, per name, the values that there are with their counts, and the rules that were broken."""
+    """Return, per name of FACETS, its values with their counts; as `rule`, the broken rules with theirs."""
     with cache.connection() as connection:
         names, counts = ", ".join(FACETS), {name: Counter() for name in FACETS}
         for *values, count in connection.execute(
@@ -109,7 +109,7 @@ def facets(cache: Cache) -> dict[str, Any]:
 
 
 def state(cache: Cache) -> dict[str, Any]:
-    """Return how far the run has been read. `version` changes with every record."""
+    """Return how much of the run has been read. `version` changes with every record."""
     with cache.connection() as connection:
         newest, superseded = connection.execute(
             "SELECT max(id), (SELECT count(*) FROM trajectory WHERE superseded = 1) FROM trajectory"
@@ -123,7 +123,7 @@ def state(cache: Cache) -> dict[str, Any]:
 
 
 def one(cache: Cache, key: str) -> dict[str, Any] | None:
-    """Return a trajectory: its columns, the rules that it broke, and the record as `record`; None if there is none of this key."""
+    """Return a trajectory: its columns, the rules that it broke, and the record as `record`; None if there is none with this key."""
     with cache.connection() as connection:
         row = connection.execute(f"SELECT id, {_SHORT} FROM trajectory WHERE key = ?", (key,)).fetchone()
         if row is None:
@@ -152,7 +152,7 @@ def metric_names(cache: Cache) -> list[str]:
 
 
 def curve(cache: Cache, name: str) -> dict[str, list[list[float]]]:
-    """Return [step, value] per stage; of a long curve every n-th point and the last."""
+    """Return points [step, value] per stage; for a long curve every n-th point, with the last."""
     points: dict[str, list[list[float]]] = {}
     with cache.connection() as connection:
         for label, step, value in connection.execute(

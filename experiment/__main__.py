@@ -36,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             console.print(f"experiment: {error}", style="red", highlight=False, markup=False)
             return 1
         except KeyboardInterrupt:
-            console.print("\nInterrupted. The same command goes on.")
+            console.print("\nInterrupted. Run the same command again to continue.")
             return 130
 
 
@@ -46,17 +46,21 @@ def make_parser() -> Parser:
         prog="python -m experiment", description=__doc__,
         example="python -m experiment recipes/wikipedia/experiment.yaml --data data --run-dir runs/wikipedia --until index",
     )  # fmt: skip
-    parser.add_argument("experiment", type=Path, help="a YAML file that declares it")
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/wikipedia"), help="where everything goes")
+    parser.add_argument("experiment", type=Path, help="a YAML file that declares the experiment")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/wikipedia"), help="directory for all results")
     parser.add_argument(
         "--data", type=Path, default=Path("data"), help="directory of the questions and passages that the experiment names"
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the training questions' order and of sampling")
-    parser.add_argument("--port", type=int, default=8765, help="port of the service; the controls' is the next one")
+    parser.add_argument("--seed", type=int, default=1, help="seed of the training questions' order and of sampling")
+    parser.add_argument("--port", type=int, default=8765, help="port of the service; that of the controls has the next port")
     parser.add_argument("--fresh", action="store_true", help="delete the run directory first")
     parser.add_argument("--until", default=None, metavar="STEP", help="end after this step: model, data, index, …")
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE", help="change the experiment: sets.nq.questions=40"
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a key of the experiment, for example sets.nq.questions=40",
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides of the reinforcement learning")
     return parser

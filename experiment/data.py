@@ -118,7 +118,7 @@ def without_evidence(
             counts["kept"] += 1
             yield passage
     if not counts["kept"]:
-        raise DataError("no passage is left without the evidence: leave no_evidence out of controls, or give more passages")
+        raise DataError("without the evidence no passage is left: leave no_evidence out of controls, or give more passages")
 
 
 def _passages(path: Path) -> Iterator[dict[str, str]]:

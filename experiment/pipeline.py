@@ -57,15 +57,17 @@ class Pipeline:
         if one.cold_start:
             steps.append(Step("demonstrations", "Demonstrations", out / "demonstrations.json", self.demonstrations))
             steps.append(Step("cold_start", "Supervised start", out / "cold_start.json", self.cold_start))
-        steps.append(Step("start", "Measure the start", out / "measured" / "bare_question.json", self.start))
+        steps.append(Step("start", "Measure the starting model", out / "measured" / "bare_question.json", self.start))
         if one.train:
             if one.answerable_at:
                 done = out / "answerable" / "train.card.json"
-                steps.append(Step("answerable", "Questions that can be answered", done, self.answerable))
+                steps.append(Step("answerable", "Questions whose answer can be found", done, self.answerable))
             steps.append(Step("train", "Reinforcement learning", out / "trained.json", self.train))
             steps.append(Step("trained", "Measure the trained model", out / "measured" / "trained.done", self.trained))
         if one.baselines:
-            steps.append(Step("baselines", "The model as it comes", out / "measured" / "baselines.done", self.baselines))
+            steps.append(
+                Step("baselines", "Baselines of the untrained model", out / "measured" / "baselines.done", self.baselines)
+            )
         for name in one.supervised_baselines:
             told, done = f"The baseline {name} after a supervised start", out / "measured" / f"supervised_{name}.done"
             steps.append(Step(f"supervised_{name}", told, done, partial(self.supervised, name)))
@@ -149,7 +151,9 @@ class Pipeline:
             *("--retrieval-url", self.services.url(), "--top-k", top_k, "--out", str(out)),
             *("--searches", str(self.declaration.answerable_searches)),
         ]
-        run_child(command, self.run_dir / "logs" / "answerable.log", self.console, lambda: "asking the training questions")
+        run_child(
+            command, self.run_dir / "logs" / "answerable.log", self.console, lambda: "searching for the training questions"
+        )
         card = json.loads((out / "train.card.json").read_text(encoding="utf-8"))
         self.console.print(f"{card['questions']} of {card['rows_read']} training questions", highlight=False)
 

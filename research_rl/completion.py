@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(prog="research-rl completion", description=__doc__, example="research-rl completion bash")
-    parser.add_argument("shell", choices=SHELLS, help="whose script")
+    parser.add_argument("shell", choices=SHELLS, help="the shell that runs the script")
     parser.add_argument(
         "command", nargs="?", choices=(WHOLE, SERVICE), default=WHOLE, help=f"the command to complete (default {WHOLE})"
     )

@@ -113,7 +113,7 @@ def _check_url(url: str) -> None:
     parts = urlsplit(str(url))
     if parts.username or parts.password or parts.query:  # the message must not repeat the URL
         raise ConfigError(
-            "research_rl.judge.url must hold no user, password or query, for settings are logged: "
+            "research_rl.judge.url must not contain a user, password or query, because settings are logged: "
             "put the key into the environment, and name the variable in research_rl.judge.api_key_env"
         )
     if parts.scheme not in ("http", "https") or not parts.hostname:

@@ -25,8 +25,8 @@ from research_rl.metrics import exact_match, normalize_answer
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSES_ALL = {
     401: "Is the key right? It is read from the variable that research_rl.judge.api_key_env names",
-    402: "Its account is empty",
-    403: "May this key ask this model?",
+    402: "The account of this key is empty",
+    403: "Is this key allowed to use this model?",
     404: "Does the URL end in /v1, and does the server know the model by this name? Try: curl URL/models",
     405: "Does the URL end in /v1?",
 }
@@ -53,7 +53,7 @@ class JudgeClient:
         self._key = os.environ.get(name, "").strip() if name else ""
         if name and not self._key:
             raise ConfigError(
-                f"research_rl.judge.api_key_env={name}: there is no such variable in the environment of this process. Set it where the run "
+                f"research_rl.judge.api_key_env={name}: this variable is not set in the environment of this process. Set it where the run "
                 "starts, and on a Ray cluster of several machines where `ray start` is run"
             )
         self._http = httpx.AsyncClient(
@@ -112,7 +112,7 @@ class JudgeClient:
         if status in _RETRIED_STATUS:
             raise _Unavailable(f"HTTP {status}: {told}")
         where = f"the judge {settings.model} at {settings.url}"
-        if remedy := "The URL leads elsewhere: give that one" if 300 <= status < 400 else _REFUSES_ALL.get(status):
+        if remedy := "The URL redirects: give the one it leads to" if 300 <= status < 400 else _REFUSES_ALL.get(status):
             raise JudgeError(f"{where} refuses with HTTP {status}: {told}. {remedy}")
         if status != 200:
             raise NoVerdictError(f"{where} refuses this answer with HTTP {status}: {told}")
@@ -122,7 +122,7 @@ class JudgeClient:
             usage = found.get("usage") or {}
             return Reply(str(said), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise _Unavailable(f"an answer that is no chat completion: {told!r}") from error
+            raise _Unavailable(f"a response that is no chat completion: {told!r}") from error
 
     def _clean(self, text: str) -> str:
         """Return the beginning of a server's message, without the key: some servers repeat a key that they refuse."""

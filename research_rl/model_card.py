@@ -27,13 +27,13 @@ A language model that reasons with a search engine, trained by reinforcement lea
 | method | `$method`, options $options |
 | started from | `$start` |
 | trained | $stage$step steps, advantages by `$estimator` |
-| index that it was trained over | $indexes |
+| index that it searched in training | $indexes |
 $limits
 
 ## How to ask it
 
 It searches in the middle of its answer. So it needs a retrieval service, and a client that stops at $stop, searches, and
-appends the passages. `{MANIFEST}` tells the client everything below.
+appends the passages. The client reads all of this from `{MANIFEST}`.
 
 ```
 rag-serving serve --index INDEX --port 8000
@@ -47,8 +47,8 @@ The prompt, with the question in the place of `$$question`:
 $prompt
 ```
 
-${{opened}}Its tags: $tags. With another prompt, other limits or another corpus than it was trained with it may do worse than the
-figures below.
+${{opened}}Its tags: $tags. With another prompt, other limits or another corpus than in training, it may do worse than the figures
+below.
 
 ## Measured
 

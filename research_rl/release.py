@@ -1,4 +1,4 @@
-"""``research-rl export CHECKPOINT --out DIR``: a trained model as a folder to give away, with its protocol and a model card.
+"""``research-rl export CHECKPOINT --out DIR``: export a trained model as a folder to share, with its protocol and a model card.
 
 CHECKPOINT is the directory of a run, a checkpoint of it (`checkpoints/global_step_N`), or a model's own directory. verl's
 shards are merged, and so is a LoRA adapter.
@@ -64,8 +64,8 @@ def release(
     beside = next((path for path in (model / MANIFEST, model.parent.parent / MANIFEST) if path.is_file()), None)
     if beside is None:
         raise ConfigError(
-            f"{model} has no {MANIFEST}, so nothing says how the model is asked: it was not trained here, or the training was "
-            "killed before it was written; the same training command writes it when it is run again"
+            f"{model} has no {MANIFEST}, so nothing says how the model must be asked. If it was trained with research-rl, the training "
+            "was killed before it wrote the file: run the same training command again, which writes it"
         )
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
@@ -111,10 +111,10 @@ def make_parser() -> Parser:
         example="research-rl export runs/quickstart --out exported --measured rollouts.summary.json",
     )  # fmt: skip
     parser.add_argument("checkpoint", type=Path, help="for example runs/wikipedia/train, or …/checkpoints/global_step_30")
-    parser.add_argument("--out", type=Path, required=True, help="the folder to make")
+    parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--measured", type=Path, nargs="*", default=[], help="FILE.summary.json of `research-rl evaluate run`")
     parser.add_argument("--data", type=Path, nargs="*", default=[], help="SPLIT.card.json of `research-rl data`")
-    parser.add_argument("--name", default=None, help="of the model in its card (default: the folder's name)")
+    parser.add_argument("--name", default=None, help="the model's name in its card (default: the folder's name)")
     return parser
 
 

@@ -171,8 +171,8 @@ class RetrievalClient:
             return
         if self._index_id not in (None, told):
             raise WrongServiceError(
-                f"the service at {self.settings.address} searches the index {told} now, and this run began with {self._index_id}: "
-                f"serve that one again, or go on over the new one by research_rl.retrieval.index_id={told}"
+                f"the service at {self.settings.address} now searches the index {told}, but this run began with {self._index_id}: "
+                f"serve that one again, or continue with the new one by research_rl.retrieval.index_id={told}"
             )
         self._index_id = told
 

@@ -156,9 +156,7 @@ async def _results(
     if isinstance(action, Search):
         return await search([action.query], top_k)
     if call is None:
-        raise ConfigError(
-            "the method calls tools, and this rollout was given nothing that answers them: pass `call` (a Toolbox)"
-        )
+        raise ConfigError("the method calls tools, but nothing in this rollout can execute them: pass `call` (a Toolbox)")
     return list(await asyncio.gather(*(call(one, top_k) for one in action.calls)))
 
 

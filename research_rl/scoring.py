@@ -51,7 +51,7 @@ def rewards_answer(method: Method) -> bool:
     """
     if "judged" not in inspect.signature(method.reward).parameters:
         raise ConfigError(
-            f"the method {method.name} cannot be judged: its `reward` must take `judged`, a verdict (1.0 or 0.0) in the place of its own "
+            f"the method {method.name} cannot be judged: its `reward` must take `judged`, a verdict (1.0 or 0.0) that replaces its own "
             "metric of the answer, or None (see research_rl.methods.base.Method.reward)"
         )
     try:

@@ -176,4 +176,4 @@ def first_model(model_url: str) -> str:
         response = httpx.get(url, timeout=10)
         return str(response.raise_for_status().json()["data"][0]["id"])
     except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise GenerationError(f"no model can be asked for at {url}: {type(error).__name__} {error}") from error
+        raise GenerationError(f"no model's name can be read from {url}: {type(error).__name__} {error}") from error

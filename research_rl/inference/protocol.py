@@ -64,8 +64,8 @@ def read_protocol(directory: Path) -> Protocol | None:
     method = _method(name, options, prompt, expected)
     if prompt_hash(method) != expected:
         raise ConfigError(
-            f"{path}: the prompt of {name} with {options} is another than the one the model was trained with "
-            f"(hash {prompt_hash(method)[:12]}, trained with {expected[:12]}); name a method by hand to ask it otherwise"
+            f"{path}: the prompt of {name} with {options} differs from the one that the model was trained with "
+            f"(hash {prompt_hash(method)[:12]}, trained with {expected[:12]}); name a method to ask the model in another way"
         )
     return Protocol(method, budget, dict(manifest.get("indexes") or {}), bos, kwargs)
 
@@ -94,12 +94,12 @@ def choose_protocol(
             Budget(RESPONSE_TOKENS, top_k=TOP_K),
         )
     elif options:
-        raise ConfigError(f"method options {dict(options)} belong to a method named by hand: name it, too")
+        raise ConfigError(f"method options {dict(options)} need a method: name it, too")
     elif protocol := read_protocol(directory):
         chosen = protocol
     else:
         raise ConfigError(
-            f"{directory} has no {MANIFEST}, so nothing says how this model was taught to search: "
+            f"{directory} has no {MANIFEST}, so nothing says how this model was trained to search: "
             f"name the method, one of {', '.join(method_names())} or a dotted path"
         )
     return replace(

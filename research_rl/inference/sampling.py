@@ -98,7 +98,7 @@ async def sample(
     except ModuleNotFoundError as error:
         raise missing_extra("tqdm", "eval") from error
     if len({row["id"] for row in questions}) < len(questions):
-        raise DataError("two questions have the same id: what is sampled could not be told apart")
+        raise DataError("two questions have the same id, so that their rollouts could not be distinguished")
     done = read_log(log)
     fitting = Fitting()
     jobs = _jobs(questions, done, samples, enough)

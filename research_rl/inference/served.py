@@ -47,7 +47,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--manifest", type=Path, default=None, help=f"directory of {MANIFEST}, if it is not beside the tokenizer"
     )
-    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0: always the likeliest token")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0: always the most likely token")
     add_limits(parser)
 
 
@@ -58,17 +58,17 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
         "--response-tokens",
         type=int,
         default=None,
-        help=f"default {RESPONSE_TOKENS}, or the manifest's; in any case at most what the server's context leaves",
+        help=f"most tokens of a response; default {RESPONSE_TOKENS}, or the manifest's; never more than the server's context leaves",
     )
     parser.add_argument("--max-searches", type=int, default=None, help="most searches of a rollout")
     parser.add_argument(
-        "--max-turn-tokens", type=int, default=None, help="sampled tokens of a turn; default: the manifest's, or no limit"
+        "--max-turn-tokens", type=int, default=None, help="most sampled tokens of a turn; default: the manifest's, or no limit"
     )
     parser.add_argument(
         "--max-observation-tokens",
         type=int,
         default=None,
-        help="tokens of a search's result; default: the manifest's, or no limit",
+        help="most tokens of a search's result; default: the manifest's, or no limit",
     )
 
 
@@ -86,7 +86,7 @@ def add_prompting(parser: argparse.ArgumentParser) -> None:
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
     """Add the further options of `sample_served`."""
-    parser.add_argument("--concurrency", type=int, default=64, help="rollouts under way at a time")
+    parser.add_argument("--concurrency", type=int, default=64, help="number of rollouts under way at a time")
 
 
 def limits(options: argparse.Namespace) -> dict[str, int | None]:

@@ -32,7 +32,9 @@ from research_rl.types import (
 
 Prompt = str | Sequence[str] | None  # the option `prompt`: a template's text, or pieces of it that are joined
 _TEMPLATES = Path(__file__).parent / "templates"
-_UNWRITTEN = "the method {} does not say how a demonstration reads: give its class write_search, write_answer and, with tools, write_call"
+_UNWRITTEN = (
+    "the method {} cannot write demonstrations: define write_search, write_answer and, with tools, write_call in its class"
+)
 
 
 class TemplateCodec(Protocol):
@@ -295,8 +297,8 @@ def check_method(method: Method) -> Method:
             raise ConfigError(f"the method {name} needs the attribute `{attribute}`, {what}; got {value!r}")
     if stuck := [tag for tag in method.tags if not breakable(tag)]:
         raise ConfigError(
-            f"the method {name} has tags that a space after the first character does not break, so that a passage could speak with them: "
-            f"{stuck}. A tag needs two characters or more, the first no white space and the others not spaces alone"
+            f"the method {name} has tags that a space after the first character does not break, so that a passage could contain them: "
+            f"{stuck}. A tag needs two characters or more; the first must not be white space, and the others not spaces alone"
         )
     return method
 

@@ -82,7 +82,7 @@ class ToolCallsMethod(Method):
         told = format_of(codec.template)
         if told is None and "tools" not in codec.template:
             raise ConfigError(
-                "the model's chat template tells the model of no tools: take a model whose template does, or give it one, for example "
+                "the model's chat template does not show tools to the model: take a model whose template does, or give it one, for example "
                 "research_rl/tools/chatml.jinja (chat_template of an experiment, or actor_rollout_ref.model.custom_chat_template)"
             )
         if told not in (None, self.format_name):
@@ -96,8 +96,8 @@ class ToolCallsMethod(Method):
             described = json.dumps(tool.schema(), ensure_ascii=False)
             if neutralize(described, (*self.tags, *codec.special_tokens)) != described:
                 raise ConfigError(
-                    f"the description or schema of the tool {name} holds a tag or a control token of the template, and would speak as the "
-                    "template does: leave the tool out, or describe it otherwise"
+                    f"the description or schema of the tool {name} contains a tag or a control token of the template, which would act as "
+                    "one in the prompt: leave the tool out, or describe it otherwise"
                 )
 
     def parse(self, text: str) -> Action:
@@ -192,7 +192,7 @@ def _tools(names: Sequence[str], mcp: Mapping[str, Any] | None) -> dict[str, Too
     own, others = load_tools(names) if names else {}, load_mcp(mcp)
     if both := sorted(set(own) & set(others)):
         raise ConfigError(
-            f"the MCP server has tools of a name that is taken: {', '.join(both)}; leave them out of tools, or of mcp.tools"
+            f"the MCP server and the option `tools` both have {', '.join(both)}: leave them out of tools, or of mcp.tools"
         )
     return {**own, **others}
 

@@ -140,7 +140,7 @@ class McpServer:
             except Exception as error:
                 why = str(error) or f"no answer within {self.settings.timeout_s:g} s"
                 raise ConfigError(
-                    f"the MCP server at {self.settings.url} does not tell its tools ({why}): is it running, is the "
+                    f"the MCP server at {self.settings.url} does not list its tools ({why}): is it running, is the "
                     "URL right (it often ends in /mcp), and does it want a token (MCP_TOKEN)?"
                 ) from error
 
@@ -171,7 +171,7 @@ class McpServer:
         if self._known:
             if taken != self._known:
                 raise WrongServiceError(
-                    f"the MCP server at {url} has other tools, or describes them otherwise, than when this run began"
+                    f"the MCP server at {url} now has other tools, or other descriptions of them, than when this run began"
                 )
             return
         if not taken or len(taken) > self.settings.max_tools:
@@ -180,13 +180,13 @@ class McpServer:
             )
         if odd := [name for name in taken if not _NAME.fullmatch(name)]:
             raise ConfigError(
-                f"the MCP server at {url} has a tool whose name no call can hold: {odd[0]!r}; leave it out by mcp.tools"
+                f"the MCP server at {url} has a tool whose name cannot be used in a call: {odd[0]!r}; name others in mcp.tools"
             )
         for name, described in taken.items():
             if wrong := wrong_schema(described["parameters"]):
                 raise ConfigError(
-                    f"the MCP server at {url} has a tool, {name}, whose arguments are described by no JSON schema ({wrong}); leave it out "
-                    "by mcp.tools"
+                    f"the MCP server at {url} has a tool, {name}, whose arguments are not described by a JSON schema ({wrong}); name "
+                    "others in mcp.tools"
                 )
         if (size := len(json.dumps(taken))) > (most := self.settings.max_schema_characters):
             raise ConfigError(

@@ -185,7 +185,7 @@ class Session:
             return UnavailableError(f"{type(error).__name__}: {error}")
         if isinstance(error, (ConfigError, WrongServiceError)):  # raised by `check`
             return error
-        return WrongServiceError(f"what answers at {self._url} is no MCP server for us: {error}")
+        return WrongServiceError(f"the server at {self._url} cannot be used as an MCP server: {error}")
 
     async def close(self) -> None:
         """End the session; calls that are under way fail as `UnavailableError`."""

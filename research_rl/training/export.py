@@ -43,7 +43,9 @@ def export(actor: Path, run: Run = run_command) -> Path:
     command = [*merger, "--local_dir", str(actor), "--target_dir", str(part)]
     print(f"research_rl: exporting {model}", flush=True)
     if code := run(command):
-        raise ConfigError(f"no model could be made of the shards in {actor} (exit code {code}); by hand: {shlex.join(command)}")
+        raise ConfigError(
+            f"the shards in {actor} could not be merged into a model (exit code {code}); to see why, run: {shlex.join(command)}"
+        )
     if (part / ADAPTER).is_dir() and (code := run([sys.executable, "-m", "research_rl.training.merge_lora", str(part)])):
         raise ConfigError(
             f"the LoRA adapter of {actor} could not be merged into its model (exit code {code}); both are in {part}"

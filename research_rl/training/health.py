@@ -95,7 +95,9 @@ def _check_metric(told: str, metric: Any, kind: str) -> None:
         return
     own = metric.removeprefix("health/") if isinstance(metric, str) and metric.startswith("health/") else None
     if not isinstance(metric, str) or not metric.startswith(SOURCES):
-        raise ConfigError(f"{told}.metric={metric!r} is none of a step; valid: names that begin with {', '.join(SOURCES)}")
+        raise ConfigError(
+            f"{told}.metric={metric!r} is not a metric of a step; valid: names that begin with {', '.join(SOURCES)}"
+        )
     if own is not None and own not in FIGURES and not own.startswith(FAMILIES):
         valid = ", ".join(f"health/{name}" for name in (*FIGURES, *(f"{family}…" for family in FAMILIES)))
         raise ConfigError(f"{told}.metric={metric!r} is unknown; valid: {valid}")

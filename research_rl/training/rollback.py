@@ -55,8 +55,8 @@ def stopped(directory: Path) -> int:
         return 0
     print(
         f"research_rl: halted by health rule {halt['rule']} at step {halt['step']}{f', and not rolled back: {why}' if why else ''}. "
-        f"Results so far are in {directory}; {directory / LOG} tells more. To go on from the last checkpoint run the same command again; "
-        f"research_rl.health.rules.{halt['rule']}.action=warn lets the rule only warn",
+        f"Results so far are in {directory}; {directory / LOG} says more. To go on from the last checkpoint, run the same command again; "
+        f"with research_rl.health.rules.{halt['rule']}.action=warn the rule only warns",
         file=sys.stderr,
         flush=True,
     )

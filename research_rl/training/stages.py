@@ -74,7 +74,9 @@ def read_stages(section: Mapping[str, Any]) -> list[Stage]:
             raise ConfigError(f"stages.{name}: unknown keys {unknown}; valid: until, overrides")
         until = Until.from_mapping(body.get("until") or {})
         if until.steps is None:
-            raise ConfigError(f"stages.{name}.until.steps is missing: the most steps of the stage, whatever its metric does")
+            raise ConfigError(
+                f"stages.{name}.until.steps is missing: the number of steps after which the stage ends at the latest"
+            )
         stages.append(Stage(str(name), until, dict(body.get("overrides") or {})))
     return stages
 

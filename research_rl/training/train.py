@@ -1,4 +1,4 @@
-"""``research-rl train RECIPE.yaml [--run-dir DIR] [hydra overrides]``: a recipe from beginning to end, stage by stage.
+"""``research-rl train RECIPE.yaml [--run-dir DIR] [hydra overrides]``: train a recipe from beginning to end, stage by stage.
 
 Each stage is one job of verl's trainer, and so is a recipe without stages, or one for verl's supervised trainer. A stage starts from the
 model of the stage before, which is also its KL reference, with a fresh optimiser. After an interruption, the same command continues in the
@@ -117,7 +117,7 @@ def stages_of(recipe: Path, overrides: Sequence[str]) -> tuple[list[Stage], list
         key, _, value = override.partition("=")
         parts = key.split(".")
         if section and (instead := OF_STAGE.get(override_key(override))):
-            raise ConfigError(f"{override}: each stage sets this for itself; instead: {instead}")
+            raise ConfigError(f"{override}: each stage sets this itself; use instead: {instead}")
         if parts[0] != "stages":
             others.append(override)
             continue
@@ -173,7 +173,7 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
             if (directory / DONE).is_file():  # it is to train for longer
                 if later := [after.name for after in stages[number + 1 :] if (run_dir / after.name).is_dir()]:
                     raise ConfigError(
-                        f"{directory.name} cannot go on to {end}: {later[0]} has started from its model; choose another --run-dir"
+                        f"{directory.name} cannot go on to {end}: stage {later[0]} has started from its model; choose another --run-dir"
                     )
                 (checkpoints / ENDED).unlink(missing_ok=True)
                 (directory / DONE).unlink()
@@ -406,10 +406,12 @@ def make_parser() -> Parser:
         prog="research-rl train", description=__doc__,
         example="research-rl train recipes/r1_searcher/gpu.yaml --run-dir runs/r1_searcher research_rl.top_k=3",
     )  # fmt: skip
-    parser.add_argument("recipe", type=Path, help="a YAML file; its folder and file name the run")
-    parser.add_argument("--run-dir", type=Path, default=None, help="default: runs/ and the recipe's folder and file")
+    parser.add_argument("recipe", type=Path, help="a YAML file; the default run directory is named after its folder and file")
     parser.add_argument(
-        "--accept-changes", action="store_true", help="go on in a directory that holds a run with other settings"
+        "--run-dir", type=Path, default=None, help="directory of the run; default: runs/FOLDER-FILE of the recipe"
+    )
+    parser.add_argument(
+        "--accept-changes", action="store_true", help="continue a run with other settings than it has had so far"
     )
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
     return parser

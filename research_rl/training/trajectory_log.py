@@ -57,7 +57,7 @@ class TrajectoryLog:
             if self._lost == 1:
                 _tell(
                     f"TRAJECTORIES CANNOT BE WRITTEN to {self._directory}: {error}. The training goes on without them; "
-                    "make room or mend the mount, and writing goes on"
+                    "they are written again as soon as there is room, or the mount works"
                 )
             return
         if self._lost:
@@ -77,8 +77,8 @@ class TrajectoryLog:
                 self._give_up_file()
                 _tell(
                     f"NO MORE TRAJECTORIES ARE WRITTEN to {self._directory}: it has reached research_rl.trajectory_max_gb="
-                    f"{self._max_bytes / 1e9:g}. The training goes on without them; a stage that ends at a metric is judged by those "
-                    "that are there. research_rl.trajectory_share keeps fewer of each step"
+                    f"{self._max_bytes / 1e9:g}. The training goes on without them; a stage that ends by a metric uses those that "
+                    "are there. To write fewer of each step, lower research_rl.trajectory_share"
                 )
         return self._full
 

@@ -133,11 +133,11 @@ def make_parser() -> Parser:
     parser.add_argument("--method", default=None, help="name or dotted path; default: what the manifest beside the model says")
     parser.add_argument("--method-options", type=json_object, default={}, help='JSON, for example {"prompt_file": "p.txt"}')
     add_prompting(parser)
-    parser.add_argument("--temperature", type=float, default=0.0, help="of sampling; 0: always the likeliest token")
+    parser.add_argument("--temperature", type=float, default=0.0, help="sampling temperature; 0: always the most likely token")
     add_limits(parser)
-    parser.add_argument("--web", action="store_true", help="a page for the browser instead of the terminal")
+    parser.add_argument("--web", action="store_true", help="serve a page for the browser instead of a chat in the terminal")
     parser.add_argument(
-        "--host", default="127.0.0.1", help="address of the page; who can reach it can use your model and your corpus"
+        "--host", default="127.0.0.1", help="address of the page; whoever can reach it can use your model and your corpus"
     )
     parser.add_argument("--port", type=int, default=8100, help="port of the page")
     return parser

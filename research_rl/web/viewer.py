@@ -1,4 +1,4 @@
-"""``research-rl view RUN``: the trajectories, curves and alarms of a run on a local page, also while it is being trained."""
+"""``research-rl view RUN``: show the trajectories, curves and alarms of a run on a local web page, also while it is being trained."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         local = _is_loopback(options.host)
         if not local:
             print(
-                f"research-rl view: {options.host} is no loopback address: whoever reaches it reads everything in these runs",
+                f"research-rl view: {options.host} is not a loopback address: whoever can reach it can read everything in these runs",
                 file=sys.stderr,
             )
         if not options.no_browser and _has_display():
@@ -61,13 +61,13 @@ def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(prog="research-rl view", description=__doc__, example="research-rl view runs/quickstart --port 0")
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="directory of a run, or an evaluation's .jsonl")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; who can reach it reads everything")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; whoever can reach it can read everything")
     parser.add_argument("--port", type=int, default=8770, help="port to listen on; 0: any free one")
     parser.add_argument(
         "--cache",
         type=Path,
         default=cache_directory(),
-        help="directory of the index that is made of a run (default: %(default)s)",
+        help="directory for the caches of runs (default: %(default)s)",
     )
     parser.add_argument("--no-browser", action="store_true", help="do not open a browser")
     return parser

@@ -345,4 +345,4 @@ def test_an_mcp_server_is_asked_and_its_tools_are_listed(url):
     assert f"{address}/mcp answers, and its tools are add, divide" in finding.what
     [finding] = found(section.section, f"http://127.0.0.1:{free_port()}")
     assert finding.level == "error"
-    assert "does not tell its tools" in finding.what
+    assert "does not list its tools" in finding.what

@@ -211,7 +211,7 @@ def test_the_doctor_tries_the_judge_out_and_tells_what_a_step_asks(tmp_path, jud
 @pytest.mark.parametrize(("wrong", "more", "says"), [
     ({"right": "predicts nothing"}, {}, "'the city of Paris' wrong"), ({"right": '"'}, {}, "'Berlin' right"),
     ({"status": 401}, {}, "Is the key right"), ({"status": 404}, {}, "Does the URL end in /v1"), ({"status": 503}, {}, "HTTP 503"),
-    ({}, {"api_key_env": "NO_SUCH_KEY"}, "no such variable"),
+    ({}, {"api_key_env": "NO_SUCH_KEY"}, "this variable is not set"),
 ])  # fmt: skip
 def test_the_doctor_refuses_a_judge_that_cannot_be_asked_or_judges_wrongly(tmp_path, judge, wrong, more, says):
     section, _, state = judge

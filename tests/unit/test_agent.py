@@ -149,7 +149,7 @@ async def test_where_a_loop_runs_the_asynchronous_call_is_named(opened):
     ("more", "message"),
     [
         ({"method": None}, "name the method, one of r1_searcher"),
-        ({"method": None, "method_options": {"template": "sys"}}, "belong to a method named by hand"),
+        ({"method": None, "method_options": {"template": "sys"}}, "need a method: name it"),
         ({"method": "reserch"}, "no method is called"),
         ({"topk": 3}, "valid: response_tokens"),
         ({"chat_template_kwargs": ["enable_thinking"]}, "takes keywords"),

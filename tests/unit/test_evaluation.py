@@ -205,7 +205,7 @@ def test_a_manifest_that_does_not_tell_is_of_a_model_trained_without_a_bos(serve
 def test_another_prompt_than_the_model_was_taught_is_refused(served, tmp_path, capsys):
     arguments, _, _ = served
     assert main([*arguments, *manifest(tmp_path / "m", prompt_sha256="0" * 64)]) == 1
-    assert "another than the one the model was trained with" in capsys.readouterr().err
+    assert "differs from the one that the model was trained with" in capsys.readouterr().err
     (tmp_path / "m" / "research_rl.json").write_text("{}")
     assert main([*arguments, "--manifest", str(tmp_path / "m")]) == 1
     assert "is no manifest of research-rl" in capsys.readouterr().err

@@ -18,7 +18,12 @@ from tests.servers import app_in_thread, free_port
 
 WITHOUT_VERDICT = {"choices": [{"message": {"content": "Well."}}]}
 TROUBLE = [(503, "busy"), (429, "slowly"), (200, "<html>a proxy</html>"), (200, {"choices": []}), (200, WITHOUT_VERDICT)]
-REFUSALS = [(401, "Is the key right"), (403, "May this key"), (404, "Does the URL end in /v1"), (307, "leads elsewhere")]
+REFUSALS = [
+    (401, "Is the key right"),
+    (403, "Is this key allowed"),
+    (404, "Does the URL end in /v1"),
+    (307, "The URL redirects"),
+]
 
 
 @dataclass

@@ -104,5 +104,5 @@ def test_a_model_whose_prompt_is_not_the_one_it_was_trained_with_is_not_given_aw
     manifest = run / "checkpoints" / "global_step_40" / MANIFEST
     manifest.write_text(json.dumps(PROTOCOL | {"prompt_sha256": "0" * 64}))
     assert main(["export", str(run), "--out", str(tmp_path / "out")]) == 1
-    assert "another than the one the model was trained with" in capsys.readouterr().err
+    assert "differs from the one that the model was trained with" in capsys.readouterr().err
     assert not list(tmp_path.glob("*out*"))

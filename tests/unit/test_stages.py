@@ -127,7 +127,7 @@ def test_a_starting_model_named_on_the_command_line_is_the_first_stages_alone(re
 
 @pytest.mark.parametrize("key", ["trainer.total_training_steps", "trainer.default_local_dir", "+hydra.run.dir"])
 def test_what_each_stage_sets_for_itself_cannot_be_set_for_all(recipe, tmp_path, key):
-    with pytest.raises(ConfigError, match="each stage sets this for itself; instead: "):
+    with pytest.raises(ConfigError, match="each stage sets this itself; use instead: "):
         next(jobs(recipe, tmp_path / "run", [f"{key}=9"]))
 
 

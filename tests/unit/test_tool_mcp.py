@@ -199,7 +199,7 @@ async def test_a_server_that_is_started_again_is_waited_for_and_the_session_open
 
     assert await while_it_is_away(mcp_app()) == ["0", "1", "2"]
     assert one.persistence.outage_s == 0
-    with pytest.raises(WrongServiceError, match="describes them otherwise"):
+    with pytest.raises(WrongServiceError, match="other descriptions of them"):
         await while_it_is_away(mcp_app(sums="Subtract."))
 
 
@@ -234,9 +234,9 @@ def test_one_server_serves_event_loops_one_after_the_other(url):
         ({"deadline_s": float("inf")}, "mcp.deadline_s must be a positive number"),
         ({"uri": "x"}, "unknown keys ['uri']"),
         ({"url": "ftp://x"}, "must start with http"),
-        ({"url": "http://127.0.0.1:9/mcp"}, "does not tell its tools (ConnectError"),
-        ({"url": "http://127.0.0.1:99999/mcp"}, "does not tell its tools ("),
-        ({"url": "http://[::1"}, "does not tell its tools ("),
+        ({"url": "http://127.0.0.1:9/mcp"}, "does not list its tools (ConnectError"),
+        ({"url": "http://127.0.0.1:99999/mcp"}, "does not list its tools ("),
+        ({"url": "http://[::1"}, "does not list its tools ("),
     ],
 )
 def test_what_cannot_be_is_refused_before_the_run(url, option, told):
@@ -249,7 +249,7 @@ def test_what_speaks_the_protocol_and_gives_nonsense_is_refused_before_the_run()
     def nonsense(path, body):
         return 200, {"jsonrpc": "2.0", "id": body["id"], "result": {"tools": 5}}
 
-    with json_server(nonsense) as address, pytest.raises(ConfigError, match="is no MCP server for us"):
+    with json_server(nonsense) as address, pytest.raises(ConfigError, match="cannot be used as an MCP server"):
         server(f"{address}/mcp")
 
 

@@ -111,11 +111,11 @@ def test_a_format_that_is_not_the_templates_is_refused_with_the_right_one(family
 
 
 def test_a_template_that_knows_no_tools_is_refused():
-    with pytest.raises(ConfigError, match=r"tells the model of no tools.*chatml\.jinja"):
+    with pytest.raises(ConfigError, match=r"does not show tools to the model.*chatml\.jinja"):
         load_method("tool_calls").check_template(HFCodec(tokenizer_like("qwen2-base")))
 
 
 def test_a_template_that_leaves_results_out_is_refused():
     codec = codec_of("chatml", chat_template="{% for m in messages if m.role != 'tool' %}{{ m.content }}<|im_end|>{% endfor %}")
-    with pytest.raises(ConfigError, match="shows no results of tools"):
+    with pytest.raises(ConfigError, match="does not show results of tools"):
         codec.tool_results(["a"])

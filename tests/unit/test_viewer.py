@@ -339,5 +339,5 @@ def test_the_command_says_where_it_is_and_warns_of_other_hosts(run, host, warned
     finally:
         process.terminate()
         _, err = process.communicate(timeout=30)
-    assert ("reads everything" in err) == warned
+    assert ("can read everything" in err) == warned
     assert "Traceback" not in err

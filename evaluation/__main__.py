@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def make_parser(arguments: Sequence[str] = ()) -> Parser:
-    """Return the parser; `arguments` are those that it is made for: `run --config FILE` changes defaults."""
+    """Return the parser for these arguments, because `run --config FILE` changes defaults."""
     parser = Parser(
         prog="python -m evaluation",
         description=__doc__,
@@ -80,12 +80,17 @@ def add_run(commands: Any, arguments: Sequence[str]) -> None:
     add_questions(parser)
     add_model(parser)
     add_sampling(parser)
-    parser.add_argument("--samples", type=int, default=1, help="rollouts of each question: avg@k and pass@k")
+    parser.add_argument("--samples", type=int, default=1, help="rollouts per question, for avg@k and pass@k")
     parser.add_argument(
-        "--out", type=Path, required=True, help="the rollouts, JSON lines; run again, it goes on with what is left"
+        "--out",
+        type=Path,
+        required=True,
+        help="file for the rollouts, JSON lines; run again, the command adds the missing ones",
     )
     parser.add_argument("--serve", action="store_true", help="start vLLM for the model in --tokenizer, and end it afterwards")
-    parser.add_argument("--serve-options", default="", help='vLLM\'s, for example "--dtype float32 --max-model-len 4096"')
+    parser.add_argument(
+        "--serve-options", default="", help='options of vLLM, for example "--dtype float32 --max-model-len 4096"'
+    )
     parser.add_argument(
         "--config", type=Path, default=None, help="YAML with any of these options, which the command line overrides"
     )
@@ -96,7 +101,7 @@ def add_run(commands: Any, arguments: Sequence[str]) -> None:
 
 def run_questions(options: argparse.Namespace) -> dict[str, Any]:
     """Roll out the questions and return the summary."""
-    from evaluation.run import run  # with SciPy
+    from evaluation.run import run  # imports SciPy
 
     return run(options)
 
@@ -105,22 +110,22 @@ def add_rescore(commands: Any) -> None:
     """Add the rewards of recorded responses."""
     parser = commands.add_parser(
         "rescore",
-        help="the rewards of a method for responses that somebody else recorded",
+        help="a method's rewards for recorded responses",
         example="python -m evaluation rescore answers.jsonl --method r1_searcher \\\n    "
         "--response-field text --gold-field answer --out rewards.jsonl",
     )
     parser.add_argument("input", type=Path, help="JSON lines, plain or .gz")
     parser.add_argument("--method", required=True, help="name or dotted path of the Method")
     parser.add_argument("--preset", default=None, help="the method's option `preset`")
-    parser.add_argument("--method-options", type=json_object, default={}, help="further options, as JSON")
+    parser.add_argument("--method-options", type=json_object, default={}, help="further options of the method, as JSON")
     parser.add_argument(
         "--response-field",
         required=True,
-        help="the response, observations included, without the prompt; of tool_calls also a list of messages",
+        help="the response with its observations but without the prompt; for tool_calls also a list of messages",
     )
     parser.add_argument("--gold-field", default="golden_answers", help="the golden answer, or a list of them")
     parser.add_argument("--group-field", default=None, help="rows with the same value here are rollouts of one question")
-    parser.add_argument("--out", type=Path, required=True, help="every row again, with `score` and `components`")
+    parser.add_argument("--out", type=Path, required=True, help="file for the rows, with `score` and `components` added")
     parser.set_defaults(run=run_rescore)
 
 
@@ -135,7 +140,7 @@ def add_score(commands: Any) -> None:
     """Add the answer metrics of recorded predictions."""
     parser = commands.add_parser(
         "score",
-        help="answer metrics for anybody's predictions",
+        help="answer metrics for predictions from any source",
         example="python -m evaluation score answers.jsonl --pred-field pred --gold-field answer --metrics em,f1",
     )
     parser.add_argument("input", type=Path, help="JSON lines, plain or .gz")
@@ -143,21 +148,24 @@ def add_score(commands: Any) -> None:
     parser.add_argument("--gold-field", default="golden_answers", help="the golden answer, or a list of them")
     parser.add_argument("--metrics", default=",".join(METRICS), help=f"comma-separated, of: {', '.join(METRICS)}")
     parser.add_argument(
-        "--normalizer", default="squad", choices=sorted(NORMALIZERS), help="squad deletes punctuation; r1_searcher: space"
+        "--normalizer",
+        default="squad",
+        choices=sorted(NORMALIZERS),
+        help="squad deletes punctuation; r1_searcher replaces it by spaces",
     )
     parser.add_argument("--judge-field", default=None, help="a judge's recorded verdict (true or false), reported as `judge`")
     parser.add_argument(
         "--method", default=None, help="with --response-field: the Method that reads the responses, to count searches"
     )
-    parser.add_argument("--method-options", type=json_object, default={}, help="its options, as JSON")
+    parser.add_argument("--method-options", type=json_object, default={}, help="options of the method, as JSON")
     parser.add_argument("--response-field", default=None, help="the whole response, as for rescore")
-    parser.add_argument("--json", action="store_true", help="shares of 1 as JSON, not a table in percent")
+    parser.add_argument("--json", action="store_true", help="print JSON with values from 0 to 1 instead of a table in percent")
     parser.set_defaults(run=run_score)
 
 
 def run_score(options: argparse.Namespace) -> dict[str, Any] | str:
     """Return the metrics, as a table or for JSON."""
-    from evaluation.score import score_file, table  # with SciPy
+    from evaluation.score import score_file, table  # imports SciPy
 
     method = load_method(options.method, **options.method_options) if options.method else None
     names = [name.strip() for name in options.metrics.split(",") if name.strip()]
@@ -175,20 +183,20 @@ def run_score(options: argparse.Namespace) -> dict[str, Any] | str:
 
 
 def add_recall(commands: Any) -> None:
-    """Add the measure of a retrieval service alone."""
+    """Add the measurement of a retrieval service alone."""
     parser = commands.add_parser(
         "recall",
-        help="how often a golden answer is in the top-k passages for the bare question",
+        help="how often the top-k passages for the question itself contain a golden answer",
         example="python -m evaluation recall --questions test.jsonl --top-k 20",
     )
     add_questions(parser)
-    parser.add_argument("--top-k", type=int, default=TOP_K, help="passages of a search")
+    parser.add_argument("--top-k", type=int, default=TOP_K, help="passages per search")
     parser.set_defaults(run=run_recall)
 
 
 def run_recall(options: argparse.Namespace) -> dict[str, Any]:
     """Return the answer recall at k, and at the usual smaller k."""
-    from research_rl.recall import answer_recall  # with tqdm
+    from research_rl.recall import answer_recall  # imports tqdm
 
     top_k = options.top_k
     questions = list(read_questions(options.questions))

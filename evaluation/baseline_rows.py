@@ -1,7 +1,8 @@
-"""``python -m evaluation baseline-rows NAME``: the supervised start of a baseline, for a comparison on equal footing.
+"""``python -m evaluation baseline-rows NAME``: make rows for the supervised training of a baseline, for a fair comparison.
 
-A model that was shown how to search is compared with one that was shown, of the same questions, how to answer at once (`direct`) or from
-the passages that the question finds (`naive_rag`): FlashRAG's own prompts, and a golden answer to each. Train on the file with a recipe for
+A model that was trained on demonstrations of searching should be compared with one that was trained, on the same questions, to answer at
+once (`direct`) or from the passages of one search (`naive_rag`): on FlashRAG's own prompts, with a golden answer to each.
+Train on the file with a recipe for
 supervised training (`python -m research_rl.train`), and measure the model with `python -m evaluation baseline NAME`.
 """
 
@@ -21,7 +22,7 @@ from evaluation.flashrag_parts import ServedRetriever, ShownGenerator
 from research_rl.errors import ConfigError, DataError
 from research_rl.questions import read_questions, write_parquet
 
-NAMES = ("direct", "naive_rag")  # the pipelines of one prompt and one answer
+NAMES = ("direct", "naive_rag")  # the pipelines with one prompt and one answer
 THREADS = 8
 
 
@@ -29,14 +30,16 @@ def add_baseline_rows(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "baseline-rows",
-        help="a set for supervised training of a baseline, from golden answers",
+        help="make rows for supervised training of a baseline from golden answers",
         example="python -m evaluation baseline-rows direct --questions train.jsonl --tokenizer runs/quickstart/model --out direct.parquet",
     )
     parser.add_argument("name", choices=NAMES, help="the pipeline")
     parser.add_argument("--questions", type=Path, nargs="+", required=True, help="FlashRAG questions, JSON lines")
-    parser.add_argument("--ids", type=Path, default=None, help="parquet of demonstrations: only the questions of its column id")
+    parser.add_argument(
+        "--ids", type=Path, default=None, help="parquet of demonstrations: use only the questions in its column id"
+    )
     parser.add_argument("--rows", type=int, default=None, help="most rows (default all), chosen by --seed")
-    parser.add_argument("--seed", type=int, default=1, help="of choice and order")
+    parser.add_argument("--seed", type=int, default=1, help="seed of choice and order")
     parser.add_argument("--tokenizer", required=True, help="directory or hub id; the chat template is taken from it")
     parser.add_argument("--out", type=Path, required=True, help="the parquet file")
     add_prompt_options(parser)
@@ -44,7 +47,7 @@ def add_baseline_rows(commands: Any) -> None:
 
 
 def run_baseline_rows(options: argparse.Namespace) -> dict[str, Any]:
-    """Write the rows; return how many there are, and of how many of `--ids` the files have no question.
+    """Write the rows; return their number, and the number of `--ids` without a question in the files.
 
     Raises:
         ConfigError: the number of rows is not positive, or the tokenizer's chat template does not work.
@@ -83,7 +86,7 @@ def run_baseline_rows(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def supervised_row(identifier: str, generator: ShownGenerator) -> dict[str, Any]:
-    """Return a row as `research_rl.codec.encode_row` reads it."""
+    """Return a row in the form that `research_rl.codec.encode_row` reads."""
     (prompt,) = generator.prompts
     segments = [{"text": generator.answer, "learn": True}]
     return {"id": identifier, "prompt": json.dumps(prompt, ensure_ascii=False), "prefill": "", "segments": segments}

@@ -1,4 +1,4 @@
-"""``python -m evaluation baseline NAME``: FlashRAG's own pipelines over the served model and the retrieval service that `run` uses.
+"""``python -m evaluation baseline NAME``: run FlashRAG's own pipelines on the served model and the retrieval service that `run` uses.
 
 | name | what | pipeline |
 |---|---|---|
@@ -8,9 +8,9 @@
 | ircot | a search with each thought (Trivedi et al., 2023) | IRCOTPipeline |
 | flare | a search where the next sentence is uncertain (Jiang et al., 2023) | FLAREPipeline |
 
-Every question is a data set of its own, so that searches, tokens and seconds are counted per question and a kill loses only what is under
-way. The records have the form of `run`'s, and say whether the prompts went through the chat template. FlashRAG's `Config` sets environment
-variables and seeds of its process: never in a trainer.
+Every question is a data set of its own, so that searches, tokens and seconds are counted per question and a kill loses only questions
+under way. The records have the form of `run`'s, and say whether the prompts went through the chat template. FlashRAG's `Config` sets
+environment variables and random seeds of its process, so do not use this in a trainer.
 """
 
 from __future__ import annotations
@@ -56,27 +56,29 @@ def add_baseline(commands: Any) -> None:
     )
     parser.add_argument("name", choices=NAMES, help="the pipeline")
     parser.add_argument("--questions", type=Path, required=True, help="FlashRAG questions, JSON lines")
-    parser.add_argument("--out", type=Path, required=True, help="records as `run` writes them")
+    parser.add_argument("--out", type=Path, required=True, help="file for the records, in the form of `run`'s")
     parser.add_argument("--model-url", default="http://127.0.0.1:9000/v1", help="base URL of the server, ending in /v1")
     parser.add_argument("--model", required=True, help="the model's name on that server")
     parser.add_argument("--tokenizer", required=True, help="directory or hub id; the chat template is taken from it")
     add_prompt_options(parser)
-    parser.add_argument("--max-tokens", type=int, default=64, help="of one generation")
-    parser.add_argument("--max-input-tokens", type=int, default=4096, help="longer prompts lose their middle")
+    parser.add_argument("--max-tokens", type=int, default=64, help="most tokens of one generation")
+    parser.add_argument(
+        "--max-input-tokens", type=int, default=4096, help="most tokens of a prompt; longer ones lose their middle"
+    )
     parser.add_argument("--concurrency", type=int, default=16, help="questions under way at a time")
     parser.set_defaults(run=run_baseline)
 
 
 def add_prompt_options(parser: argparse.ArgumentParser) -> None:
-    """Add what decides about a baseline's prompts."""
+    """Add the options that determine a baseline's prompts."""
     parser.add_argument(
         "--chat-template",
         default="auto",
         choices=CHOICES,
-        help="auto: if the tokenizer has one (ircot never: FlashRAG's prompt is plain text); on or off: whatever it has",
+        help="auto: use it if the tokenizer has one (never for ircot, whose prompt is plain text); on or off: always or never",
     )
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
-    parser.add_argument("--top-k", type=int, default=TOP_K, help="passages of a search")
+    parser.add_argument("--top-k", type=int, default=TOP_K, help="passages per search")
 
 
 def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
@@ -84,7 +86,7 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
 
     Raises:
         ConfigError: the tokenizer has no chat template that works, and one was asked for; or the server's context is too short.
-        GenerationError, RetrievalError: a server is gone; run again, it goes on.
+        GenerationError, RetrievalError: a server is unavailable. Run again, the command continues.
         MissingExtraError: FlashRAG is not installed.
     """
     # FlashRAG prints a line per question; the threads' output is redirected, too
@@ -93,7 +95,7 @@ def run_baseline(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run(options: argparse.Namespace) -> dict[str, Any]:
-    from evaluation.run import summarize  # with SciPy: a package that is missing is told before anybody is asked
+    from evaluation.run import summarize  # imports SciPy: if it is missing, that is reported before the first question
 
     config, tokenizer, chat = prepare(options)
     questions = list(read_questions(options.questions))
@@ -119,7 +121,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, bool]:
         ConfigError: the tokenizer has no chat template that works, and one was asked for.
         MissingExtraError: FlashRAG is not installed.
     """
-    os.environ["TQDM_DISABLE"] = "1"  # no progress bar of FlashRAG's for every question
+    os.environ["TQDM_DISABLE"] = "1"  # FlashRAG would show a progress bar for every question
     try:
         from flashrag.config import Config
         from transformers import AutoTokenizer
@@ -136,7 +138,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, bool]:
 def _answer_all(
     options: argparse.Namespace, config: Any, tokenizer: Any, chat: bool, rows: list[dict[str, Any]], done: int
 ) -> int:
-    """Append a record of every row to the log; return how often a request was sent again. `done`: records that are there already."""
+    """Append a record of every row to the log; return the number of repeated requests. `done`: the number of records that exist already."""
     from tqdm import tqdm
 
     longest = max_input_tokens(options)
@@ -169,10 +171,10 @@ def _answer_all(
 
 
 def max_input_tokens(options: argparse.Namespace) -> int:
-    """Return how long a prompt may be: what is asked for, or what a generation leaves of the server's context; says so if that is less.
+    """Return the most tokens of a prompt: as asked for, or (with a warning) what a generation leaves of a shorter context.
 
     Raises:
-        ConfigError: a generation leaves nothing.
+        ConfigError: a generation alone fills the context.
     """
 
     async def ask() -> int | None:
@@ -205,8 +207,8 @@ def answer(
     row: dict[str, Any],
     chat: bool,
 ) -> str:
-    """Return the answer of a FlashRAG pipeline to one question: the first line of what it says. Of the options it reads
-    `name` and, for flare, `max_tokens`."""
+    """Return the answer of a FlashRAG pipeline to one question: the first line of its output. Of the options, only
+    `name` and, for flare, `max_tokens` are read."""
     from flashrag.dataset.dataset import Dataset, Item
     from flashrag.pipeline import FLAREPipeline, IRCOTPipeline, IterativePipeline, SequentialPipeline
     from flashrag.prompt import PromptTemplate
@@ -234,7 +236,7 @@ def answer(
 def record(
     row: dict[str, Any], said: str, generator: ServedGenerator, retriever: ServedRetriever, chat: bool
 ) -> dict[str, Any]:
-    """Return what is kept of one question, in the form of `run`'s records."""
+    """Return the record of one question, in the form of `run`'s records."""
     golden = row["golden_answers"]
     metrics = {
         name: METRICS[name](said, golden, normalize_answer) if said else 0.0 for name in ("em", "f1", "cover_em_substring")

@@ -1,7 +1,7 @@
-"""``python -m evaluation report RUNS…``: runs side by side as one HTML page and one markdown file.
+"""``python -m evaluation report RUNS…``: show runs side by side in one HTML page and one markdown file.
 
-A run is what `run` or `baseline` wrote. All must have rolled out the same questions: every difference is tested question by question
-against the first run.
+A run is an output file of `run` or `baseline`. All must have the same questions, because every difference from the first run is tested
+question by question.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Run:
     records: dict[str, list[dict[str, Any]]]
 
     def values(self, metric: str) -> list[float]:
-        """Return a metric per question, the mean of its rollouts, by sorted id.
+        """Return a metric per question (the mean of its rollouts), in the order of ids.
 
         Raises:
             DataError: a record lacks it.
@@ -57,19 +57,22 @@ def add_report(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
         "report",
-        help="runs side by side: table, plots, examples",
+        help="show runs side by side: table, plots, examples",
         example="python -m evaluation report before=before.jsonl after=after.jsonl --out report.html",
     )
     parser.add_argument(
-        "runs", nargs="+", metavar="[NAME=]RUN.jsonl", help="what run or baseline wrote; the first is the one compared with"
+        "runs", nargs="+", metavar="[NAME=]RUN.jsonl", help="output of run or baseline; the others are compared with the first"
     )
-    parser.add_argument("--out", type=Path, required=True, help="the page; the markdown goes beside it")
-    parser.add_argument("--metric", default="em", help="what the plots, types and examples are about (default em)")
+    parser.add_argument("--out", type=Path, required=True, help="file of the page; the markdown is written beside it")
+    parser.add_argument("--metric", default="em", help="metric of plots, types and examples (default em)")
     parser.add_argument(
         "--metrics", default="em,f1,cover_em_substring", help="columns of the table, besides searches, tokens and seconds"
     )
     parser.add_argument(
-        "--examples", type=int, default=5, help="questions gained, and lost, shown for the last run against the first"
+        "--examples",
+        type=int,
+        default=5,
+        help="number of gained, and of lost, questions to show for the last run against the first",
     )
     parser.add_argument(
         "--protocol", default="", help="corpus, retriever and top-k of these runs, shown beside the published figures"
@@ -119,10 +122,10 @@ def run_report(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def load_run(text: str) -> Run:
-    """Read a run; its name is what stands before "=", or the file's.
+    """Read a run; its name is the part before "=", or that of the file.
 
     Raises:
-        DataError: there is no such file, or it holds no record.
+        DataError: there is no such file, or it has no record.
     """
     name, equals, source = text.partition("=")
     path = Path(source if equals and not Path(text).exists() else text)
@@ -134,7 +137,7 @@ def load_run(text: str) -> Run:
 
 
 def by_group(runs: list[Run], kind: str, metric: str) -> dict[str, dict[str, Any]]:
-    """Return {group: {"n", run: mean}} of a field of the questions' metadata; empty if it tells nothing apart."""
+    """Return {group: {"n", run: mean}} of a field of the questions' metadata; empty if no question has it."""
     groups: dict[str, list[str]] = defaultdict(list)
     for identifier, records in runs[0].records.items():
         groups[str(records[0]["metadata"].get(kind) or "")].append(identifier)
@@ -150,7 +153,7 @@ def by_group(runs: list[Run], kind: str, metric: str) -> dict[str, dict[str, Any
 
 
 def changed(first: Run, last: Run, metric: str, count: int, gained: bool) -> list[tuple[dict[str, Any], dict[str, Any]]]:
-    """Return questions that the last run gets right and the first does not (or the other way round), by id."""
+    """Return questions that the last run gets right and the first does not (or the other way round), in the order of ids."""
     pairs = []
     for identifier in sorted(first.records):
         one, two = first.records[identifier][0], last.records[identifier][0]
@@ -170,7 +173,7 @@ def published(run: Run) -> list[dict[str, Any]]:
 
 
 def pareto(table: list[dict[str, Any]], metric: str, cost: str) -> str:
-    """Return a plot of accuracy against cost as inline SVG; the line joins the runs that no other beats in both."""
+    """Return a plot of accuracy against cost as inline SVG; the line joins the runs that no other run beats in both."""
     from evaluation.statistics import Estimate
 
     percent = [Estimate(*(100 * value for value in row[metric])) for row in table]

@@ -1,4 +1,4 @@
-"""Options from a YAML file: ``--config C`` sets what the command line leaves out."""
+"""Options from a YAML file: ``--config FILE`` sets the options that are not on the command line."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from research_rl.errors import ConfigError, missing_extra
 
 
 def defaults_from(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> None:
-    """Take the parser's defaults from the file that `arguments` name by ``--config``, if they do. Keys are the options' names.
+    """Set the parser's defaults from the file that ``--config`` in `arguments` names, if any. Keys are the names of options.
 
     Raises:
-        ConfigError: the file is missing or no mapping, or a key is no option.
+        ConfigError: the file is missing or not a mapping, or a key is not an option.
         MissingExtraError: PyYAML is not installed.
     """
     finder = argparse.ArgumentParser(add_help=False, allow_abbrev=False)

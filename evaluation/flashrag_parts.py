@@ -1,4 +1,4 @@
-"""What FlashRAG's pipelines need besides a prompt, over a model's server and our retrieval service: a generator and a retriever."""
+"""Generator and retriever for FlashRAG's pipelines, over a model's server and the retrieval service."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def cut(text: str, stops: Iterable[str]) -> str:
 
 
 class ServedGenerator:
-    """What FlashRAG's pipelines need of a generator, over ``POST /completions``; counts what it costs. One per question."""
+    """A generator for FlashRAG's pipelines over ``POST /completions``, which counts tokens and seconds. One per question."""
 
     def __init__(
         self,
@@ -35,7 +35,7 @@ class ServedGenerator:
         max_input_tokens: int = 4096,
         add_special_tokens: bool = True,
     ) -> None:
-        """`post` sends a request, as `httpx.Client.post` does. Text of a chat template has its special tokens already: add none."""
+        """`post` sends a request, like `httpx.Client.post`. `add_special_tokens`: False for text of a chat template, which has them."""
         self._url, self._model, self._max_tokens, self._post = url.rstrip("/"), model, max_tokens, post
         self._max_input_tokens, self._add_special_tokens = max_input_tokens, add_special_tokens
         self.tokenizer = tokenizer
@@ -59,7 +59,7 @@ class ServedGenerator:
         return (texts, scores) if return_scores else texts
 
     def _encode(self, prompt: str) -> list[int]:
-        """Return the prompt's ids; of a longer one than allowed the two ends, where instruction and question are."""
+        """Return the prompt's ids; if they are too many, only both ends, where instruction and question are."""
         ids = self.tokenizer.encode(prompt, add_special_tokens=self._add_special_tokens)
         if len(ids) <= self._max_input_tokens:
             return ids
@@ -68,7 +68,7 @@ class ServedGenerator:
         return ids[: self._max_input_tokens - end] + ids[len(ids) - end :]
 
     def _complete(self, prompt: str, params: dict[str, Any], logprobs: bool) -> dict[str, Any]:
-        body = {  # special tokens are skipped in the text, the server's default: an answer ends without the end-of-turn token
+        body = {  # the server's default leaves special tokens out of the text, so that an answer has no end-of-turn token
             "model": self._model,
             "prompt": self._encode(prompt),
             "temperature": 0.0,
@@ -78,7 +78,7 @@ class ServedGenerator:
             **({"logprobs": 1} if logprobs else {}),
         }
         stops = sorted(set(params.get("stop") or ()))
-        if 0 < len(stops) <= MOST_STOPS:  # with more, the text is cut here
+        if 0 < len(stops) <= MOST_STOPS:  # if there are more, the caller cuts the text
             body["stop"] = stops
         started = time.monotonic()
         try:
@@ -95,7 +95,7 @@ class ServedGenerator:
 
 
 class ShownGenerator:
-    """A generator that gives one answer to every prompt, and keeps the prompts: what a model is to learn. One per question."""
+    """A generator that returns a given answer to every prompt, and records the prompts: rows to train on. One per question."""
 
     def __init__(self, answer: str, tokenizer: Any) -> None:
         self.answer, self.tokenizer = answer, tokenizer
@@ -109,14 +109,14 @@ class ShownGenerator:
 
 
 class ServedRetriever:
-    """What FlashRAG's pipelines need of a retriever, over our service; counts searches. One per question."""
+    """A retriever for FlashRAG's pipelines over the retrieval service, which counts searches. One per question."""
 
     def __init__(self, url: str, top_k: int) -> None:
         self._settings, self._top_k = RetrievalSettings(url), top_k
         self.searches, self.seconds = 0, 0.0
 
     def batch_search(self, query: Sequence[str], num: int | None = None, return_score: bool = False) -> Any:
-        """Return each query's passages ``{"id", "contents"}``, and their scores if asked for; none for a blank query, which is not sent."""
+        """Return each query's passages ``{"id", "contents"}``, and their scores if asked for. A blank query is not sent, and has none."""
         sent = [text for text in query if text.strip()]
         self.searches += len(sent)
         started = time.monotonic()

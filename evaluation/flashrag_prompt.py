@@ -1,7 +1,7 @@
-"""The form in which FlashRAG's prompts reach a model: through its chat template, or as plain text.
+"""Whether FlashRAG's prompts go through a model's chat template, or are plain text.
 
-FlashRAG goes by the model's name (has its path "chat" or "instruct" in it?), and takes plain text without a word where a template does not
-work. Here the tokenizer decides, or the user.
+FlashRAG decides by the model's path (does it contain "chat" or "instruct"?), and silently falls back to plain text if a template fails.
+Here the tokenizer decides, or the user.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 from research_rl.errors import ConfigError, missing_extra
 
 CHOICES = ("auto", "on", "off")
-PLAIN = frozenset({"ircot"})  # few-shot text that ends in "Thought:"; FlashRAG gives it to no chat template either
+PLAIN = frozenset({"ircot"})  # few-shot text that ends in "Thought:"; FlashRAG uses no chat template for it either
 
 
 def uses_chat_template(choice: str, baseline: str, tokenizer: Any) -> bool:
     """Return whether a baseline's prompts go through the chat template; `choice` is one of `CHOICES`.
 
     Raises:
-        ConfigError: they should, and the tokenizer has none, or one that takes no question.
+        ConfigError: a chat template is to be used, but the tokenizer has none, or one that does not show a question.
     """
     has = bool(getattr(tokenizer, "chat_template", None))
     if choice == "off" or (choice == "auto" and (not has or baseline in PLAIN)):
@@ -34,19 +34,19 @@ def uses_chat_template(choice: str, baseline: str, tokenizer: Any) -> bool:
 
 
 def set_form(template: Any, tokenizer: Any, chat: bool) -> None:
-    """Let a FlashRAG `PromptTemplate` render through `tokenizer`'s chat template (`chat`) or as plain text; it cuts nothing any more.
+    """Make a FlashRAG `PromptTemplate` render through `tokenizer`'s chat template (`chat`) or as plain text, without cutting.
 
-    A chat template that takes no system message (Gemma's) gets its text before the user's.
+    If the chat template takes no system message (Gemma's), the system text is put before the user's.
     """
     template.tokenizer, template.is_chat, template.enable_chat = tokenizer, chat, chat
-    template.max_input_len = sys.maxsize  # FlashRAG's cut loses special tokens; the generator cuts instead
+    template.max_input_len = sys.maxsize  # FlashRAG's own cutting loses special tokens, so the generator does it
     if chat and template.system_prompt and not _shows(tokenizer, "system"):
         template.user_prompt = f"{template.system_prompt}\n\n{template.user_prompt}"
         template.system_prompt = ""
 
 
 def _shows(tokenizer: Any, role: str) -> bool:
-    """Return whether the text of a message of `role` is in what the chat template makes of it."""
+    """Return whether the chat template shows the text of a message of `role`."""
     try:
         from jinja2 import TemplateError
     except ModuleNotFoundError as error:

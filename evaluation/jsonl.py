@@ -1,4 +1,4 @@
-"""Rows that somebody else wrote: JSON lines, plain or packed, with fields of any name."""
+"""Reads rows that other software wrote: JSON lines, plain or gzipped, with fields of any name."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of JSON lines (.gz too).
 
     Raises:
-        DataError: the file is missing, empty, or a line is no JSON object; the message names the line.
+        DataError: the file is missing, empty, or a line is not a JSON object; the message names the line.
     """
     if not path.is_file():
         raise DataError(f"no file {path}")
@@ -31,7 +31,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             continue
         try:
             row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nesting too deep
+        except (ValueError, RecursionError) as error:  # also for a number with thousands of digits, or too deep nesting
             raise DataError(f"{path}, line {number}: not JSON ({error}), got {line.strip()[:80]!r}") from None
         if not isinstance(row, dict):
             raise DataError(f"{path}, line {number}: a JSON object is needed, got {line.strip()[:80]!r}")
@@ -45,7 +45,7 @@ def field(row: dict[str, Any], name: str, source: Path, number: int) -> Any:
     """Return a field of row `number` (from 1).
 
     Raises:
-        DataError: the row has none of that name.
+        DataError: the row has no such field.
     """
     if name not in row:
         raise DataError(f"{source}, row {number}: no field {name!r}; it has: {', '.join(row)}")
@@ -53,10 +53,10 @@ def field(row: dict[str, Any], name: str, source: Path, number: int) -> Any:
 
 
 def text_field(row: dict[str, Any], name: str, source: Path, number: int) -> str:
-    """Return a field that must be a text; a number counts as the text it is written as.
+    """Return a field that must be a text; a number is converted to text.
 
     Raises:
-        DataError: it is missing, or none.
+        DataError: it is missing, or not a text.
     """
     text = _text(field(row, name, source, number))
     if text is None:
@@ -78,7 +78,7 @@ def golden_field(row: dict[str, Any], name: str, source: Path, number: int) -> l
 
 
 def trajectory_field(row: dict[str, Any], name: str, source: Path, number: int, method: Method) -> Trajectory:
-    """Return what a method reads in a recorded response: one text, or a conversation as a list of OpenAI's messages.
+    """Return the trajectory that a method reads from a recorded response: a text, or a list of messages in OpenAI's format.
 
     Raises:
         DataError: it is missing, neither, or the conversation is malformed; the message names the row.

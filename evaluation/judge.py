@@ -1,7 +1,7 @@
 """``python -m evaluation judge``: a language model decides whether predictions are right (`llm_judge` of the papers).
 
-Any OpenAI-compatible chat server; temperature 0. Every reply is cached as it comes, so that nothing is asked or paid for twice.
-Prompts, verdicts and the server's client are those of a judge as reward (research_rl.judge).
+The judge runs on any OpenAI-compatible chat server, at temperature 0. Every reply is cached, so that nothing is asked or paid for twice.
+Prompts, verdicts and client are those of a judge in the reward (research_rl.judge).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from research_rl.judge_cache import Replies
 from research_rl.judge_client import JudgeClient
 
 _KEY = "OPENAI_API_KEY"
-_DEADLINE_S = 600.0  # seconds for one reply, retries included
+_DEADLINE_S = 600.0  # for one reply, retries included
 
 
 def add_judge(commands: Any) -> None:
@@ -30,35 +30,40 @@ def add_judge(commands: Any) -> None:
         help="a language model decides whether predictions are right",
         example="python -m evaluation judge rollouts.jsonl --out judged.jsonl --judge-model gpt-4o-mini",
     )
-    parser.add_argument("input", type=Path, help="JSON lines, plain or .gz; what `run` writes, or anybody's")
+    parser.add_argument("input", type=Path, help="JSON lines, plain or .gz; from `run` or any other source")
     parser.add_argument(
-        "--out", type=Path, required=True, help="every row again, with `judge` (true or false) and `judge_said`"
+        "--out", type=Path, required=True, help="file for the rows, with `judge` (true or false) and `judge_said` added"
     )
     parser.add_argument("--question-field", default="question", help="the question, a text")
     parser.add_argument("--pred-field", default="answer", help="the predicted answer, a text")
     parser.add_argument("--gold-field", default="golden_answers", help="the golden answer, or a list of them")
-    parser.add_argument("--criterion", default="r1_searcher", choices=CRITERIA, help="whose criterion")
+    parser.add_argument("--criterion", default="r1_searcher", choices=CRITERIA, help="the paper whose criterion is used")
     parser.add_argument("--judge-url", default="https://api.openai.com/v1", help="base URL; the key comes from OPENAI_API_KEY")
-    parser.add_argument("--judge-model", required=True, help="its name on that server")
-    parser.add_argument("--max-tokens", type=int, default=512, help="of a verdict")
+    parser.add_argument("--judge-model", required=True, help="the judge's name on that server")
+    parser.add_argument("--max-tokens", type=int, default=512, help="most tokens of a verdict")
     parser.add_argument("--concurrency", type=int, default=16, help="requests under way at a time")
     parser.add_argument("--cache", type=Path, default=None, help="file of the replies (default: OUT.cache.jsonl)")
     parser.add_argument(
-        "--price", type=float, nargs=2, default=(0.0, 0.0), metavar=("IN", "OUT"), help="of a million tokens, for the cost"
+        "--price",
+        type=float,
+        nargs=2,
+        default=(0.0, 0.0),
+        metavar=("IN", "OUT"),
+        help="prices of a million tokens, to compute the cost",
     )
     parser.set_defaults(run=run_judge)
 
 
 def run_judge(options: argparse.Namespace) -> dict[str, Any]:
-    """Judge what the cache does not know, write the rows with their verdicts, and return share, interval and cost.
+    """Judge the rows that are not in the cache, write all rows with their verdicts, and return share, interval and cost.
 
-    An empty or null prediction is wrong without being asked about.
+    An empty or null prediction is wrong, without a request.
 
     Raises:
-        DataError: a row lacks a field, or the judge said neither yes nor no to some: a metric that cannot be computed ends the run.
+        DataError: a row lacks a field, or there is no verdict on some rows: a metric that cannot be computed ends the run.
         JudgeError: the server cannot be reached, or refuses.
     """
-    from evaluation.statistics import estimate  # with SciPy: a package that is missing is told before anybody is asked
+    from evaluation.statistics import estimate  # imports SciPy: if it is missing, that is reported before the first request
 
     source, template = options.input, criterion(options.criterion)
     rows = list(read_rows(source))

@@ -1,12 +1,12 @@
-"""A trained search agent as a FlashRAG pipeline: FlashRAG's data sets in, its evaluator's figures out, beside its other pipelines.
+"""A trained search agent as a FlashRAG pipeline, to run it on FlashRAG's data sets, with its evaluator, beside its other pipelines.
 
     from flashrag.config import Config
     from flashrag.utils import get_dataset
-    config = Config("my_config.yaml")          # data_dir, dataset_name, metrics, save_dir; neither retriever nor generator is made
+    config = Config("my_config.yaml")          # data_dir, dataset_name, metrics, save_dir; no retriever or generator is needed
     agent = SearchAgent("http://localhost:9000/v1", "http://localhost:8000")
     SearchAgentPipeline(config, agent).run(get_dataset(config)["dev"])
 
-FlashRAG's evaluator prints a metric that raises and leaves it out; here that is an error.
+FlashRAG's evaluator prints the error of a metric and leaves the metric out; here that is an error.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ class SearchAgentPipeline(BasicPipeline):
     """Rolls out every question of a FlashRAG data set with a `SearchAgent`."""
 
     def __init__(self, config: Any, agent: SearchAgent, concurrency: int = 64) -> None:
-        """`config` is FlashRAG's; the prompt is the agent's method's, so FlashRAG's template is not used."""
-        super().__init__(
-            config, prompt_template=agent.method
-        )  # given, because FlashRAG would load a model's tokenizer for its own
+        """`config` is FlashRAG's. The prompt comes from the agent's method; FlashRAG's template is not used."""
+        # any template will do: without one, FlashRAG would load a model's tokenizer for its own
+        super().__init__(config, prompt_template=agent.method)
         self._agent, self._concurrency = agent, concurrency
 
     def run(self, dataset: Any, do_eval: bool = True, pred_process_fun: Callable[[Any], Any] | None = None) -> Any:
-        """Answer every question; outputs `pred`, `response`, `response_budget` (tokens), `searches` and `retrieval_result` are set, then
-        FlashRAG evaluates.
+        """Answer every question, set the outputs `pred`, `response`, `response_budget` (tokens), `searches` and `retrieval_result`, and
+        let FlashRAG evaluate them.
 
         Raises:
-            RetrievalError, GenerationError: a server is gone.
+            RetrievalError, GenerationError: a server is unavailable.
             DataError: FlashRAG could not compute a metric of its configuration.
         """
         told = asyncio.run(self._answer(list(dataset.question)))
@@ -66,7 +65,7 @@ class SearchAgentPipeline(BasicPipeline):
             try:
                 async with asyncio.TaskGroup() as tasks:
                     running = [tasks.create_task(one(question)) for question in questions]
-            except ExceptionGroup as group:  # one of its errors says it all
+            except ExceptionGroup as group:  # the first error is enough
                 raise group.exceptions[0] from None
         return [task.result() for task in running]
 

@@ -1,4 +1,4 @@
-"""report.html: one self-contained page with curves, the before/after table, and trajectories told apart by who wrote them."""
+"""report.html: one self-contained page with curves, the before/after table, and trajectories that mark who wrote what."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def write_report(
 def choose_pairs(
     before_all: Sequence[Mapping[str, Any]], after_all: Sequence[Mapping[str, Any]], count: int
 ) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
-    """Choose questions evenly: of those that only the trained model gets right, those right in both, those lost, those wrong in both."""
+    """Choose questions evenly from those that only the trained model gets right, those right in both, those lost, those wrong in both."""
     before = {record["question"]: record for record in before_all}
     after = {record["question"]: record for record in after_all}
     kinds: dict[tuple[bool, bool], list] = {(False, True): [], (True, True): [], (True, False): [], (False, False): []}

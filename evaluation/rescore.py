@@ -1,4 +1,4 @@
-"""Rewards for recorded responses: what a method would have paid for them, and why."""
+"""Rewards of recorded responses: the score that a method gives them, and its components."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rescore_file(
 ) -> dict[str, Any]:
     """Write every row again with `score` and `components`, and return n, the mean score and the number of rows that break each rule.
 
-    With `group_field` the rows of one question are one group, for rewards that compare rollouts; without, each row is its own.
+    With `group_field` the rows of one question are one group, for rewards that compare rollouts; without it, each row is a group.
 
     Raises:
         DataError: the file is missing, or a row lacks a field or has one of the wrong type; nothing is written then.

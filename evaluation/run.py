@@ -26,7 +26,7 @@ Record = dict[str, Any]
 
 
 def record(method: Method, trajectory: Trajectory, row: Mapping[str, Any]) -> Record:
-    """Return what is kept of a rollout: its turns, answer, figures, and what it cost in tokens and seconds."""
+    """Return the record of a rollout: its turns, answer and metrics, and its cost in tokens and seconds."""
     return {
         "golden_answers": row["golden_answers"],
         "metadata": row.get("metadata") or {},
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> Record:
 
     Raises:
         ConfigError: several rollouts of a question at temperature 0 would be the same.
-        RetrievalError, GenerationError: a server is gone; run again, it goes on.
+        RetrievalError, GenerationError: a server is unavailable. Run again, the command continues.
     """
     if options.samples > 1 and not options.temperature:
         raise ConfigError(f"{options.samples} samples at temperature 0 are all the same: give --temperature, for example 1.0")
@@ -74,7 +74,7 @@ def _run(options: argparse.Namespace) -> Record:
 
 
 def summarize(questions: Sequence[Sequence[Record]]) -> Record:
-    """Return means over questions (each the mean of its k rollouts, "avg@k") with 95 % intervals, and what a search costs.
+    """Return means over questions (each the mean of its k rollouts, "avg@k") with 95 % intervals, and the cost per question.
 
     With several rollouts of a question, `pass@k`: the share of questions of which at least one rollout is right by exact match.
     """
@@ -109,7 +109,7 @@ def summarize(questions: Sequence[Sequence[Record]]) -> Record:
 
 
 def reduced_budgets(questions: Sequence[Sequence[Record]], budget: Budget) -> Record:
-    """Return how many rollouts got a smaller budget than asked for, because of the server's context, and the least; empty if none did."""
+    """Return how many rollouts got a smaller budget because of the server's context, and the smallest budget; empty if none did."""
     reduced = [one[REDUCED] for records in questions for one in records if REDUCED in one]
     figures = {
         "rollouts": len(reduced),

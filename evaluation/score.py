@@ -32,8 +32,8 @@ def score_file(
 
     A prediction that is null scores 0 under every answer metric, and is counted.
 
-    `judge_field` holds a judge's recorded verdicts (metric `judge`); with `method` and `response_field`, the searches of the
-    recorded responses are counted as that method would have seen them (metric `searches`).
+    `judge_field` holds a judge's recorded verdicts (metric `judge`); with `method` and `response_field`, the searches in the
+    recorded responses are counted, as that method reads them (metric `searches`).
 
     Raises:
         ConfigError: a metric or normaliser is unknown.

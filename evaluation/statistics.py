@@ -1,4 +1,4 @@
-"""How sure a mean is, and whether two runs differ: bootstrap interval and paired permutation test, both by SciPy."""
+"""The uncertainty of a mean, and the difference of two runs: bootstrap interval and paired permutation test, both by SciPy."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def estimate(values: Sequence[float], seed: int = 0) -> Estimate:
 def paired(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Difference:
     """Compare two runs on the same questions, in the same order, by the mean difference b − a.
 
-    The p-value is of a permutation test that swaps the runs question by question (all swaps if there are few, else `RESAMPLES`).
+    The p-value is that of a permutation test that swaps the runs question by question (all swaps if there are few, else `RESAMPLES`).
 
     Raises:
         DataError: the runs have different numbers of questions, or none.

@@ -1,4 +1,4 @@
-"""From recorded trajectories to figures: means per part and step."""
+"""Summarises recorded trajectories: means per part and step."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TRAINING = "train"
 
 
 def part_of(record: Mapping[str, Any]) -> str:
-    """Return `TRAINING` for what was trained on, else the split that was measured. (A data set may call what is trained on `stage_1`.)"""
+    """Return `TRAINING` for training records, else the split that was measured. (The split of training data may have any name.)"""
     return record["split"] if record["validate"] else TRAINING
 
 
@@ -45,9 +45,9 @@ def em_by_type(before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str,
 
 
 def summarize(records: Sequence[Mapping[str, Any]], last_step: int) -> dict[str, Any]:
-    """Return before / after on the held-out test questions and on the control, and the curves over training steps.
+    """Return the figures before and after training, for test questions and control, and the curves over training steps.
 
-    The step of a training record is the step whose batch it belongs to; test records of step 0 are the starting model's.
+    The step of a training record is the step whose batch it belongs to; test records of step 0 belong to the starting model.
     """
     summary: dict[str, Any] = {}
     for split in ("test", "control"):

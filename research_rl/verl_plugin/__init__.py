@@ -20,7 +20,7 @@ if os.environ.get("VERL_PLATFORM", "").strip().lower() == "cpu":
 
 
 def _check_recipes_first(module) -> None:
-    """Let verl's `validate_config`, which the trainer calls before it starts Ray, check the `research_rl:` section as well."""
+    """Make verl's `validate_config`, which the trainer calls before it starts Ray, check the `research_rl:` section, too."""
     original = module.validate_config
 
     def validate_config(config, *args, **kwargs):
@@ -29,13 +29,8 @@ def _check_recipes_first(module) -> None:
 
         try:
             check_config(config)
-        except (
-            ConfigError,
-            DataError,
-            JudgeError,
-            MissingExtraError,
-            RetrievalError,
-        ) as error:  # a user's mistake: its cause, no traceback
+        # a user's mistake: print its cause without a traceback
+        except (ConfigError, DataError, JudgeError, MissingExtraError, RetrievalError) as error:
             raise SystemExit(f"{type(error).__name__}: {error}") from None
         return original(config, *args, **kwargs)
 
@@ -43,7 +38,7 @@ def _check_recipes_first(module) -> None:
 
 
 def _when_imported(module: str, helper: str, function: str) -> None:
-    """Call a function of a helper module with a module of verl's, once that is imported: this file must not import either."""
+    """Call a helper module's function with another module as soon as that is imported; this file must import neither."""
 
     def hook(imported) -> None:
         getattr(importlib.import_module(f"research_rl.verl_plugin.{helper}"), function)(imported)

@@ -1,7 +1,7 @@
 """Advantages as R1-Searcher's trainer computes them: `algorithm.adv_estimator: reinforce_group_baseline`. See docs/algorithms.md.
 
-verl hands estimators the token-level rewards only, after the KL penalty; the group mean here is one of scores, before it. So the estimator
-is registered under its name and `compute_advantage`, which has both, is led past it.
+verl passes only token-level rewards, after the KL penalty, to estimators; the group mean here is over scores, before the penalty. So only
+the name is registered, and `compute_advantage`, which has both, is wrapped to compute this estimator.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAME = "reinforce_group_baseline"
 def reinforce_group_baseline(
     token_level_rewards: torch.Tensor, scores: torch.Tensor, response_mask: torch.Tensor, groups: Sequence[Any]
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return advantages and returns, both (batch, response length), 0 where the mask is.
+    """Return advantages and returns, both (batch, response length), 0 where the mask is 0.
 
     With score s of a rollout, mean s̄ over the rollouts of its question, and r_t the token-level reward (−β·k1 KL at every sampled token,
     plus s at the end): G_t = Σ_{t' ≥ t} r_t' − s̄, undiscounted, over sampled tokens; A = (G − mean G) / sqrt(max(var G, 1e-8)), mean and
@@ -34,7 +34,7 @@ def reinforce_group_baseline(
     baseline = torch.zeros_like(total)
     for rows in members.values():
         baseline[rows] = total[rows].mean()
-    # a reward that stands on a token of an observation (the last one of a response that was cut) belongs to the tokens before it
+    # if a response was cut in an observation, the reward is on its last token, which is not sampled: the sum gives it to those before
     returns = token_level_rewards.flip(-1).cumsum(-1).flip(-1) - baseline.unsqueeze(-1)
     returns = returns * mask
     count = mask.sum()
@@ -44,7 +44,7 @@ def reinforce_group_baseline(
 
 
 def register(core_algos: Any) -> None:
-    """Make the name known to verl (hooked to the import of `verl.trainer.ppo.core_algos`)."""
+    """Register the name in verl (hooked to the import of `verl.trainer.ppo.core_algos`)."""
 
     @core_algos.register_adv_est(NAME)
     def refuse(**_: Any) -> None:
@@ -52,7 +52,7 @@ def register(core_algos: Any) -> None:
 
 
 def lead(utils: Any) -> None:
-    """Let `compute_advantage` of verl's v1 trainer compute ours (hooked to the import of `verl.trainer.ppo.v1.utils`)."""
+    """Make `compute_advantage` of verl's v1 trainer compute this estimator, too (hooked to the import of `verl.trainer.ppo.v1.utils`)."""
     original = utils.compute_advantage
 
     def compute_advantage(data: Any, adv_estimator: Any, **options: Any) -> Any:

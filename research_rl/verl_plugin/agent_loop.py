@@ -1,4 +1,4 @@
-"""verl's agent loop around `research_rl.rollout.rollout`, and the manager that ends a run when the retrieval service is gone."""
+"""verl's agent loop around `research_rl.rollout.rollout`, and the manager that ends a run if the retrieval service stays unavailable."""
 
 from __future__ import annotations
 
@@ -39,8 +39,12 @@ except ModuleNotFoundError as error:
     raise missing_extra(error.name or "verl", "train") from error
 
 NAME = "research_rl"
-_ROLLOUT = "rollout"  # travels from the loop to the worker, which scores and writes it once the group is whole
-MEMORY = "memory"  # travels on to the actor: a search-free path for the likelihood term (see verl_plugin/memorisation.py)
+_ROLLOUT = (
+    "rollout"  # field that carries a rollout from the loop to the worker, which scores and logs it once the group is complete
+)
+MEMORY = (
+    "memory"  # field that carries a search-free path to the actor, for the likelihood term (see verl_plugin/memorisation.py)
+)
 
 
 @cache
@@ -50,7 +54,7 @@ def client_for(settings: RetrievalSettings) -> RetrievalClient:
 
 
 def retrieval_client(settings: Settings, row: Mapping[str, Any]) -> RetrievalClient:
-    """Return this process's client of the service that a dataset row is searched in."""
+    """Return this process's client of the service for a dataset row."""
     return client_for(settings.retrieval_for(str(row.get("data_source", ""))))
 
 
@@ -61,23 +65,23 @@ def log_for(directory: str, attempt: float, share: float, max_gb: float | None) 
 
 
 class _Fatal:
-    """The first unrecoverable failure of this process; the manager asks all of them, and ends the run (see `fail_if_failed`).
+    """The first unrecoverable failure of this process. The manager asks every process for it, and ends the run (see `fail_if_failed`).
 
-    verl only logs what a loop raises and, with `sync_refill_failed_groups`, tries the next question: for ever, if nothing ends the run.
+    verl only logs what a loop raises and, with `sync_refill_failed_groups`, tries the next question: for ever, unless the run is ended.
     """
 
     error: Exception | None = None
 
 
 class _Progress:
-    """How many turns this process has rolled out; the watchdog asks."""
+    """How many turns this process has rolled out; read by the watchdog."""
 
     turns = 0
 
 
 @dataclass
 class _Rollout:
-    """A finished rollout on its way through the worker; `complete` asks the policy for something else."""
+    """A finished rollout on its way through the worker; `complete` asks the policy for a further completion."""
 
     trajectory: Trajectory
     golden_answers: list[str]
@@ -92,7 +96,7 @@ class SearchAgentLoop(AgentLoopBase):
     """Rolls out one question. verl makes one instance per trajectory, so everything costly is cached per process."""
 
     def __init__(self, *args: Any, hf_model_type: str | None = None, **kwargs: Any) -> None:
-        # None: verl's chat-turn builder stays generic; it is not used, since the rollout goes from tokens to tokens itself
+        # None: verl's builder of chat turns stays generic; it is not used, because the rollout works on token ids
         super().__init__(*args, hf_model_type=None, **kwargs)
         self._settings: Settings = _once_per(self.config, settings_of)
         self._method = self._settings.load()
@@ -101,11 +105,11 @@ class SearchAgentLoop(AgentLoopBase):
 
     @property
     def _codec(self) -> HFCodec:
-        # not made in the constructor, so that what is wrong with it ends the run, as anything in `run` does
+        # made on first use, in `run`, because only errors in `run` end the training
         return _once_per(self.tokenizer, self._load_codec)
 
     def _load_codec(self, tokenizer: Any) -> HFCodec:
-        # where verl's engine has the model from: verl has copied a remote path (hdfs://…) to this machine, and the same call says whereto
+        # the directory that verl's engine uses: verl has copied a remote path (hdfs://…) to this machine, and this call returns the copy
         model = self.config.actor_rollout_ref.model
         directory = copy_to_local(model.path, use_shm=model.get("use_shm", False))
         codec = load_codec(tokenizer, directory, self._settings.bos, chat_template_kwargs(self.data_config))
@@ -113,7 +117,7 @@ class SearchAgentLoop(AgentLoopBase):
         return codec
 
     async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
-        """Return the trajectory of one dataset row as verl wants it, scored.
+        """Return the scored trajectory of one dataset row in verl's format.
 
         Raises:
             RetrievalError: the service gave no answer.
@@ -142,13 +146,13 @@ class SearchAgentLoop(AgentLoopBase):
 
         async def complete(messages: list[Message]) -> str:
             memory = self._settings.memory()
-            # a base model without a chat template is asked in plain text
+            # a base model without a chat template gets plain text
             asked = messages if getattr(self.tokenizer, "chat_template", None) else messages[-1]["content"] + "\n"
             ids = self._codec.encode_prompt(asked)
             context = self.rollout_config.max_model_len or len(ids) + memory.max_tokens
             limit = min(memory.max_tokens, self.rollout_config.response_length, context - len(ids))
             if limit < 1:
-                return ""  # too long to be rewritten: this one path is not accepted
+                return ""  # too long to be rewritten: this path is not accepted
             parameters = sampling({**sampling_params, "temperature": memory.temperature}, limit, (), self._interrupted)
             output = await self.server_manager.generate(request_id=uuid4().hex, prompt_ids=ids, sampling_params=parameters)
             ids = [number for number in output.token_ids if number not in self._codec.eos_ids]
@@ -163,7 +167,7 @@ class SearchAgentLoop(AgentLoopBase):
         record = {
             "step": _number(row.get("global_steps")),
             "stage": self._settings.stage,
-            "split": str(_info(row).get("split", "")),  # of the data set; whether it is trained on, the worker adds
+            "split": str(_info(row).get("split", "")),  # the data set's split; the worker adds whether this is a validation
             "type": str(_info(row).get("type", "")),
             "uid": str(row.get("uid", "")),
             "data_source": str(row.get("data_source", "")),
@@ -192,7 +196,7 @@ class SearchAgentLoop(AgentLoopBase):
     async def _judge(self, question: str, golden_answers: Sequence[str], answer: str) -> Judgement | None:
         if (settings := self._settings.judging()) is None:
             return None
-        # made here, not in the constructor, so that what is wrong with it ends the run
+        # made here, not in the constructor, because only errors in `run` end the training
         return await _once_per(settings, Judge).judge(question, golden_answers, answer)
 
 
@@ -204,13 +208,12 @@ def _number(value: Any) -> int:
     return -1 if value is None else int(value)
 
 
-_MADE: dict[
-    int, tuple[Any, Any]
-] = {}  # by identity of what it was made from (kept alive here, so that no identity is used twice)
+# by the id() of the object it was made from, which is kept alive here so that its id is not reused
+_MADE: dict[int, tuple[Any, Any]] = {}
 
 
 def _once_per(source: Any, make: Callable[[Any], Any]) -> Any:
-    """Return `make(source)`, made once: verl passes the same configuration and tokenizer to every trajectory's instance."""
+    """Return `make(source)`, computed once: verl passes the same configuration and tokenizer to the instances of all trajectories."""
     if id(source) not in _MADE:
         _MADE[id(source)] = (source, make(source))
     return _MADE[id(source)][1]
@@ -223,14 +226,14 @@ _Worker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore
 
 
 class _SearchAgentLoopWorker(_Worker):
-    """verl's worker, with whole groups. A failure that is no outage to be waited out ends the run."""
+    """verl's worker, with whole groups. A failure ends the run unless it is an outage that may pass or costs one question only."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._settings: Settings = settings_of(self.config)
         self._groups: dict[str, Group[_Rollout, _Scored]] = {}
         self._failed_queries = FailedQueries(self._settings.max_failed_query_share)
-        # questions that were dropped since they were last asked for: of training, of a validation
+        # questions dropped since the last call of `lost_questions`, in training (False) and in validation (True)
         self._lost = {False: 0, True: 0}
         self._unjudged = {False: Unjudged(), True: Unjudged()}
 
@@ -244,12 +247,12 @@ class _SearchAgentLoopWorker(_Worker):
         return _Progress.turns
 
     async def lost_questions(self, validate: bool = True) -> int:
-        """Return how many questions the validation that has ended (or training, since the last call) lost to failed searches."""
+        """Return how many questions were lost to failed searches: of the validation that has ended, or of training since the last call."""
         lost, self._lost[validate] = self._lost[validate], 0
         return lost
 
     async def unjudged(self, validate: bool) -> Unjudged:
-        """Return what the judge left open of the validation that has ended (or of training, since the last call)."""
+        """Return the count of answers without a verdict: of the validation that has ended, or of training since the last call."""
         found, self._unjudged[validate] = self._unjudged[validate], Unjudged()
         return found
 
@@ -277,12 +280,12 @@ class _SearchAgentLoopWorker(_Worker):
                 _Fatal.error = _Fatal.error or self._fatal(error, kwargs)
             raise
         finally:
-            if out := group.leave(session, entered):  # verl would train on half a group
+            if out := group.leave(session, entered):  # verl would train on an incomplete group
                 keys = [f"{uid}_{number}_0" for number in out]
                 await tq.async_kv_clear(keys=keys, partition_id="val" if trajectory["validate"] else "train")
 
     def _fatal(self, error: Exception, row: Mapping[str, Any]) -> Exception | None:
-        """Return what must end the run; None for what costs this question only."""
+        """Return the error that must end the run; None if only this question is lost."""
         if isinstance(error, QueryFailedError):
             try:
                 self._failed_queries.add(error)
@@ -320,9 +323,9 @@ class _SearchAgentLoopWorker(_Worker):
             log.write(record)
 
     async def _memorise(self, rollout: _Rollout) -> dict[str, Any] | None:
-        """Return prompt and search-free path of a correct rollout that searched, as ids, with μ; None if there is none."""
+        """Return the ids of prompt and search-free path of a correct rollout that searched, with μ; None if there is no such path."""
         settings, trajectory = self._settings.memory(), rollout.trajectory
-        method: Any = self._settings.load()  # has what `Memorises` asks for: the settings were checked
+        method: Any = self._settings.load()  # implements `Memorises`, as the settings were checked
         if not trajectory.searches or not method.right(method.answer(trajectory), rollout.golden_answers):
             return None
         text = await memory(method, settings, trajectory, rollout.golden_answers, rollout.complete)
@@ -337,7 +340,7 @@ _Scored = tuple[Reward, dict[str, float]]
 
 
 def _score(method: Method, rollouts: Sequence[_Rollout]) -> list[_Scored]:
-    """Return the rewards of all rollouts of a question, which may depend on one another, and their figures."""
+    """Return reward and metrics of all rollouts of a question; the rewards may depend on one another."""
     rewards = method.regroup([one.trajectory for one in rollouts], [one.reward for one in rollouts])
     return [
         (
@@ -361,17 +364,17 @@ class SearchAgentLoopManager(AgentLoopManagerTQ):
         super().generate_sequences(prompts)
 
     def fail_if_failed(self) -> None:
-        """Raise the failure that ends the run, if a worker met one. The trainer's calls ask: for more rollouts, after a validation, and
-        at the end of every step; verl itself would give the lost rollouts to other workers."""
+        """Raise the failure that ends the run, if a worker met one. Called whenever the trainer asks for rollouts, after a validation,
+        and at the end of every step; verl itself would only give the lost rollouts to other workers."""
         try:
             ray.get([worker.fail_if_failed.remote() for worker in self.agent_loop_workers])
         except RayTaskError as error:
             raise error.cause from None
 
     def lost_questions(self, validate: bool = True) -> int:
-        """Return how many questions the validation that has just ended (or training, since the last call) lost to failed searches."""
+        """Return how many questions were lost to failed searches: of the last validation, or of training since the last call."""
         return sum(ray.get([worker.lost_questions.remote(validate) for worker in self.agent_loop_workers]))
 
     def unjudged(self, validate: bool) -> Unjudged:
-        """Return what the judge left open of the validation that has just ended (or of training, since the last call)."""
+        """Return the count of answers without a verdict: of the validation that has just ended, or of training since the last call."""
         return together(ray.get([worker.unjudged.remote(validate) for worker in self.agent_loop_workers]))

@@ -1,4 +1,4 @@
-"""What happens when a checkpoint has been written: its manifest, and the end of a stage, which is decided there."""
+"""Called after every checkpoint: writes its manifest, and ends a stage whose metric has been reached."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class SearchCheckpoint(CheckpointCallback):
         self._reader = TrajectoryReader(self._settings.trajectory_dir or "")  # reads each trajectory once
 
     def on_save(self, trainer: Any, global_step: int, checkpoint_dir: str, async_save: bool = False, **kwargs: Any) -> None:
-        """Write the manifest, and end the training if the stage has reached what it was to reach."""
+        """Write the manifest, and end the training if the stage's metric has been reached."""
         finish_checkpoint(self.config, self._settings, global_step, Path(checkpoint_dir))
         mark_checkpoint(trainer, Path(checkpoint_dir))
         if self._until.metric:

@@ -1,4 +1,4 @@
-"""The start of a training: the doctor's checks, before Ray or any accelerator is touched, and what is left open is set."""
+"""The start of a training: the doctor's checks, before Ray or any accelerator is used, and settings that are derived from others."""
 
 from __future__ import annotations
 
@@ -28,19 +28,21 @@ CARRIED = (
 
 
 def check_config(config: Any) -> None:
-    """Check a recipe, print what is found, date it (`research_rl.attempt`) and put the text of prompts in the place of their files: workers
-    on other nodes have neither this directory nor, perhaps, these files. verl runs without a `research_rl:` section are none of ours.
+    """Check a recipe, print the findings, set `research_rl.attempt`, and replace prompt files by their text, because workers on other
+    nodes do not run in this directory and may lack these files. verl runs without a `research_rl:` section are left as they are.
 
     Raises:
         ConfigError: a setting cannot work, or errors of several kinds were found; the message has all of them.
         DataError: a question cannot be trained on.
         RetrievalError: a retrieval service that the run needs does not answer.
-        JudgeError: the judge does not.
+        JudgeError: the judge does not answer.
     """
     if "research_rl" not in config:
         return
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # Hydra lets it tell every request, a hundred before the run starts
-    # verl resolves ${oc.env:…} in a Ray worker, which on a cluster started before does not have this process's environment
+    logging.getLogger("httpx").setLevel(
+        logging.WARNING
+    )  # Hydra makes httpx log every request, about a hundred before the run starts
+    # verl resolves ${oc.env:…} in a Ray worker, which lacks this process's environment if the cluster was started before
     OmegaConf.resolve(config)
     setup = Setup(config)
     findings = examine(setup, (hooks, *RECIPE))
@@ -58,15 +60,14 @@ def check_config(config: Any) -> None:
         config.research_rl.method_options = with_prompt_texts(settings.method, settings.method_options or {})
         if (judge := config.research_rl.get("judge")) and judge.get("prompt_file"):
             judge.prompt, judge.prompt_file = prompt_pieces(judge.prompt_file), None
-        if "research_rl" in config.data:  # for the data set; with its references resolved it is a copy
+        if "research_rl" in config.data:  # resolving has made this reference a copy
             config.data.research_rl = config.research_rl
         carry_environment(config)
 
 
 def carry_environment(config: Any) -> None:
-    """Let Ray give the workers what the loggers read from the environment: on a cluster that was started before, they have its, not ours.
-
-    Secrets are not among them: Ray shows a job's environment to everybody who sees its dashboard.
+    """Pass the environment variables that loggers read to the workers through Ray: on a cluster that was started before, workers have
+    the cluster's environment. Secrets are not passed, because Ray shows a job's environment to everybody who sees its dashboard.
     """
     found = {name: os.environ[name] for name in CARRIED if name in os.environ}
     given = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}

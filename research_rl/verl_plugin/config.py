@@ -1,4 +1,4 @@
-"""Our sections of a verl configuration, as the rest of the plugin reads them."""
+"""Reads the plugin's sections of a verl configuration."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def settings_of(config: Any) -> Settings:
 
 
 def chat_template_kwargs(data: Any) -> dict[str, Any]:
-    """Return what a verl `data:` section wants the chat template to be told (`apply_chat_template_kwargs`)."""
+    """Return the arguments of the chat template from verl's `data:` section (`apply_chat_template_kwargs`)."""
     found = data.get("apply_chat_template_kwargs") or {}
     kwargs: Any = OmegaConf.to_container(found, resolve=True) if OmegaConf.is_config(found) else dict(found)
     return kwargs

@@ -1,6 +1,7 @@
 """Causal attention over packed sequences on CPUs: each sequence by itself, in blocks of queries.
 
-PyTorch's own CPU kernel knows no packing and takes 2.4 times as long in bfloat16 for sequences of 290 to 512 tokens (float32: 1.3 times).
+PyTorch's own CPU kernel does not support packing, and takes 2.4 times as long in bfloat16 for sequences of 290 to 512 tokens (float32:
+1.3 times).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface
 
 NAME = "research_rl_packed"
-BLOCK = 128  # queries at a time; later keys are not looked at
+BLOCK = 128  # queries at a time; keys after a block are not read
 
 
 def packed_attention(
@@ -26,9 +27,9 @@ def packed_attention(
     position_ids: torch.Tensor | None = None,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return (1, tokens, heads, head size), and no weights: the interface of transformers' attention functions.
+    """Return outputs (1, tokens, heads, head size) and None for the weights: the interface of transformers' attention functions.
 
-    `query` is (1, heads, tokens, head size), `key` and `value` have as many heads or a divisor of it. A sequence begins where its
+    `query` is (1, heads, tokens, head size), `key` and `value` have as many heads or a divisor of that. A sequence begins where the
     position is 0.
     """
     if query.shape[0] != 1 or position_ids is None or dropout or getattr(module, "sliding_window", None):

@@ -1,7 +1,7 @@
-"""verl's FSDP engine on CPUs, where every token costs: no padding, logits only where the loss looks, no rows that teach nothing.
+"""verl's FSDP engine for CPUs, where every token takes time: no padding, logits only at targets, no rows without a gradient.
 
-The results are verl's own, but for rounding (tests/contract/test_cpu_engine.py compares them). Used with `use_remove_padding`; without it,
-or for what it does not know (images, distillation, sequence parallelism), verl's own code runs.
+Its results equal verl's except for rounding (tests/contract/test_cpu_engine.py compares them). It is used with `use_remove_padding`;
+without it, and for what it does not support (images, distillation, sequence parallelism), verl's own code runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from verl.workers.utils.losses import ppo_loss
 
 from research_rl.verl_plugin.cpu_attention import NAME
 
-SHAPES = 64  # packed lengths are rounded up to multiples of it: oneDNN prepares its kernels anew for every length that it meets
+SHAPES = 64  # packed lengths are rounded up to multiples of this, because oneDNN prepares its kernels anew for every new length
 _UNKNOWN = ("distillation_use_topk", "distillation_only", "calculate_sum_pi_squared", "use_fused_kernels")
 
 
@@ -36,12 +36,12 @@ class CPUEngine(_Engine):
         windows = {kind for kind in getattr(module.config, "layer_types", None) or () if kind != "full_attention"}
         if self.use_remove_padding and not windows and not getattr(module.config, "attention_dropout", 0):
             module.set_attn_implementation(NAME)
-        # for other models transformers builds the mask of a packed row itself, whatever the kind of a layer
+        # for all other models, transformers itself builds the mask of a packed row
         return module
 
     def _build_fsdp_module(self, module: Any) -> Any:
         module = super()._build_fsdp_module(module)
-        # float32 is none: FSDP has cast the weights already, and autocast would cast again whatever it can
+        # float32 means no autocast: FSDP has cast the weights already, and autocast would cast them again
         self._autocast_dtype = torch.float32
         return module
 
@@ -52,7 +52,7 @@ class CPUEngine(_Engine):
             return inputs, arguments
         tokens = inputs["input_ids"].shape[1]
         missing = -tokens % SHAPES
-        if missing:  # the padding is one more sequence, which nobody looks at
+        if missing:  # the padding is one more sequence, whose output is not used
             inputs["input_ids"] = torch.nn.functional.pad(inputs["input_ids"], (0, missing))
             inputs["position_ids"] = torch.cat([inputs["position_ids"], torch.arange(missing)[None]], dim=1)
         arguments["kept"] = inputs["logits_to_keep"] = predicting_positions(micro_batch)
@@ -78,8 +78,8 @@ class CPUEngine(_Engine):
         return outputs
 
     def forward_backward_batch(self, data: Any, loss_function: Any, forward_only: bool = False) -> Any:
-        """As verl's; rows without an advantage are left out where their gradient is zero."""
-        # with micro-batches of a fixed size rows must fill them; several ranks would have unlike numbers of micro-batches
+        """As in verl, but without the rows whose advantages are all zero, if their gradient is zero."""
+        # micro-batches of a fixed size must be filled, and several ranks must have the same number of micro-batches
         dynamic = tu.get_non_tensor_data(data, key="use_dynamic_bsz", default=True)
         alone = self.get_data_parallel_size() == 1
         if dynamic and alone and not forward_only and zero_advantage_is_zero_gradient(loss_function):
@@ -89,7 +89,7 @@ class CPUEngine(_Engine):
         return super().forward_backward_batch(data, loss_function, forward_only=forward_only)
 
     def optimizer_step(self) -> Any:
-        """As verl's; what the update's activations left in the heap goes back to the system."""
+        """As in verl; then memory that the activations have left free in the heap is returned to the system."""
         norm = super().optimizer_step()
         give_back_memory()
         return norm
@@ -101,24 +101,24 @@ class CPUEngine(_Engine):
 
 
 def give_back_memory() -> None:
-    """Return the heap's free pages to the system, where its C library can.
+    """Return the heap's free pages to the system, if its C library supports it.
 
-    Activations of ever other sizes leave holes: without this the trainer of a 135M model grows by 0.4 GB a step, until the machine is full.
+    Activations of ever new sizes fragment the heap: without this, the trainer of a 135M model grows by 0.4 GB per step.
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library than GNU's
+    with contextlib.suppress(OSError, AttributeError):  # not GNU's C library
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def predicting_positions(micro_batch: Any) -> torch.Tensor:
     """Return the positions, in the packed row, that predict a target: those before each token whose mask is 1.
 
-    The mask is nested, of whole sequences (supervised training) or of responses only (RL).
+    The mask is nested: one of whole sequences in supervised training, of responses only in RL.
     """
     offsets, mask = micro_batch["input_ids"].offsets(), micro_batch["loss_mask"]
     ends = offsets[1:].tolist()
     found = [end - len(one) + torch.nonzero(one)[:, 0] - 1 for end, one in zip(ends, mask.unbind(), strict=True)]
     kept = torch.cat(found)
-    return kept if len(kept) else torch.zeros(1, dtype=torch.long)  # a row without any target still needs a gradient of zero
+    return kept if len(kept) else torch.zeros(1, dtype=torch.long)  # without any target there must still be a gradient, of zero
 
 
 def zero_advantage_is_zero_gradient(loss_function: Any) -> bool:
@@ -131,6 +131,6 @@ def zero_advantage_is_zero_gradient(loss_function: Any) -> bool:
 
 
 def _with_tokens_of_all(loss_function: Any, tokens: float, *, model_output: Any, data: Any, dp_group: Any = None) -> Any:
-    """Return the loss, its mean taken over the tokens of the whole batch."""
+    """Return the loss as a mean over `tokens`, those of the whole batch."""
     tu.assign_non_tensor(data, batch_num_tokens=tokens)
     return loss_function(model_output=model_output, data=data, dp_group=dp_group)

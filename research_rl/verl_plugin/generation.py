@@ -1,4 +1,4 @@
-"""What verl's engine is asked for in one turn, and what is kept of its answer."""
+"""The request to verl's engine in one turn, and the part of its answer that is kept."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def sampling(parameters: Mapping[str, Any], most: int, stop: tuple[str, ...], in
         "max_tokens": most,
         "stop": list(stop),
         "include_stop_str_in_output": True,
-        "skip_special_tokens": False,  # vLLM looks for stop strings in the text: a special token must be in it to be found
-        # verl waits for the end anyway, and one message per request instead of one per token frees the engine's process. But before it
-        # interrupts requests, verl waits until each has said something.
+        "skip_special_tokens": False,  # vLLM matches stop strings in the text, in which a special token must not be missing
+        # verl waits for the end of a request anyway, and one message per request instead of one per token relieves the engine's process.
+        # But before verl interrupts requests, it waits for a first output of each.
         **({} if interrupted else {"output_kind": RequestOutputKind.FINAL_ONLY}),
     }
 
@@ -33,10 +33,10 @@ def merge_steps(extra: dict[str, Any], new: Mapping[str, Any]) -> None:
 
 
 def up_to_stop(ids: Sequence[int], decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> int:
-    """Return how many ids there are up to the first stop string, it included; all of them if there is none.
+    """Return the number of ids up to the end of the first stop string; of all ids if there is none.
 
-    An interrupted request is asked again with what was sampled as a part of its prompt, where vLLM does not look for stop strings: one that
-    began before the interruption is not seen, and the policy writes on.
+    An interrupted request is sent again, with the ids sampled so far as a part of its prompt. vLLM does not look for stop strings there,
+    so that it misses one that began before the interruption, and the policy writes on.
     """
 
     def has_stopped(length: int) -> bool:
@@ -45,7 +45,7 @@ def up_to_stop(ids: Sequence[int], decode: Callable[[Sequence[int]], str], stop:
 
     if not has_stopped(len(ids)):
         return len(ids)
-    low, high = 0, len(ids)  # the first `high` ids hold a stop string, the first `low` do not
+    low, high = 0, len(ids)  # the first `high` ids contain a stop string, the first `low` do not
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if has_stopped(middle) else (middle, high)

@@ -1,7 +1,7 @@
 """The rollouts of one question: they enter the batch together or not at all, and are scored together.
 
-verl replaces a failed group only if none of its rollouts arrived. In an outage those that never searched would arrive, and be trained on
-as if they were the group.
+verl replaces a failed group only if none of its rollouts arrived. In an outage, rollouts that never searched would arrive, and would be
+trained on as if they were the whole group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ class DroppedError(Exception):
 
 
 class Group(Generic[Rollout, Scored]):
-    """Waits for all rollouts of a question, scores them together, and keeps account of which have entered the batch."""
+    """Waits for all rollouts of a question, scores them together, and records which have entered the batch."""
 
     def __init__(self, size: int, score: Score[Rollout, Scored]) -> None:
         """`score` gets the rollouts in the order of their sessions."""
@@ -33,7 +33,7 @@ class Group(Generic[Rollout, Scored]):
         self._failed, self._settled = False, asyncio.Event()
 
     async def scored(self, session: int, rollout: Rollout) -> Scored:
-        """Return what `score` says of a session's rollout, once the whole group is there.
+        """Return the result of `score` for a session's rollout, once the whole group has arrived.
 
         Raises:
             DroppedError: another session failed.
@@ -46,14 +46,14 @@ class Group(Generic[Rollout, Scored]):
         return self._scored[session]
 
     def fail(self, session: int) -> None:
-        """Note that a session failed, wherever it was."""
+        """Record that a session failed, at whatever point."""
         self._failed = True
         self._arrive(session, None)
 
     def leave(self, session: int, entered: bool) -> list[int]:
-        """Note that a session ended, in the batch or not; return the sessions that must be taken out of it again.
+        """Record that a session ended, in the batch or not; return the sessions that must be removed from the batch.
 
-        Those are the ones that entered, told to the last one that leaves, if any other one did not.
+        These are returned to the last session that leaves: all that entered, if any session did not.
         """
         self._entered[session] = entered
         if len(self._entered) < self._size or all(self._entered.values()):
@@ -88,14 +88,14 @@ class Group(Generic[Rollout, Scored]):
 class FailedQueries:
     """How many questions were dropped because a query of theirs failed while the service answered others."""
 
-    ALWAYS_ALLOWED = 5  # a share of few questions says nothing
+    ALWAYS_ALLOWED = 5  # of few questions, a share means nothing
 
     def __init__(self, most: float) -> None:
         """`most`: the share of the questions that may be dropped."""
         self._most, self.questions, self.failed = most, 0, 0
 
     def add(self, error: QueryFailedError) -> None:
-        """Count one.
+        """Count one failed question.
 
         Raises:
             RetrievalError: there are too many.
@@ -104,5 +104,5 @@ class FailedQueries:
         if self.failed > max(self.ALWAYS_ALLOWED, self._most * self.questions):
             raise RetrievalError(
                 f"{self.failed} failed queries in {self.questions} questions, more than research_rl.max_failed_query_share={self._most:g} "
-                f"allows: what is dropped would no longer be by chance. The last one: {error}"
+                f"allows: the dropped questions would no longer be a random choice. The last one: {error}"
             ) from error

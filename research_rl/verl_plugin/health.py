@@ -1,4 +1,4 @@
-"""The health rules at work in verl's trainer: they see a step when its update is done, before verl decides whether to save a checkpoint."""
+"""Applies the health rules in verl's trainer: to every step after its update, before verl decides whether to save a checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _ATTRIBUTE = "_research_rl_health"
 
 
 class Monitor:
-    """Judges the steps of one trainer, and lets it save, not save, or end."""
+    """Applies the rules to the steps of one trainer, and makes it save, not save, or end."""
 
     def __init__(self, trainer: Any, health: Health) -> None:
         self._trainer, self._health, self._watch = trainer, health, Watch(health.rules)
@@ -29,7 +29,7 @@ class Monitor:
         replay(self._watch, self._directory, before=trainer.global_steps)
 
     def judge(self, metrics: dict[str, Any]) -> None:
-        """Take the metrics of the trainer's step in, add `health/alarms` (rules that stand in alarm), and do what the alarms ask for."""
+        """Take the metrics of the trainer's step in, add `health/alarms` (the number of rules in alarm), and carry out the actions."""
         step, settings = self._trainer.global_steps, self._trainer.config.trainer
         settings.save_freq = self._save_freq
         numbers = {name: float(value) for name, value in metrics.items() if isinstance(value, Real)}
@@ -45,24 +45,28 @@ class Monitor:
         if gravest.action in ("halt", "rollback"):
             self._end(gravest)
         if any(alarm.action == "rollback" or self._rule(alarm).kind == "not_finite" for alarm in alarms):
-            settings.save_freq = -1  # what is in trouble, or no number, is not to be gone on from
+            settings.save_freq = -1  # no run should continue from a broken policy, or from NaN
         elif gravest.action != "warn":
             settings.save_freq = 1
 
     def mark(self, checkpoint: Path) -> None:
-        """Note beside a checkpoint the rules, other than those that only warn, whose alarm stands."""
+        """Record in a checkpoint the rules in alarm, except those that only warn."""
         if names := [rule.name for rule in self._watch.standing if rule.action != "warn"]:
             write_text(checkpoint / UNHEALTHY, json.dumps({"rules": names}))
 
     def _note(self, log: str, record: Mapping[str, Any]) -> None:
-        """Append to a log; what cannot be written is lost, and told: a full disk is no trouble of the policy's."""
+        """Append to a log. If that fails, print it and go on: a full disk is not the policy's fault."""
         try:
             append(self._directory / log, record)
         except OSError as error:
-            print(f"research_rl: {self._directory / log} lacks step {record['step']}: {error}", file=sys.stderr, flush=True)
+            print(
+                f"research_rl: {self._directory / log} has no line for step {record['step']}: {error}",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def _end(self, alarm: Alarm) -> None:
-        """Let this step be the last, and note why, for `research_rl.train`."""
+        """Make this step the last one, and record why, for `research_rl.train`."""
         told = {
             **alarm.to_json(), "window": self._rule(alarm).window, "time": time.time(),
             "lr": self._trainer.config.actor_rollout_ref.actor.optim.lr,
@@ -76,7 +80,7 @@ class Monitor:
 
 
 def check_health(config: Any, health: Health) -> None:
-    """Check that what the rules ask for can be done.
+    """Check that the actions of the rules are possible.
 
     Raises:
         ConfigError: a run could not be rolled back.
@@ -101,7 +105,7 @@ def monitor_of(trainer: Any) -> Monitor:
 
 
 def mark_checkpoint(trainer: Any, checkpoint: Path) -> None:
-    """See `Monitor.mark`; a trainer that has made no step has nothing to note."""
+    """See `Monitor.mark`; a trainer that has made no step has no monitor."""
     if hasattr(trainer, _ATTRIBUTE):
         getattr(trainer, _ATTRIBUTE).mark(checkpoint)
 

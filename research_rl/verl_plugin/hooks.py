@@ -1,6 +1,6 @@
-"""What the plugin takes hold of in verl, by name. A verl that has moved one of these is told before anything starts.
+"""The functions and classes of verl that the plugin uses or wraps, by name, to detect a verl in which one of them has moved.
 
-verl says of most of them that they may change. They are looked up in verl's source, since importing it takes seconds.
+Most of them are not a stable interface of verl. They are looked up in verl's source, because importing it takes seconds.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Hook:
-    """A function, class or method of a module, the parameters that we pass or read by name, and what needs it."""
+    """A function, class or method of a module, the parameters that are passed or read by name, and the feature that needs it."""
 
     module: str
     name: str
@@ -96,13 +96,13 @@ HOOKS = (
 
 
 def moved(hooks: Iterable[Hook] = HOOKS) -> list[str]:
-    """Return a sentence for every hook that the installed verl has no longer, or whose parameters have other names."""
+    """Return a sentence for every hook that the installed verl lacks, or whose parameters have other names."""
     return [told for hook in hooks for told in _wrong(hook)]
 
 
 def _wrong(hook: Hook) -> Iterator[str]:
     parameters = _in_source(hook)
-    if parameters is None:  # inherited, or taken over from another module: only an import tells
+    if parameters is None:  # inherited, or re-exported from another module: only an import can find it
         parameters = _imported(hook)
     if parameters is None:
         yield f"{hook} is gone, which {hook.needs} needs"
@@ -111,7 +111,7 @@ def _wrong(hook: Hook) -> Iterator[str]:
 
 
 def _in_source(hook: Hook) -> set[str] | None:
-    """Return the parameters of a function, nothing of a class or a value; None if the module's source does not define it."""
+    """Return the parameters of a function (empty for a class or value); None if the module's source does not define it."""
     body: Iterable[ast.AST] = _tree(hook.module)
     found: ast.AST | None = None
     for part in hook.name.split("."):
@@ -133,7 +133,7 @@ def _names(node: ast.AST) -> list[str]:
 
 @cache
 def _tree(module: str) -> list[ast.stmt]:
-    """Return the statements of a module; none if there is no such module. To look for a submodule's file would import its package."""
+    """Return the statements of a module; none if there is no such module. (`find_spec` of a submodule would import its package.)"""
     package, *parts = module.split(".")
     spec = importlib.util.find_spec(package)
     for root in (spec and spec.submodule_search_locations) or ():

@@ -1,4 +1,4 @@
-"""What the judge left open: counted by the rollout workers, told and bounded by the trainer at the end of a step or a validation."""
+"""Answers without a verdict: counted by the rollout workers; reported and limited by the trainer after a step or a validation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from research_rl.judge_client import Judgement
 
 @dataclass
 class Unjudged:
-    """How many of some rollouts were scored by the rule for want of a verdict, and why the last one was."""
+    """How many rollouts were scored by the method's own metric for lack of a verdict, and why the last one was."""
 
     rollouts: int = 0
     fallbacks: int = 0
@@ -28,7 +28,7 @@ class Unjudged:
 
 
 def together(found: Iterable[Unjudged]) -> Unjudged:
-    """Return what all workers have counted."""
+    """Return the sum of the counts of all workers."""
     every = Unjudged()
     for one in found:
         every.rollouts += one.rollouts
@@ -38,10 +38,10 @@ def together(found: Iterable[Unjudged]) -> Unjudged:
 
 
 def tell_unjudged(trainer: Any, validate: bool) -> None:
-    """Tell how many answers of the step (or the validation) got no verdict. Without a judge, nothing is asked.
+    """Print how many answers of the step (or the validation) got no verdict. Does nothing without a judge.
 
     Raises:
-        JudgeError: they are more than `research_rl.judge.max_fallback_share` of the rollouts; one alone never is, unless the share is 0.
+        JudgeError: they are more than `research_rl.judge.max_fallback_share` of the rollouts. One is allowed, unless the share is 0.
     """
     section = trainer.config["research_rl"].get("judge") or {}
     if section.get("url") is None:

@@ -21,8 +21,8 @@ from research_rl.verl_plugin.config import chat_template_kwargs
 
 
 def finish_checkpoint(config: Any, settings: Settings, step: int, checkpoint: Path) -> None:
-    """Write the manifest into a checkpoint's directory and into the exported model's (it goes where the model goes), whose configuration
-    is told the type of its weights."""
+    """Write the manifest into a checkpoint's directory and into that of the exported model, so that it goes where the model goes; and
+    write the type of the weights into the model's configuration."""
     text = json.dumps(manifest(config, settings, step), indent=1)
     if (exported := checkpoint / "actor" / "huggingface").is_dir():
         write_text(exported / MANIFEST, text)
@@ -31,8 +31,8 @@ def finish_checkpoint(config: Any, settings: Settings, step: int, checkpoint: Pa
 
 
 def finish_last(config: Any, settings: Settings) -> None:
-    """Finish the last checkpoint of a run that goes on, if it has no manifest: verl counts a checkpoint as the last one before it lets us
-    write, and a kill in between would leave it without for ever."""
+    """Finish the last checkpoint of a resumed run if it has no manifest: verl records a checkpoint as the last one before it calls us, so
+    that a kill in between would leave it without a manifest for ever."""
     checkpoints = Path(config.trainer.default_local_dir)
     step = last_step(checkpoints)
     last = checkpoints / f"global_step_{step}"
@@ -41,7 +41,7 @@ def finish_last(config: Any, settings: Settings) -> None:
 
 
 def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
-    """Return the protocol: what somebody needs to know to ask this checkpoint a question as it was trained to be asked."""
+    """Return the protocol: everything that is needed to ask this checkpoint a question as in training."""
     method = settings.load()
     options = dict(settings.method_options or {})
     done = rollbacks(Path(config.trainer.default_local_dir).parent)
@@ -72,19 +72,19 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
 
 
 def judge_of(judge: JudgeSettings) -> dict[str, Any]:
-    """Return who judged the answers, and by which prompt; nothing of how it is reached."""
+    """Return the judge's model and prompt, but nothing about its server."""
     return {
         "model": judge.model, "prompt_sha256": template_hash(judge.template()), "replaces": judge.replaces, "ask_when": judge.ask_when,
     }  # fmt: skip
 
 
 def indexes(settings: Settings) -> Mapping[str, Any]:
-    """Return the id of the index behind each service's URL; None where a foreign service does not tell."""
+    """Return the id of the index behind each service's URL; None if the service does not name it."""
     return {url: index_of(url) for url in settings.retrieval_urls()}
 
 
 def index_of(url: str) -> Any:
-    """Return the id of the index that a service serves; None if it does not tell."""
+    """Return the id of the index that a service serves; None if the service does not name it."""
     try:
         return httpx.get(f"{url.rstrip('/')}/readyz", timeout=5).json().get("index_id")
     except (httpx.HTTPError, ValueError, AttributeError):

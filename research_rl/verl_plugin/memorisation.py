@@ -1,8 +1,8 @@
 """The likelihood term of R1-Searcher++ inside verl's update: loss = policy loss + μ · NLL of the mini-batch's search-free paths.
 
-The paths travel with the rows of the rollouts they were made from (`extra_fields["memory"]`). Between verl's backward pass over a
-mini-batch and its optimiser step there is one more, over the paths, with verl's own `sft_loss` times μ: gradients add up.
-Without the key (μ = 0) verl's update runs untouched.
+The paths are stored in the rows of the rollouts they were made from (`extra_fields["memory"]`). Between verl's backward pass over a
+mini-batch and its optimiser step there is a second backward pass, over the paths, with verl's `sft_loss` times μ; the gradients add up.
+Without the key (μ = 0), verl's update is unchanged.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _train_batch(train_batch: Any, engine: Any, args: Any, kwargs: Any) -> Any:
     if rows is None:
         return train_batch(*args, **kwargs)
     mu = max((row["mu"] for row in rows), default=0.0)
-    # every rank takes part in every forward pass: all get as many rows as the one with most, empty ones if need be
+    # every rank must take part in every forward pass, so all ranks get the same number of rows, with empty ones if necessary
     most, total, mu = _agree(engine, len(rows), mu)
     if most == 0:
         return train_batch(*args, **kwargs)
@@ -52,7 +52,7 @@ def _train_batch(train_batch: Any, engine: Any, args: Any, kwargs: Any) -> Any:
     finally:
         del engine.optimizer_step
     if engine.is_mp_src_rank_with_outputs():
-        # lists, as verl's own metrics of micro-batches are
+        # lists, like verl's own metrics of micro-batches
         outputs["metrics"] |= {name: [value] for name, value in {**told, "memory_rows": float(total)}.items()}
     return outputs
 
@@ -65,7 +65,7 @@ def memory_rows(data: Any) -> list[dict[str, Any]] | None:
     fields = fields.tolist() if hasattr(fields, "tolist") else list(fields)
     if not any(isinstance(field, dict) and "memory" in field for field in fields):
         return None
-    # verl fills a batch up with rows that repeat the first one's fields and have no target
+    # verl pads a batch with rows that repeat the fields of the first one but have no target
     targets = [int(mask.sum()) for mask in data["loss_mask"].unbind()]
     return [
         field["memory"]
@@ -75,7 +75,7 @@ def memory_rows(data: Any) -> list[dict[str, Any]] | None:
 
 
 def memory_batch(data: Any, rows: Sequence[dict[str, Any]], size: int) -> Any:
-    """Return verl's no-padding batch of the paths, filled up to a multiple of the micro-batch size by rows without any target."""
+    """Return the paths as verl's no-padding batch, filled with rows without targets up to `size`, or to full micro-batches."""
     import torch
     from verl.utils import tensordict_utils as tu
 
@@ -106,7 +106,7 @@ def loss_times(mu: float) -> Any:
     from verl.workers.utils.losses import sft_loss
 
     def loss(model_output: Any, data: Any, dp_group: Any = None) -> Any:
-        value, metrics = sft_loss(config=None, model_output=model_output, data=data, dp_group=dp_group)  # type: ignore[arg-type]
+        value, metrics = sft_loss(config=None, model_output=model_output, data=data, dp_group=dp_group)  # type: ignore[arg-type]  # verl does not read config here
         return mu * value, metrics
 
     return loss

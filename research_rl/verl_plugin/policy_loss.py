@@ -1,11 +1,11 @@
-"""LLDS: verl's clipped loss plus a term that holds the likelihood of what is rewarded (Deng et al., arXiv 2512.04220).
+"""LLDS: verl's clipped loss plus a term that preserves the likelihood of rewarded actions (Deng et al., arXiv 2512.04220).
 
 `actor_rollout_ref.actor.policy_loss.loss_mode: llds`. An action is what the policy wrote in one turn: a run of response_mask = 1. What
 happens to the likelihood of these actions is logged with every loss: `actor/kept_logprob_change`.
 
-The fall is measured against `old_log_probs`. With `algorithm.rollout_correction.bypass_mode` these are the engine's: it is the fall since
-sampling, the engine's rounding included. Else they are the trainer's at the start of the batch: the fall is 0 at its first update, and LLDS
-does something only where a batch makes several.
+The fall of a log-probability is measured against `old_log_probs`. With `algorithm.rollout_correction.bypass_mode` these are the engine's:
+the fall since sampling, including the engine's rounding. Otherwise they are the trainer's at the start of the batch: the fall is 0 at the
+first update, so that LLDS has an effect only if a batch makes several updates.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ NAME = "llds"
 
 
 def actions_of(mask: torch.Tensor) -> torch.Tensor:
-    """Return the number of each token's action in its row, from 1; 0 where the mask is. (batch, response length)"""
+    """Return the number of each token's action in its row, from 1; 0 where the mask is 0. (batch, response length)"""
     mask = mask.bool()
     before = torch.nn.functional.pad(mask, (1, 0))[:, :-1]
     return (mask & ~before).cumsum(dim=1) * mask
@@ -27,10 +27,10 @@ def actions_of(mask: torch.Tensor) -> torch.Tensor:
 def kept_fall(
     old_log_prob: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return how far each token's log-probability has fallen, and of each action by how much in sum, and whether it is one to be kept.
+    """Return the fall of each token's log-probability, the sum of these falls over each action, and whether an action is to be kept.
 
-    Kept are the actions of rollouts with a mean advantage (over sampled tokens) of at least 0. Shapes: (batch, response length), twice
-    (batch, actions): column 0 stands for the tokens that are not sampled and is never kept. The first has a gradient.
+    To be kept are the actions of rollouts with a mean advantage (over sampled tokens) of at least 0. Shapes: (batch, response length), and
+    twice (batch, actions), where column 0 is for tokens that are not sampled, and is never kept. The first has a gradient.
     """
     actions = actions_of(mask)
     fall = torch.where(mask.bool(), old_log_prob - log_prob, 0.0)
@@ -43,10 +43,10 @@ def kept_fall(
 def llds_penalty(
     old_log_prob: torch.Tensor, log_prob: torch.Tensor, advantages: torch.Tensor, mask: torch.Tensor, gate: str
 ) -> torch.Tensor:
-    """Return max(0, log π_old − log π_θ) of the tokens that are responsible for a fall, else 0. (batch, response length)
+    """Return max(0, log π_old − log π_θ) of the tokens that count, else 0. (batch, response length)
 
-    Responsible are those of an action to be kept whose summed log-probability has fallen; with `gate` "response" those of all actions of a
-    rollout to be kept whose sum over them all has.
+    With `gate` "action", the tokens of each action to be kept count if the action's summed log-probability has fallen; with "response", the
+    tokens of all actions to be kept of a rollout count if the sum over all its actions has fallen.
     """
     fall, sums, kept = kept_fall(old_log_prob, log_prob, advantages, mask)
     if gate == "response":
@@ -65,7 +65,7 @@ def kept_logprob_change(
 
 
 def register(core_algos: Any) -> None:
-    """Make the name known to verl (hooked to the import of `verl.trainer.ppo.core_algos`)."""
+    """Register the loss in verl (hooked to the import of `verl.trainer.ppo.core_algos`)."""
 
     @core_algos.register_policy_loss(NAME)
     def llds(
@@ -77,7 +77,7 @@ def register(core_algos: Any) -> None:
         config: Any = None,
         rollout_is_weights: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, dict[str, Any]]:
-        """Return verl's clipped loss plus λ times the penalty, averaged over the mini-batch as `loss_agg_mode` averages everything."""
+        """Return verl's clipped loss plus λ times the penalty, averaged over the mini-batch as `loss_agg_mode` says."""
         loss, metrics = core_algos.compute_policy_loss_vanilla(
             old_log_prob, log_prob, advantages, response_mask, loss_agg_mode, config, rollout_is_weights
         )
@@ -94,7 +94,7 @@ def register(core_algos: Any) -> None:
 
 
 def log_likelihoods(losses: Any) -> None:
-    """Let every policy loss tell `actor/kept_logprob_change` (hooked to the import of `verl.workers.utils.losses`)."""
+    """Make every policy loss report `actor/kept_logprob_change` (hooked to the import of `verl.workers.utils.losses`)."""
     original = losses.get_policy_loss_fn
 
     def get_policy_loss_fn(name: str) -> Any:

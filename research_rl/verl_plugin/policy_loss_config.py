@@ -1,4 +1,4 @@
-"""verl's settings of a policy loss and those of LLDS beside them: `actor_rollout_ref.actor.policy_loss`, by its `_target_`."""
+"""verl's settings of a policy loss, extended by those of LLDS: the `_target_` of `actor_rollout_ref.actor.policy_loss`."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ GATES = ("action", "response")
 
 @dataclass
 class LLDSConfig(PolicyLossConfig):
-    """λ, and what has to have fallen in sum for a token to count (see `policy_loss.llds_penalty`)."""
+    """λ, and whether the sum of an action or of a response must have fallen (see `policy_loss.llds_penalty`)."""
 
     llds_lambda: float = 0.1
     llds_gate: str = "action"
 
 
 def check_policy_loss(section: Any) -> None:
-    """Check the name of the loss and the settings of LLDS; verl finds out at the first update.
+    """Check the name of the loss and the settings of LLDS; verl would notice a mistake at the first update only.
 
     Raises:
         ConfigError: one is unknown, or λ is negative.

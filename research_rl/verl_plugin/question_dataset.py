@@ -22,7 +22,10 @@ class QuestionDataset(RLHFDataset):
     `data.max_prompt_length` tokens are left out before `max_samples` are chosen; without, they raise DataError."""
 
     def _read_files_and_tokenize(self) -> None:
-        wanted, self.max_samples = self.max_samples, -1  # verl chooses first and filters then: the sample would shrink
+        wanted, self.max_samples = (
+            self.max_samples,
+            -1,
+        )  # verl chooses first and filters afterwards, which would make the sample smaller
         super()._read_files_and_tokenize()
         self.max_samples, there = wanted, len(self.dataframe)
         if 0 < wanted < there:
@@ -36,7 +39,7 @@ class QuestionDataset(RLHFDataset):
         """Return the rows whose prompt fits.
 
         Raises:
-            DataError: one does not, and is not to be dropped.
+            DataError: a prompt does not fit, and `overlong_prompts` is error.
         """
         settings = settings_of(self.config)
         rows = dataframe.select_columns([name for name in COLUMNS if name in dataframe.column_names]).to_list()

@@ -1,4 +1,4 @@
-"""A run that goes on from a checkpoint is not measured again before it trains."""
+"""Skips the validation before training in a run that resumes from a checkpoint."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _KEY = "trainer.val_before_train"
 def measure_once(config: Any, questions: int | None) -> None:
     """Set `trainer.val_before_train` to false if verl will resume before the last step, unless the command line sets it.
 
-    A run at its last step is run again only to be measured. `questions`: how many there are to train on, None if that is unknown.
+    A run at its last step is only resumed to be measured. `questions`: the number of training questions, None if unknown.
     """
     trainer = config.trainer
     step = resumed(trainer)
@@ -33,7 +33,7 @@ def measure_once(config: Any, questions: int | None) -> None:
 
 
 def resumed(trainer: Any) -> int | None:
-    """Return the step of the checkpoint that verl will go on from."""
+    """Return the step of the checkpoint from which verl will resume, None if there is none."""
     if trainer.resume_mode == "resume_path":
         return int(str(trainer.resume_from_path).rpartition("global_step_")[2])
     checkpoints = Path(trainer.default_local_dir)

@@ -1,4 +1,4 @@
-"""The rows that verl trains on, read as it reads them, and how long the prompts are that the method makes of them."""
+"""The rows that verl trains on, read as verl reads them, and the lengths of the method's prompts for them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ try:
 except ModuleNotFoundError as error:
     raise missing_extra("pyarrow", "train") from error
 
-COLUMNS = ("question", "extra_info", "reward_model")  # what `question_of` looks at
-_AT_ONCE = 1_000  # prompts; the ids of all questions would take gigabytes
+COLUMNS = ("question", "extra_info", "reward_model")  # what `question_of` reads
+_AT_ONCE = 1_000  # prompts encoded at a time; the ids of all prompts would take gigabytes
 
 
 def read_rows(file: str, columns: Sequence[str] = COLUMNS) -> Iterator[dict[str, Any]]:
-    """Yield the rows of a file that verl reads, with these columns where it has them.
+    """Yield the rows of a file that verl reads, with those of these columns that it has.
 
     Raises:
         DataError: it is missing, or neither parquet nor JSON.
@@ -37,7 +37,7 @@ def read_rows(file: str, columns: Sequence[str] = COLUMNS) -> Iterator[dict[str,
     elif path.suffix in (".json", ".jsonl"):
         import datasets  # verl's own reader
 
-        yield from datasets.load_dataset("json", data_files=str(path), split="train").to_list()  # type: ignore[union-attr]
+        yield from datasets.load_dataset("json", data_files=str(path), split="train").to_list()  # type: ignore[union-attr]  # with a split, it is one data set
     else:
         raise DataError(f"{file}: verl reads .parquet, .json and .jsonl")
 
@@ -66,7 +66,7 @@ def sampled_rows(file: str, most: int | None, columns: Sequence[str] = COLUMNS) 
 
 
 def columns_of(file: str) -> list[str]:
-    """Return the columns of a parquet file; of other files none, which verl reads as they come."""
+    """Return the columns of a parquet file; of other files none, because verl reads all their fields."""
     path = _existing(file)
     return pq.ParquetFile(path).schema_arrow.names if path.suffix == ".parquet" else []
 
@@ -101,7 +101,7 @@ def overlong(questions: Sequence[str], method: Method, codec: HFCodec, limit: in
 
 
 def prompt_codec(tokenizer: Any, settings: Settings, data: Any) -> HFCodec:
-    """Return what makes the prompts of a run.
+    """Return the codec that makes the prompts of a run.
 
     Raises:
         ConfigError: the method writes messages and the tokenizer has no chat template; or see `HFCodec`.

@@ -1,4 +1,4 @@
-"""One run, one corpus: the index that a run searches is fixed when it starts, and is the last checkpoint's where it goes on."""
+"""Keeps a run on one corpus: its index is fixed when it starts and, if it resumes, must be that of the last checkpoint."""
 
 from __future__ import annotations
 
@@ -27,26 +27,26 @@ def fix_index(config: Any, settings: Settings) -> None:
 
 
 def index_to_fix(config: Any, settings: Settings) -> str | None:
-    """Return the index that the run's service searches; None where it does not tell.
+    """Return the id of the index that the run's service searches; None if the service does not name it.
 
     Raises:
-        ConfigError: it is not the index that the recipe names, or not the one of the checkpoint that the run goes on from.
+        ConfigError: it is not the index that the recipe names, or not that of the checkpoint from which the run resumes.
     """
     served = {url: told for url, told in indexes(settings).items() if told}
     main = served.get(settings.retrieval_for("").address)
     named = settings.retrieval.get("index_id")
     if named and main and named != main:
         raise ConfigError(
-            f"research_rl.retrieval.index_id={named}, and the service at {settings.retrieval_for('').address} serves the index {main}: "
-            "serve the one that is named, or name the other"
+            f"research_rl.retrieval.index_id={named}, but the service at {settings.retrieval_for('').address} serves the index {main}: "
+            "serve the index that is named, or name the other one"
         )
     if not named:
         before = _of_checkpoint(config.trainer)
         now = set(served.values())
         if before and now and before != now:
             raise ConfigError(
-                f"the run goes on from a checkpoint that was trained over the index {', '.join(sorted(before))}, and "
-                f"{', '.join(sorted(now))} is served now: serve the same index, choose another directory, or go on over the new one by "
+                f"the run goes on from a checkpoint that was trained over the index {', '.join(sorted(before))}, but "
+                f"{', '.join(sorted(now))} is served now: serve the same index, choose another directory, or go on with the new one by "
                 f"research_rl.retrieval.index_id={main}"
             )
     return main

@@ -1,6 +1,6 @@
-"""The folder of shared configuration is on Hydra's search path, wherever verl is.
+"""Puts the folder of shared configuration on Hydra's search path, wherever verl is.
 
-Hydra lets the recipe that is run name search paths (`hydra.searchpath`), and refuses one that another recipe is built on if it names any.
+A recipe cannot do this itself: Hydra accepts `hydra.searchpath` in the recipe that is run, but refuses it in recipes that it builds on.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 
 
 class SharedConfig(SearchPathPlugin):
-    """Appends `research_rl/config`: what a recipe's own folder or verl has of the same name comes first."""
+    """Appends `research_rl/config`, so that files of the same name in a recipe's own folder or in verl take precedence."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         """Append the folder."""
@@ -21,5 +21,5 @@ class SharedConfig(SearchPathPlugin):
 
 
 def install(_: Any) -> None:
-    """Make it known (hooked to the import of `hydra`)."""
+    """Register the plugin in Hydra (hooked to the import of `hydra`)."""
     Plugins.instance().register(SharedConfig)

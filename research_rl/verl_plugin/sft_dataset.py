@@ -1,4 +1,4 @@
-"""The data set of the supervised cold start, for verl's SFT trainer: the policy's own words are targets, passages and prompts are not."""
+"""The data set of the supervised cold start, for verl's SFT trainer: what the policy wrote is the target, prompts and passages are not."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ class TrajectoryDataset(Dataset):
     """
 
     def __init__(self, parquet_files: Any, tokenizer: Any, config: Any, processor: Any = None, max_samples: int = -1) -> None:
-        """`config`: verl's `data` section; needs pad_mode no_padding, and max_length bounds a row.
+        """`config`: verl's `data` section; pad_mode must be no_padding, and a row may have at most max_length tokens.
 
-        Its `apply_chat_template_kwargs` and `bos` (of recipes/r1_searcher_pp/cold_start.yaml) mean what they mean in rollouts.
+        Its `apply_chat_template_kwargs` and `bos` (as in recipes/r1_searcher_pp/cold_start.yaml) have the same meaning as in rollouts.
 
         Raises:
             DataError: a file is missing, or a row is longer than max_length.

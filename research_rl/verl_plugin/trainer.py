@@ -1,5 +1,5 @@
-"""What verl's trainer logs and checks besides its own: what is being learnt and how the run is, step by step, and whether a validation is
-whole. And how often it looks whether a batch is there."""
+"""Extends verl's trainer: it logs figures of rollouts and health after every step, checks that a validation is complete, and looks more
+often for finished groups."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from research_rl.health import RolloutHealth, by_name, step_health
 from research_rl.verl_plugin.health import monitor_of
 from research_rl.verl_plugin.judging import tell_unjudged
 
-HEALTH = "health"  # the field of a rollout that holds its RolloutHealth, as a mapping
-POLL_S = 0.05
+HEALTH = "health"  # the field of a rollout with its RolloutHealth, as a mapping
+POLL_S = 0.05  # seconds
 
 
 def install(trainer_base: Any) -> None:
@@ -27,7 +27,7 @@ def install(trainer_base: Any) -> None:
 
 
 def _build_replay_buffer(build: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
-    """Return verl's replay buffer, which has no setting for how often it looks for finished groups: every 2 s, a third of a small step."""
+    """Return verl's replay buffer, which looks for finished groups every 2 s (a third of a small step) and has no setting for it."""
     buffer = build(*args, **kwargs)
     if "research_rl" in trainer.config:
         buffer.poll_interval = POLL_S
@@ -35,7 +35,7 @@ def _build_replay_buffer(build: Any, trainer: Any, args: Any, kwargs: Any) -> An
 
 
 def _step(step: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
-    """Add the figures of the batch's rollouts, which verl logs of validations only, and let the health rules judge the step."""
+    """Add the figures of the batch's rollouts, which verl logs for validations only, and apply the health rules to the step."""
     batch = step(*args, **kwargs)
     if "research_rl" not in trainer.config:
         return batch
@@ -67,19 +67,19 @@ def search_metrics(rows: Iterable[Mapping[str, float]]) -> dict[str, float]:
 
 
 def _validate(validate: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
-    """End the run if a rollout failed for good, and tell how many questions the figures are without."""
+    """End the run if a rollout failed for good, and report how many questions are missing in the figures."""
     if "research_rl" not in trainer.config:
         return validate(*args, **kwargs)
     try:
         metrics, error = validate(*args, **kwargs), None
-    except Exception as failed:  # verl fails where no rollout of a whole batch is there: the cause is in the workers
+    except Exception as failed:  # verl fails if a batch has no rollout at all: the cause is in the workers
         metrics, error = {}, failed
     trainer.agent_loop_manager.fail_if_failed()
     lost = trainer.agent_loop_manager.lost_questions()
     told = f"the validation at step {trainer.global_steps} lost {lost} questions to failed searches"
     if error is not None:
-        raise (RetrievalError(f"{told}, and none of a batch is left to measure") if lost else error) from error
+        raise (RetrievalError(f"{told}, so that no rollout of a batch is left to measure") if lost else error) from error
     if lost:
-        print(f"research_rl: {told}: ITS FIGURES ARE THOSE OF THE REST", file=sys.stderr)
+        print(f"research_rl: {told}: ITS FIGURES ARE WITHOUT THEM", file=sys.stderr)
     tell_unjudged(trainer, validate=True)
     return {**metrics, "validation/search/lost_questions": lost}

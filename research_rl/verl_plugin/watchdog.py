@@ -1,8 +1,8 @@
-"""No failure ends in waiting for ever: a thread beside verl's trainer knows what the trainer does and since when, and who is still alive.
+"""A watchdog, so that no failure makes a run wait for ever: a thread beside verl's trainer that checks its progress and its actors.
 
-verl waits without a limit: for rollouts of a worker that is gone, or for an engine that died while it was being sent weights. The thread
-asks every actor whether it lives, and looks whether the trainer gets on. When one is dead, or nothing has moved for
-`research_rl.stalled_after_s`, it says what was going on and ends the run; the same command goes on from the last checkpoint.
+verl waits without a limit: for rollouts of a worker that has died, or for an engine that died while weights were sent to it. The thread
+asks every actor whether it is alive, and checks whether the trainer makes progress. If an actor is dead, or there was no progress for
+`research_rl.stalled_after_s`, it reports what was going on and ends the run; the same command goes on from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from research_rl.verl_plugin.config import settings_of
 from research_rl.verl_plugin.full_disk import full_disk
 
 INTERVAL_S = 5.0
-WAIT_S = 10.0  # for the name of an actor that is known to have died
-GRACE_S = 60.0  # for verl to close its loggers and its queue
-MEMORY_ALARM = 90.0  # percent; Ray begins to kill at 95
+WAIT_S = 10.0  # to find out which actor has died
+GRACE_S = 60.0  # in which verl may close its loggers and its queue
+MEMORY_ALARM = 90.0  # percent; Ray kills processes from 95 on
 
-# Functions of verl's trainer, and what it does in them. The innermost one on the stack counts.
+# Functions of verl's trainer, and what the trainer does in them. The innermost one on the stack counts.
 DOING = {
     "_validate": "validating", "_save_checkpoint": "writing a checkpoint", "_load_checkpoint": "loading a checkpoint",
     "on_step_end": "sending the weights to the engines", "on_sample_end": "putting the engines to sleep",
@@ -62,7 +62,7 @@ def _fit(fit: Any, trainer: Any, args: Any, kwargs: Any) -> Any:
 
 
 def actors_of(trainer: Any) -> dict[str, Any]:
-    """Return the run's Ray actors by a name that a reader understands."""
+    """Return the run's Ray actors by a readable name."""
     found: dict[str, Any] = {}
     for name, title in (("actor_rollout_wg", "trainer"), ("ref_policy_wg", "reference model"), ("critic_wg", "critic")):
         for rank, worker in enumerate(getattr(getattr(trainer, name, None), "workers", None) or ()):
@@ -81,7 +81,7 @@ def _state(actor: Any) -> int:
     """Run in an actor: return the number of turns it has rolled out.
 
     Raises:
-        RuntimeError: it is an engine's server, and the engine in it has died.
+        RuntimeError: it is an engine's server, and its engine has died.
     """
     if getattr(getattr(actor, "engine", None), "errored", False):
         raise RuntimeError("the engine's own process has died")
@@ -89,7 +89,7 @@ def _state(actor: Any) -> int:
 
 
 class Pings:
-    """Asks actors without waiting: one question at a time to each. A busy actor answers later, a dead one fails at once."""
+    """Calls actors without waiting, at most one call at a time to each. A busy actor answers later, a dead one fails at once."""
 
     def __init__(self, actors: Callable[[], Mapping[str, Any]]) -> None:
         self._actors = actors
@@ -98,7 +98,7 @@ class Pings:
 
     @property
     def turns(self) -> int:
-        """The number of turns that the agent-loop workers have rolled out, as last told."""
+        """The number of turns that the agent-loop workers have rolled out, as last reported."""
         return sum(self._turns.values())
 
     def dead(self) -> tuple[str, str] | None:
@@ -109,17 +109,17 @@ class Pings:
             try:
                 if asked is not None:
                     self._turns[name] = ray.get(asked)
-            except ActorUnavailableError:  # the network's fault perhaps: ask again
+            except ActorUnavailableError:  # perhaps a network failure: ask again
                 pass
             except (RayActorError, RayTaskError) as error:
                 return name, str(getattr(error, "cause", None) or error).strip()
-            except RayError:  # the answer got lost, which says nothing of the actor
+            except RayError:  # the answer was lost, which says nothing about the actor
                 pass
             self._asked[name] = actor.__ray_call__.remote(_state)
         return None
 
     def find_dead(self, wait_s: float) -> tuple[str, str] | None:
-        """Return an actor that is dead, as `dead` does; look for up to so many seconds."""
+        """Return an actor that is dead, as `dead` does; look for at most `wait_s` seconds."""
         deadline = time.monotonic() + wait_s
         while (found := self.dead()) is None and time.monotonic() < deadline:
             time.sleep(0.2)
@@ -133,8 +133,8 @@ class Watchdog:
         self, actors: Callable[[], Mapping[str, Any]], step: Callable[[], int], stalled_after_s: float | None,
         interval_s: float = INTERVAL_S, grace_s: float | None = GRACE_S,
     ) -> None:  # fmt: skip
-        """`actors`: the run's actors by name; `step`: the trainer's step; `grace_s`: so long after a run was ended the
-        whole process ends, should the trainer still hang (None: never)."""
+        """`actors`: the run's actors by name; `step`: the trainer's step; `grace_s`: seconds after the end of a
+        run after which the whole process is ended if the trainer still hangs (None: never)."""
         self._pings = Pings(actors)
         self._step, self._stalled_after_s, self._interval_s, self._grace_s = step, stalled_after_s, interval_s, grace_s
         self._over = threading.Event()
@@ -143,7 +143,7 @@ class Watchdog:
 
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
-        """Watch the calling thread, which must be the process's main thread: no other can be interrupted.
+        """Watch the calling thread, which must be the process's main thread, because no other can be interrupted.
 
         Raises:
             RunStoppedError: the run was ended; the message says why.
@@ -157,7 +157,7 @@ class Watchdog:
             if self._error is None:
                 raise
             raise self._error from None
-        except Exception as error:  # told before the watchdog asked, but not of whom
+        except Exception as error:  # verl noticed a dead actor first, but does not say which
             if not (isinstance(error, RayActorError) or type(error).__name__ == "EngineDeadError"):  # vLLM's
                 raise
             self._over.set()
@@ -182,7 +182,7 @@ class Watchdog:
             if dead := self._pings.dead():
                 return self._stop(f"{dead[0]} has died: {dead[1]}\n{told}")
             if self._stalled_after_s and waited > self._stalled_after_s:
-                faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)  # where every thread of the trainer stands
+                faulthandler.dump_traceback(file=sys.__stderr__ or sys.stderr)  # the stacks of all threads of the trainer
                 return self._stop(
                     f"{told}: research_rl.stalled_after_s is {self._stalled_after_s:g}; raise it if such a part may take longer"
                 )
@@ -190,13 +190,13 @@ class Watchdog:
         return None
 
     def _stop(self, why: str) -> None:
-        if self._over.is_set():  # the trainer has ended meanwhile, or has met the same failure itself
+        if self._over.is_set():  # the trainer has ended in the meantime, or has met the same failure itself
             return
         self.stopped(why)
         os.kill(os.getpid(), signal.SIGUSR2)
         if self._grace_s is None:
             return
-        # what verl does on its way out may wait for the dead as well
+        # verl's cleanup may wait for the dead actor, too
         timer = threading.Timer(self._grace_s, os._exit, (1,))
         timer.daemon = True
         timer.start()
@@ -208,7 +208,7 @@ class Watchdog:
         return self._error
 
     def _tell_memory(self) -> None:
-        """Say, once a step, that Ray is about to kill, and what takes the memory."""
+        """Warn, once per step, that Ray is about to kill processes, and name the largest ones."""
         used, step = psutil.virtual_memory().percent, self._step()
         if used < MEMORY_ALARM or self._memory_told == step:
             return
@@ -222,7 +222,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def doing_now(frame: FrameType | None) -> str:
-    """Return what a thread of the trainer does, from its innermost frame outwards."""
+    """Return what the trainer does, by the innermost function of DOING on the stack of `frame`."""
     while frame is not None:
         if (name := frame.f_code.co_name) in DOING:
             return DOING[name]
@@ -231,7 +231,7 @@ def doing_now(frame: FrameType | None) -> str:
 
 
 def largest(number: int = 4) -> list[str]:
-    """Return the largest processes of this machine as text, GiB of resident memory each."""
+    """Return the largest processes of this machine as texts, with their resident memory in GiB."""
     found = []
     for process in psutil.process_iter(["pid", "name", "memory_info"]):
         if (memory := process.info["memory_info"]) is not None:

@@ -225,4 +225,4 @@ def test_the_doctor_says_where_there_is_nothing_to_judge(tmp_path, judge):
     options = {"method": "r1_searcher", "method_options": {"preset": "stage1_paper"}}
     finding = looked_at(tmp_path, judge=judge[0], **options)
     assert (finding.level, judge[1]) == ("warning", [])
-    assert "does not look at the answer" in finding.what
+    assert "does not depend on the answer" in finding.what

@@ -1,4 +1,4 @@
-"""``research-rl doctor``: all that can be known to be wrong with a set-up before anything is started.
+"""``research-rl doctor``: finds what is wrong with a set-up before anything is started.
 
-Each file holds the checks of one theme; `examine` says which are made, by the command and at the start of every training.
+Each file has the checks of one theme; `examine` lists those of the command and of the start of every training.
 """

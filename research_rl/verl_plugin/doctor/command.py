@@ -1,6 +1,6 @@
-"""``research-rl doctor [--recipe RECIPE.yaml] [--run-dir DIR] [--json] [overrides]``: what is wrong with a set-up, before it is run.
+"""``research-rl doctor [--recipe RECIPE.yaml] [--run-dir DIR] [--json] [overrides]``: check a set-up before it is run.
 
-Without a recipe: the environment. With one: every stage, with the same overrides that `research-rl train` takes. Exit code 0: no error
+Without a recipe it checks the environment; with one also every stage, with the overrides of `research-rl train`. Exit code 0: no error
 (there may be warnings); 1: an error; 2: the command line cannot be understood.
 """
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.recipe is None and (options.overrides or options.run_dir):
         parser.error("overrides and --run-dir belong to a recipe: give --recipe, too")
-    with contextlib.redirect_stdout(sys.stderr):  # libraries greet; standard output is the report's
+    with contextlib.redirect_stdout(sys.stderr):  # libraries print messages; standard output is for the report
         findings = diagnose(options.recipe, options.run_dir, options.overrides)
     seconds = time.perf_counter() - started
     print(as_json(findings, seconds) if options.json else as_text(findings, seconds, coloured()))
@@ -41,16 +41,16 @@ def make_parser() -> Parser:
         prog="research-rl doctor", description=__doc__, example="research-rl doctor --recipe recipes/r1_searcher/gpu.yaml"
     )
     parser.add_argument(
-        "--recipe", type=Path, help="the recipe to look at, with all its stages; without: the environment alone"
+        "--recipe", type=Path, help="the recipe to check, with all its stages; without one, only the environment is checked"
     )
-    parser.add_argument("--run-dir", type=Path, help="as for `research-rl train`")
-    parser.add_argument("--json", action="store_true", help="one JSON object: findings and seconds")
+    parser.add_argument("--run-dir", type=Path, help="directory of the run, as for `research-rl train`")
+    parser.add_argument("--json", action="store_true", help="print one JSON object with findings and seconds")
     parser.add_argument("overrides", nargs="*", help="Hydra overrides, and stages.NAME.until.KEY=VALUE")
     return parser
 
 
 def diagnose(recipe: Path | None, run_dir: Path | None = None, overrides: Sequence[str] = ()) -> list[Finding]:
-    """Return what is found of the environment and of a recipe."""
+    """Return the findings on the environment and on a recipe."""
     if recipe is None:
         from research_rl.verl_plugin.doctor.examine import environment_findings
 
@@ -59,7 +59,7 @@ def diagnose(recipe: Path | None, run_dir: Path | None = None, overrides: Sequen
 
     directory = (run_dir or run_directory(recipe)).resolve()
     try:
-        with environment(recipe, directory):  # before verl is imported, which looks into it
+        with environment(recipe, directory):  # before verl is imported, which reads these variables
             return _of_recipe(recipe, directory, overrides)
     except ConfigError as mistake:
         return [Finding("error", "recipe", str(mistake))]
@@ -84,7 +84,7 @@ def _of_recipe(recipe: Path, directory: Path, overrides: Sequence[str]) -> list[
 
 
 def together(by_stage: dict[str, list[Finding]]) -> list[Finding]:
-    """Return the findings of all stages: once what is the same in all, under its stage what is not."""
+    """Return the findings of all stages: once if all stages have it, else with the names of its stages."""
     found: dict[Finding, list[str]] = {}
     for stage, findings in by_stage.items():
         for finding in findings:

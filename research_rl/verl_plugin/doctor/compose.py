@@ -29,7 +29,7 @@ from research_rl.training.train import (
 
 @contextlib.contextmanager
 def environment(recipe: Path, run_dir: Path) -> Iterator[None]:
-    """Have the environment of the recipe's jobs, as `research_rl.training.train.jobs` gives it to them."""
+    """Set the environment variables of the recipe's jobs for a while, as `research_rl.training.train.jobs` does."""
     before = dict(os.environ)
     os.environ.update({**(CPU_ENVIRONMENT if is_on_cpu(load_recipe(recipe)) else {}), "RUN_DIR": str(run_dir)})
     try:
@@ -45,9 +45,9 @@ def is_supervised(recipe: Path) -> bool:
 
 
 def compositions(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[tuple[str, Any]]:
-    """Yield (name of the stage, its configuration, resolved), in order; one without a name for a recipe without stages.
+    """Yield (name of the stage, its resolved configuration), in order; a single one with an empty name for a recipe without stages.
 
-    A later stage is looked at with the model of the first one, which has its size and its tokenizer.
+    A later stage is checked with the model of the first one, which has the same size and tokenizer.
 
     Raises:
         ConfigError: it cannot be composed.
@@ -62,7 +62,7 @@ def compositions(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Itera
 
 
 def _composed(recipe: Path, content: Mapping[str, Any], overrides: Sequence[str]) -> Any:
-    paths = [*((content.get("hydra") or {}).get("searchpath") or []), "pkg://verl.trainer.config"]  # as verl's command looks
+    paths = [*((content.get("hydra") or {}).get("searchpath") or []), "pkg://verl.trainer.config"]  # as verl's command does
     used = [part for part in overrides if not override_key(part).startswith("hydra.")]
     try:
         with initialize_config_dir(str(recipe.resolve().parent), version_base=None):

@@ -1,4 +1,4 @@
-"""What retrieval can give a run at all: for a sample of its questions, is a golden answer among the passages of the bare question."""
+"""The coverage of a corpus: for a sample of a run's questions, do the passages found for the question contain a golden answer?"""
 
 from __future__ import annotations
 
@@ -19,18 +19,15 @@ from research_rl.verl_plugin.doctor.finding import Finding, check, ok, warning
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.rows import COLUMNS, files_of, sampled_rows
 
-LOW = 0.2  # share of the sample below which a run is warned
-_WAIT_S = {
-    False: 20.0,
-    True: 3.0,
-}  # for a service: what it may tell is not worth more; True: to the command, which is to be quick
-_CHOICE = 5  # rows for each that a quick sample takes
+LOW = 0.2  # share of the sample below which there is a warning
+_WAIT_S = {False: 20.0, True: 3.0}  # most seconds to wait for a service; True: in the command, which must be quick
+_CHOICE = 5  # rows that are read for each row of a quick sample
 
 
 @check("coverage", "not measured (research_rl.coverage_sample=0)", "settings")
 def coverage(setup: Setup) -> Iterator[Finding]:
-    """Tell it of each training and validation file on this machine. Questions answered by yes or no are not asked: no passage can be
-    said to hold that. Whatever fails is told, and costs no run."""
+    """Measure each training and validation file on this machine. Questions answered by yes or no are left out, because no passage can
+    be said to contain such an answer. A failure is a warning, and never ends a run."""
     settings, wait = setup.settings, _WAIT_S[setup.quick]
     assert settings is not None
     if not settings.coverage_sample:
@@ -40,9 +37,9 @@ def coverage(setup: Setup) -> Iterator[Finding]:
     ):
         try:
             found, asked = asyncio.run(_found(sample(file, settings.coverage_sample, setup.quick), settings, wait))
-        except DataError:  # told by the check of the data
+        except DataError:  # reported by the check of the data
             continue
-        except Exception as failure:  # whatever a service or a file has in store
+        except Exception as failure:  # whatever a service or a file may cause
             yield warning(f"{Path(file).name}: not measured: {type(failure).__name__}: {failure}")
             continue
         yield _told(found, asked, Path(file).name, settings.top_k)
@@ -51,7 +48,7 @@ def coverage(setup: Setup) -> Iterator[Finding]:
 def sample(file: str, count: int, quick: bool = False) -> list[tuple[str, str, list[str]]]:
     """Return (data source, question, golden answers) of at most `count` rows of a file, the same at every start.
 
-    `quick`: not all rows are read to choose them from.
+    `quick`: choose from a part of the rows only.
     """
     rows = []
     found, _ = sampled_rows(file, _CHOICE * count if quick else None, (*COLUMNS, "data_source"))
@@ -63,7 +60,7 @@ def sample(file: str, count: int, quick: bool = False) -> list[tuple[str, str, l
 
 
 async def _found(rows: Sequence[tuple[str, str, list[str]]], settings: Settings, wait_s: float) -> tuple[int, int]:
-    """Ask each service its questions in one request; return how many found an answer, and how many were asked."""
+    """Search each service for its questions in one request; return how many found an answer, and how many were asked."""
     by_service: dict[RetrievalSettings, list[tuple[str, list[str]]]] = defaultdict(list)
     for source, question, golden in rows:
         by_service[settings.retrieval_for(source)].append((question, golden))
@@ -93,6 +90,6 @@ def _told(found: int, asked: int, file: str, top_k: int) -> Finding:
     if found >= LOW * asked:
         return ok(what)
     return warning(
-        f"{what}. LESS THAN {LOW:.0%}: what is not in the corpus no training can find (a control is meant to be so)", "",
-        "python -m data_preprocess coverage tells which it is, corpus or index (docs/data.md)",
+        f"{what}. LESS THAN {LOW:.0%}: no training can find what is not in the corpus (of a control this is intended)", "",
+        "python -m data_preprocess coverage shows whether corpus or index is the cause (docs/data.md)",
     )  # fmt: skip

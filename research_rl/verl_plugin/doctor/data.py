@@ -1,4 +1,4 @@
-"""All questions of a run: a row that cannot be read, or a prompt that is too long, would end it in the middle."""
+"""Checks all questions of a run: a row that cannot be read, or a prompt that is too long, would end it in the middle."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.rows import columns_of, files_of, overlong, prompt_codec, sampled_rows
 
 _SHOWN = 5  # rows that a finding names
-_SAMPLE = 2_000  # rows of a file that the command looks at; training looks at all
+_SAMPLE = 2_000  # rows of a file that the command reads; training reads all
 _FILES = (("train_files", "train_max_samples"), ("val_files", "val_max_samples"))
 
 
@@ -22,9 +22,9 @@ class _File:
     name: str
     total: int = 0
     looked_at: int = 0
-    wrong: dict[int, str] = field(default_factory=dict)  # row: what is wrong with it
+    wrong: dict[int, str] = field(default_factory=dict)  # row number: what is wrong with it
     columns: list[str] = field(default_factory=list)
-    long: dict[int, int] = field(default_factory=dict)  # row: tokens of its prompt
+    long: dict[int, int] = field(default_factory=dict)  # row number: tokens of its prompt
 
     @property
     def of_how_many(self) -> str:
@@ -35,7 +35,7 @@ class _File:
 def data(setup: Setup) -> Iterator[Finding]:
     """Check files, columns, golden answers and the length of prompts; and that there are enough questions for batches and steps.
 
-    Training reads all rows even where `data.train_max_samples` takes some: which ones it takes changes with the seed.
+    All rows are checked even if `data.train_max_samples` uses only some of them, because which ones depends on the seed.
     """
     config, settings = setup.config, setup.settings
     assert settings is not None
@@ -100,7 +100,7 @@ def _told(file: _File, limit: int, overlong_prompts: str) -> Iterator[Finding]:
             do = "Raise data.max_prompt_length, or leave them out: research_rl.overlong_prompts=drop"
             yield error(f"{what}: {rows}{more}", "", do, DataError)
     if not file.wrong and not file.long:
-        yield ok(f"{file.name}: {file.of_how_many} rows looked at, all can be trained on")
+        yield ok(f"{file.name}: {file.of_how_many} rows checked, all can be trained on")
 
 
 def _enough(counts: Mapping[str, int | None], config: Any) -> Iterator[Finding]:
@@ -111,7 +111,7 @@ def _enough(counts: Mapping[str, int | None], config: Any) -> Iterator[Finding]:
             "Lower it, or add questions (data.train_max_samples and research_rl.overlong_prompts=drop leave some out)",
         )  # fmt: skip
     if counts["val_files"] == 0:
-        yield error("data.val_files hold no question to validate on", "", "Add some, or name another file")
+        yield error("data.val_files have no question to validate on", "", "Add some, or name another file")
     # verl ends after `total_epochs` whatever `total_training_steps` says, without a last checkpoint and with exit code 0
     steps, epochs = config.trainer.total_training_steps, config.trainer.total_epochs
     if train is not None and steps and train >= batch and (possible := train // batch * epochs) < steps:

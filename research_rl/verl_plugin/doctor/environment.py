@@ -1,4 +1,4 @@
-"""Is everything wired up? verl hides a plugin that fails, so this looks."""
+"""Checks the installation: packages fit together, and verl and vLLM load the plugins (verl hides a plugin that fails)."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from research_rl.verl_plugin.hooks import moved
 
 @check("versions", "")
 def versions(_: Setup) -> Iterator[Finding]:
-    """Check that the installed packages are what they ask of one another, and tell whether the set is one that was tried."""
+    """Check that the installed packages meet one another's requirements, and report whether this set of versions was tried."""
     rows = table()
     for row in rows:
         if row.unmet:
             do = "Install what fits: `make install`, or pip install 'research-rl[gpu]'"
-            yield error(f"{row.package} must be what others ask for: {', '.join(row.unmet)}", row.installed or "none", do)
+            yield error(
+                f"{row.package} must meet what other packages require: {', '.join(row.unmet)}", row.installed or "none", do
+            )
     if not any(row.unmet for row in rows):
         sets = "; ".join(", ".join(f"{name} {version}" for name, version in each.items()) for each in KNOWN.values())
         installed = ", ".join(f"{row.package} {row.installed}" for row in rows)
@@ -32,7 +34,7 @@ def versions(_: Setup) -> Iterator[Finding]:
 
 @check("plugin of verl", "verl finds the plugin, and has loaded it")
 def verl_plugin(_: Setup) -> Iterator[Finding]:
-    """Load the entry point, and see whether verl did."""
+    """Load the entry point, and check that verl has loaded it, too."""
     _entry_point("verl.plugins", "research_rl")
     policy = os.environ.get("VERL_USE_EXTERNAL_PLUGINS", "auto").strip().lower()
     if policy != "auto" and "research_rl" not in {name.strip() for name in policy.split(",")}:
@@ -44,13 +46,15 @@ def verl_plugin(_: Setup) -> Iterator[Finding]:
 
     if validate_config.__module__ != "research_rl.verl_plugin":
         yield error(
-            "verl must call our checks before it trains", f"{validate_config.__module__}.validate_config", "pip install -e ."
+            "verl must call the plugin's checks before it trains",
+            f"{validate_config.__module__}.validate_config",
+            "pip install -e .",
         )
 
 
-@check("hooks", "verl has everything that the plugin takes hold of")
+@check("hooks", "verl has everything that the plugin uses")
 def hooks(_: Setup) -> Iterator[Finding]:
-    """Look for what a newer verl has moved or renamed."""
+    """Look for functions that a newer verl has moved or renamed."""
     for told in moved():
         yield error(told, "", f"Install a verl that was tried: {', '.join(sorted({one['verl'] for one in KNOWN.values()}))}")
 
@@ -73,7 +77,7 @@ def _entry_point(group: str, name: str) -> None:
         raise ConfigError(f"no entry point {name!r} in group {group!r}. Install the package: pip install -e .")
     try:
         found[0].load()
-    except Exception as failure:  # whatever a plugin's import raises, verl and vLLM only log
+    except Exception as failure:  # any error: verl and vLLM only log it
         raise ConfigError(
             f"the entry point {found[0].value} cannot be loaded ({type(failure).__name__}: {failure})"
         ) from failure

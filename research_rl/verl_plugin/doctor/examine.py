@@ -1,4 +1,4 @@
-"""All checks, in the order in which they are told; training makes the same ones before it starts."""
+"""All checks, in the order of the report; training makes the same ones before it starts."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ RECIPE = (
 
 
 def examine(setup: Setup, checks: Sequence[Check] = RECIPE) -> list[Finding]:
-    """Make all checks of a set-up, and return all that they find."""
+    """Make all checks of a set-up, and return all findings."""
     return [finding for each in checks for finding in each.findings(setup)]
 
 
 def environment_findings(with_service: bool) -> list[Finding]:
-    """Return what is to be said of the environment; `with_service`: and of the service, if RETRIEVAL_URL names one."""
+    """Return the findings on the environment; `with_service`: also on the service, if RETRIEVAL_URL names one."""
     asked = with_service and os.environ.get("RETRIEVAL_URL")
     checks = [*ENVIRONMENT, *([_named_service] if asked else [])]
     return [finding for each in checks for finding in each.findings(Setup(None))]
@@ -51,7 +51,7 @@ def _named_service(_: Setup) -> Iterable[Finding]:
 
 
 def refuse(findings: Sequence[Finding]) -> None:
-    """Raise if there is an error among the findings: of its kind, or ConfigError for several kinds, with all of them in the message."""
+    """Raise if there are errors among the findings: their exception, or ConfigError for several kinds, with all of them in the message."""
     errors = [finding for finding in findings if finding.level == "error"]
     if not errors:
         return

@@ -1,4 +1,4 @@
-"""What a check finds, and how a check is written."""
+"""The finding of a check, and the class of checks."""
 
 from __future__ import annotations
 
@@ -13,14 +13,20 @@ if TYPE_CHECKING:
     from research_rl.verl_plugin.doctor.setup import Setup
 
 Level = Literal["error", "warning", "ok"]
-MISTAKES = (ConfigError, DataError, JudgeError, MissingExtraError, RetrievalError)  # a user's, told without a traceback
+MISTAKES = (
+    ConfigError,
+    DataError,
+    JudgeError,
+    MissingExtraError,
+    RetrievalError,
+)  # a user's mistakes, which are reported without a traceback
 
 
 @dataclass(frozen=True)
 class Finding:
     """One line of a diagnosis: an error ends a training before it starts, a warning does not.
 
-    `what` is true or demanded, `got` is what was found instead, `do` is the remedy; `kind` is the error that a training ends with.
+    `what` is the fact or the requirement, `got` is what was found instead, `do` is the remedy; `kind` is the exception in training.
     """
 
     level: Level
@@ -49,19 +55,19 @@ def warning(what: str, got: object = "", do: str = "") -> Finding:
 
 
 def of_mistake(mistake: Exception) -> Finding:
-    """Return the error of an exception that was meant for a user: its last sentences are the remedy."""
+    """Return an exception with a message for users as an error; the sentences after the first one are the remedy."""
     what, *do = re.split(r"\. (?=[A-Z])", str(mistake), maxsplit=1)
     return error(what, "", "".join(do), type(mistake))
 
 
 def ok(what: str) -> Finding:
-    """Return something worth telling that is as it should be."""
+    """Return a finding that is as it should be, but worth reporting."""
     return Finding("ok", "", what)
 
 
 @dataclass(frozen=True)
 class Check:
-    """A check: what it is called, what is true where it finds nothing, what of a set-up it cannot do without, and how it is made."""
+    """A check: its name, what is true if it finds nothing, the attributes of a set-up that it needs, and its function."""
 
     name: str
     sound: str
@@ -69,7 +75,7 @@ class Check:
     run: Callable[[Setup], Iterable[Finding]]
 
     def findings(self, setup: Setup) -> Iterator[Finding]:
-        """Yield what it finds; one that is all right, if it finds nothing wrong and says nothing itself."""
+        """Yield its findings; if there are none, a single one that all is right."""
         if missing := [need for need in self.needs if getattr(setup, need) is None]:
             yield Finding(
                 "warning", self.name, f"not checked: it needs the {' and the '.join(missing)}, which could not be read"
@@ -84,7 +90,7 @@ class Check:
 
 
 def check(name: str, sound: str, *needs: str) -> Callable[[Callable[[Setup], Iterable[Finding]]], Check]:
-    """Make a `Check` of a function of a set-up; `needs`: attributes of the set-up that must not be None."""
+    """Make a `Check` from a function of a set-up; `needs`: attributes of the set-up that must not be None."""
     return lambda run: Check(name, sound, needs, run)
 
 
@@ -93,5 +99,5 @@ def _guarded(run: Callable[[Setup], Iterable[Finding]], setup: Setup) -> Iterato
         yield from run(setup)
     except MISTAKES as mistake:
         yield of_mistake(mistake)
-    except Exception as failure:  # of files, models and services of any kind: one check less is no reason to make none
+    except Exception as failure:  # files, models and services can cause any error: the other checks are still made
         yield warning("this check failed itself", f"{type(failure).__name__}: {failure}")

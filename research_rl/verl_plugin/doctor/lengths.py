@@ -39,7 +39,7 @@ def lengths(setup: Setup) -> Iterator[Finding]:
 
 @check("bucket", "the largest tensor fits into what carries weights to the engine", "model")
 def bucket(setup: Setup) -> Iterator[Finding]:
-    """Check what weights travel to a CPU's engine in (GPUs hand a tensor over that is larger): verl finds out at the first update."""
+    """Check the buffer in which weights go to a CPU's engine (GPUs also pass larger tensors): verl would fail at the first update."""
     if setup.config.trainer.device != "cpu":
         return
     text = setup.model.get_text_config()
@@ -55,11 +55,11 @@ def bucket(setup: Setup) -> Iterator[Finding]:
 
 @check("budgets", "a turn and an observation fit into a response", "settings")
 def budgets(setup: Setup) -> Iterator[Finding]:
-    """Check that a rollout can search at all: it ends where an observation leaves no room to go on."""
+    """Check that a rollout can search at all: it ends if an observation leaves no room to go on."""
     settings, response = setup.settings, setup.config.data.max_response_length
     assert settings is not None
     if settings.top_k * 4 > response:
-        what = f"data.max_response_length={response} leaves no room for {settings.top_k} passages: it counts them too"
+        what = f"data.max_response_length={response} leaves no room for {settings.top_k} passages, which are a part of it"
         yield error(what, "", "Raise it, or lower research_rl.top_k")
     observation, turn = settings.max_observation_tokens, settings.max_turn_tokens
     if observation is not None and observation >= response:
@@ -83,14 +83,13 @@ def budgets(setup: Setup) -> Iterator[Finding]:
 
 
 def set_engine_length(setup: Setup) -> None:
-    """Set `rollout.max_model_len` where it is null: vLLM would reserve for the whole context of the model."""
+    """Set `rollout.max_model_len` if it is null: vLLM would reserve memory for the whole context of the model."""
     rollout = setup.config.actor_rollout_ref.rollout
     if rollout.max_model_len is not None or setup.settings is None:
         return
     (need, told), memory, context = _need(setup.config), setup.settings.memory(), _context(setup)
-    room = need + (
-        memory.max_tokens if memory.mu and memory.rewriter == "policy" else 0
-    )  # rewriting has a prompt as long as that
+    # a rewriting prompt may be as long as a trajectory
+    room = need + (memory.max_tokens if memory.mu and memory.rewriter == "policy" else 0)
     with open_dict(setup.config):
         rollout.max_model_len = min(room, context or room)
     print(f"research_rl: actor_rollout_ref.rollout.max_model_len is {rollout.max_model_len}, from {told}")
@@ -102,7 +101,7 @@ def _need(config: Any) -> tuple[int, str]:
 
 
 def _context(setup: Setup) -> int | None:
-    """Return how many positions verl takes the model to have, None if its configuration is not on this machine."""
+    """Return the model's number of positions, as verl determines it; None if its configuration is not on this machine."""
     from verl.workers.rollout.utils import get_max_position_embeddings
 
     overridden = setup.config.actor_rollout_ref.model.get("override_config") or {}

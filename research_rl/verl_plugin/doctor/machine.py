@@ -1,4 +1,4 @@
-"""Whether the machine has the disk, the memory and the GPUs that the run will want. No accelerator is touched."""
+"""Checks that the machine has enough disk, memory and GPUs for the run, without using an accelerator."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from research_rl.verl_plugin.doctor.training import sequence_parallel
 
 @check("disk", "no checkpoints are written", "model")
 def disk(setup: Setup) -> Iterator[Finding]:
-    """Compare the checkpoints that will be kept, and the one that is written before one is deleted, with the free space."""
+    """Compare the free space with the checkpoints that will be kept, and one more, which is written before an old one is deleted."""
     config, actor = setup.config, setup.config.actor_rollout_ref.actor
     if config.trainer.save_freq > 0:
         size = checkpoint(setup.parameters, actor.checkpoint.save_contents, setup.adapter)
@@ -29,7 +29,7 @@ def disk(setup: Setup) -> Iterator[Finding]:
 
 
 def room_for(folder: Path, size: float, kept: int | None, key: str) -> Iterator[Finding]:
-    """Compare `kept` checkpoints of `size` bytes, and one more, with what is free where they go, or lie already."""
+    """Compare `kept` checkpoints of `size` bytes, and one more, with the space that is free or used by the run's own checkpoints."""
     existing = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free = shutil.disk_usage(existing).free
     there = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else 0
@@ -39,7 +39,7 @@ def room_for(folder: Path, size: float, kept: int | None, key: str) -> Iterator[
     if need > free + there:
         yield error(
             f"the disk must have room for {told}", f"{free / GIB:.1f} GiB free on the disk of {existing}",
-            f"Free some, write elsewhere (--run-dir), keep fewer (trainer.{key}), or leave the optimiser out of save_contents",
+            f"Free some space, write elsewhere (--run-dir), keep fewer (trainer.{key}), or leave the optimiser out of save_contents",
         )  # fmt: skip
     elif not kept:
         yield warning(
@@ -52,7 +52,7 @@ def room_for(folder: Path, size: float, kept: int | None, key: str) -> Iterator[
 
 @check("memory", "enough", "model")
 def memory(setup: Setup) -> Iterator[Finding]:
-    """Estimate the peak of a run, and compare it with what there is."""
+    """Estimate the peak memory of a run, and compare it with the machine's."""
     config = setup.config
     actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
     count = setup.parameters
@@ -73,7 +73,7 @@ def memory(setup: Setup) -> Iterator[Finding]:
 
 
 def on_a_gpu(setup: Setup) -> list[Part]:
-    """Return what a GPU holds in an update; the model's configuration must be here. The engine has given up its memory by then."""
+    """Return what a GPU holds in an update, during which the engine holds no memory. The model's configuration must be on this machine."""
     config = setup.config
     model, trainer = config.actor_rollout_ref.model, config.trainer
     ranks = max(1, trainer.n_gpus_per_node * trainer.nnodes)
@@ -87,7 +87,7 @@ _ACTOR_TOKENS = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
 
 
 def _micro_batch(config: Any) -> int:
-    """Return the most tokens that a rank multiplies at once."""
+    """Return the largest number of tokens that a rank processes at once."""
     actor, length = config.actor_rollout_ref.actor, config.data.max_prompt_length + config.data.max_response_length
     whole = actor.ppo_max_token_len_per_gpu if actor.use_dynamic_bsz else (actor.ppo_micro_batch_size_per_gpu or 1) * length
     all_rows = actor.ppo_mini_batch_size * config.actor_rollout_ref.rollout.n * length
@@ -102,7 +102,7 @@ def on_this_machine(parts: list[Part], key: str, setup: Setup) -> Iterator[Findi
     if parts[0].size > found.total:
         yield error(f"memory must hold {parts[0]}", here, "Take a smaller model, or another machine")
     elif need > found.available:
-        yield warning(f"the run wants {told}", here, f"End other programs, or lower {key}")
+        yield warning(f"the run needs {told}", here, f"End other programs, or lower {key}")
     else:
         yield ok(f"{told}; the machine has {here}")
 
@@ -135,7 +135,7 @@ def _on_gpus(setup: Setup, parts: list[Part], engine: Part, resident: float) -> 
         yield error(f"a GPU must hold {parts[0]}", f"{least / GIB:.0f} GiB", "Take more GPUs, or a smaller model")
     elif peak > least or utilisation * least + resident > least:
         yield warning(
-            f"the run wants {told}; {resident / GIB:.1f} GiB stay beside the engine", f"{least / GIB:.0f} GiB a GPU",
+            f"the run needs {told}; {resident / GIB:.1f} GiB stay beside the engine", f"{least / GIB:.0f} GiB a GPU",
             f"Lower {_ACTOR_TOKENS} or gpu_memory_utilization, or offload (actor.fsdp_config.param_offload, optimizer_offload)",
         )  # fmt: skip
     else:
@@ -143,7 +143,7 @@ def _on_gpus(setup: Setup, parts: list[Part], engine: Part, resident: float) -> 
 
 
 def gpus() -> list[float]:
-    """Return the memory of each GPU in bytes, as nvidia-smi tells it; none without it."""
+    """Return the memory of each GPU in bytes, from nvidia-smi; an empty list without it."""
     try:
         told = subprocess.run(
             ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],

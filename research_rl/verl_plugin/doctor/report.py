@@ -21,7 +21,7 @@ def as_json(findings: Sequence[Finding], seconds: float) -> str:
 
 
 def as_text(findings: Sequence[Finding], seconds: float, colour: bool = False) -> str:
-    """Return a line for each check that is satisfied, and three for each finding: what, got, do."""
+    """Return a line for each finding that is all right, and for others the lines what, got and do."""
     lines = []
     for finding in findings:
         level = f"{finding.level:<8}"
@@ -44,5 +44,5 @@ def _count(number: int, what: str) -> str:
 
 
 def coloured() -> bool:
-    """Return whether standard output is a terminal whose user has not asked for no colour (https://no-color.org)."""
+    """Return whether standard output is a terminal and NO_COLOR is not set (https://no-color.org)."""
     return sys.stdout.isatty() and not os.environ.get("NO_COLOR")

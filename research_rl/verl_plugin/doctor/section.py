@@ -15,7 +15,7 @@ from research_rl.verl_plugin.doctor.setup import Setup
 
 @check("section", "research_rl: keys, numbers and URLs are valid, and the method and its prompts are there")
 def section(setup: Setup) -> Iterator[Finding]:
-    """Check keys and values; what `Settings` refuses first is told, and every unknown key."""
+    """Check keys and values: report every unknown key, and the first thing that `Settings` refuses."""
     if setup.config.get("stages") and not setup.section.get("stage"):
         yield error("this recipe has stages: run it by `python -m research_rl.train RECIPE.yaml`")
     known = Settings.key_names()
@@ -29,13 +29,13 @@ def section(setup: Setup) -> Iterator[Finding]:
 
 @check("sampling", "rollouts are samples of the policy itself")
 def sampling(setup: Setup) -> Iterator[Finding]:
-    """Refuse to train on what another distribution than the policy has sampled."""
+    """Refuse to train on samples of another distribution than the policy's."""
     rollout = setup.config.actor_rollout_ref.rollout
     try:
         check_sampling(rollout.temperature, rollout.top_p, rollout.top_k)
     except ConfigError as mistake:
         yield error(str(mistake), "", "Set them so; only validation (rollout.val_kwargs) may sample otherwise")
-    # verl's rollouts sample with 1.0 whatever this says: whoever sets it means something else
+    # verl samples rollouts with 1.0 whatever this says, so that setting it is a mistake
     if (penalty := rollout.get("repetition_penalty", 1.0)) != 1.0:
         what = "actor_rollout_ref.rollout.repetition_penalty must be 1.0: with another, samples are not the policy's own"
         yield error(what, penalty, "Leave it out")
@@ -43,7 +43,7 @@ def sampling(setup: Setup) -> Iterator[Finding]:
 
 @check("end of stage", "the stage ends after its steps, or at a metric that is recorded", "settings")
 def until(setup: Setup) -> Iterator[Finding]:
-    """Check that the metric which ends a stage is there to be read."""
+    """Check that the metric which ends a stage is recorded and can be read."""
     settings = setup.settings
     assert settings is not None
     metric = Until.from_mapping(settings.until or {}).metric
@@ -61,7 +61,7 @@ def until(setup: Setup) -> Iterator[Finding]:
 
 @check("reward", "the method's own reward scores")
 def reward(setup: Setup) -> Iterator[Finding]:
-    """Check a reward function of the recipe's own: the method's reward is the one that counts."""
+    """Check that the recipe names no reward function of verl: the method's reward is used."""
     named = setup.config.reward.custom_reward_function
     if not named.path:
         return

@@ -1,4 +1,4 @@
-"""The retrieval services of a run: there, ready, over the right index, and fast enough for as many searches as the run has at once."""
+"""Checks the retrieval services of a run: ready, with the right index, and fast enough for its number of simultaneous searches."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.manifest import index_of
 from research_rl.verl_plugin.same_index import index_to_fix
 
-_FIRST_S, _MEASURED_S = 3.0, 1.0  # for a first search by itself; then, as many at once as the run has
-_SLOW_S, _LONG_WAIT_S = 2.0, 120.0  # 95th percentile of a search; all searches of a step
-_SEARCHES = 2  # of a rollout, where the recipe has no limit
+_FIRST_S, _MEASURED_S = 3.0, 1.0  # seconds for a single first search; then for as many searches at once as in the run
+_SLOW_S, _LONG_WAIT_S = 2.0, 120.0  # seconds that cause a warning: 95th percentile of a search; all searches of a step
+_SEARCHES = 2  # assumed per rollout if the recipe has no limit
 
 
 @check("service", "the services that the run needs answer", "settings")
 def service(setup: Setup) -> Iterator[Finding]:
-    """Ask each service whether it is ready, and then the run's own questions."""
+    """Ask each service whether it is ready, and then search for the run's own questions."""
     settings = setup.settings
     assert settings is not None
     if (memory := settings.memory()).mu and memory.rewriter.startswith("http"):
@@ -51,10 +51,11 @@ def service(setup: Setup) -> Iterator[Finding]:
 
 
 def ask_health(url: str, path: str = "/health", name: str = "retrieval service") -> None:
-    """Ask; any HTTP answer but a 5xx will do, since a foreign server may not have that path.
+    """Send a request. Any HTTP answer but a 5xx is accepted, because other retrieval servers may not have this path.
 
     Raises:
-        RetrievalError: no answer, or the service is not ready; of another server than a retrieval service, ConfigError.
+        RetrievalError: no answer, or the service is not ready.
+        ConfigError: no answer of another server than a retrieval service.
     """
     try:
         status = httpx.get(f"{url.rstrip('/')}{path}", timeout=10).status_code
@@ -65,7 +66,9 @@ def ask_health(url: str, path: str = "/health", name: str = "retrieval service")
             f"no retrieval service at {url} ({failure}). Start one: rag-serving serve --index DIR --port PORT, and set RETRIEVAL_URL"
         ) from failure
     if status >= 500:
-        raise RetrievalError(f"the retrieval service at {url} is not ready (HTTP {status}); wait until /health answers 200")
+        raise RetrievalError(
+            f"the retrieval service at {url} is not ready (HTTP {status}); wait until /health answers with 200"
+        )
 
 
 def _index(url: str, setup: Setup) -> Iterator[Finding]:
@@ -86,7 +89,7 @@ def _indexes(manifest: Path) -> Mapping[str, Any]:
 
 
 def _speed(url: str, setup: Setup) -> Iterator[Finding]:
-    """Search as a step does, for a second, with its own questions."""
+    """Search for `_MEASURED_S` seconds as a step does, for the run's own questions."""
     settings, config = setup.settings, setup.config
     assert settings is not None
     options = next(found for source in _sources(setup) if (found := settings.retrieval_for(source)).address == url)
@@ -110,7 +113,7 @@ def _speed(url: str, setup: Setup) -> Iterator[Finding]:
     wait = searches * seconds / len(times)
     told = (
         f"{url}: {at_once} searches at once take {middle * 1000:.0f} ms (median) and {high * 1000:.0f} ms (95th percentile), this process "
-        f"included; {searches:,} searches of a step of {rollouts:,} rollouts take {wait:.1f} s, if nothing else waits"
+        f"included; {searches:,} searches of a step of {rollouts:,} rollouts take {wait:.1f} s, if nothing else uses the service"
     )
     if high >= _SLOW_S or wait >= _LONG_WAIT_S:
         yield warning(told, "", "More workers (rag-serving serve --workers), a faster retriever, or fewer rollouts at once")
@@ -123,10 +126,10 @@ def _sources(setup: Setup) -> list[str]:
 
 
 async def _measure(options: RetrievalSettings, questions: Sequence[str], top_k: int, at_once: int) -> tuple[list[float], float]:
-    """Return the seconds of each search (those under way at the end so far), and how long all took; none if none was answered.
+    """Return the seconds of each search (for those under way at the end: so far), and of all together; empty if none was answered.
 
     Raises:
-        WrongServiceError: a first search, before time is taken, is answered so (see `RetrievalClient.search`).
+        WrongServiceError: raised by a first search, which is not timed (see `RetrievalClient.search`).
     """
     times: list[float] = []
     under_way: dict[int, float] = {}

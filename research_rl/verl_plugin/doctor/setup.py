@@ -1,4 +1,4 @@
-"""A set-up that is looked at: a composed configuration, and what several checks read of it, read once."""
+"""A set-up to be checked: a composed configuration, and what several checks need of it, read once."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from research_rl.verl_plugin.config import chat_template_kwargs
 from research_rl.verl_plugin.doctor.size import adapter_parameters, parameters
 from research_rl.verl_plugin.rows import files_of, sampled_rows
 
-_QUESTIONS = 500  # of the first file, for what asks a service
+_QUESTIONS = 500  # of the first file, for the checks that search
 
 
 @dataclass
 class Setup:
     """One stage of a run.
 
-    `quick`: the command's ten seconds are all there is, so that of a large file a sample is looked at. `measured` holds what is the same
-    for all stages of a run, or assumed: how fast each service answers, the memory, the GPUs.
+    `quick`: the checks must take seconds, as in the command, so that only a sample of a large file is read. `measured`: values that all
+    stages share, measured or assumed: how fast each service answers, memory, GPUs.
     """
 
     config: Any
@@ -40,7 +40,7 @@ class Setup:
 
     @cached_property
     def settings(self) -> Settings | None:
-        """The section, checked; None if something in it is wrong (unknown keys, which are told apart, left out)."""
+        """The section, checked; None if something in it is wrong. (Unknown keys are ignored here: they are reported separately.)"""
         try:
             return Settings.from_mapping({key: value for key, value in self.section.items() if key in Settings.key_names()})
         except ConfigError:
@@ -48,12 +48,12 @@ class Setup:
 
     @cached_property
     def model_path(self) -> str:
-        """The starting model: a directory, or its name on the hub."""
+        """The starting model: a directory, or a hub id."""
         return str(self.model_section.path)
 
     @property
     def model_section(self) -> Any:
-        """verl's settings of the model: in a section of its own for supervised training."""
+        """verl's settings of the model; supervised recipes have them at the top level."""
         return self.config.actor_rollout_ref.model if "actor_rollout_ref" in self.config else self.config.model
 
     @cached_property
@@ -79,12 +79,12 @@ class Setup:
 
     @cached_property
     def parameters(self) -> int:
-        """The number of the model's parameters; its configuration must be here."""
+        """The number of the model's parameters; its configuration must be on this machine."""
         return parameters(self.model)
 
     @cached_property
     def adapter(self) -> int:
-        """The number of the LoRA adapter's parameters, 0 without one; the model's configuration must be here."""
+        """The number of the LoRA adapter's parameters, 0 without one; the model's configuration must be on this machine."""
         return adapter_parameters(self.model, self.model_section)
 
     @cached_property
@@ -113,8 +113,8 @@ class Setup:
 
     @cached_property
     def codec(self) -> HFCodec | None:
-        """What makes ids of the run's texts, with every EOS that the engine ends at; None if there is no tokenizer, or `bos` asks for a
-        token that it has not."""
+        """The codec of the run, with every EOS at which the engine stops; None if there is no tokenizer, or it lacks the BOS that
+        `bos` requires."""
         if self.settings is None or self.tokenizer is None:
             return None
         ends = eos_ids(self.model_path) if self.model else ()

@@ -1,4 +1,4 @@
-"""What a model weighs: estimates from its configuration alone, with every assumption in sight."""
+"""Estimates of memory and disk from a model's configuration alone, with every assumption stated."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ GIB = 2**30
 _BYTES = {"float32": 4, "fp32": 4, "bfloat16": 2, "bf16": 2, "float16": 2, "fp16": 2}
 # Calibrated on a Llama of 135 M parameters, micro-batches of 2,048 tokens, on a CPU. Proportional set sizes at the peak of an update: all
 # processes 16.3 GiB, of which the trainer 8.6, the engine 3.0
-_PROCESS = 1.5 * GIB  # a process with torch, verl, Ray and what they load
+_PROCESS = 1.5 * GIB  # a process that has loaded torch, verl and Ray
 _HEAP = 1 * GIB  # what the trainer's heap keeps between tensors of changing sizes
 _OTHERS = 5 * GIB  # Ray, the driver, loggers, workers of rollouts and rewards
 _LOGITS = 5  # copies of a micro-batch's logits in float32: as computed, log-softmax, gradients, entropy
 _LAYER = 68  # bytes of activations per token, layer and hidden unit without checkpointing (34 in half precision, and as much in float32)
-_KEPT = 4  # the same with gradient checkpointing: the layer's input; one layer at a time is there in full
+_KEPT = 4  # the same with gradient checkpointing: only the layer's input is kept, and one layer at a time is held in full
 _CHUNK = 512  # tokens whose logits verl's fused kernels hold at a time (FusedLinearForPPO)
 
 
 @dataclass(frozen=True)
 class Part:
-    """A part of an estimate: what it is, how it was reckoned, and its bytes."""
+    """A part of an estimate: what it is, how it was calculated, and its bytes."""
 
     what: str
     how: str
@@ -33,10 +33,10 @@ class Part:
 
 
 def parameters(config: Any) -> int:
-    """Return the number of a model's parameters, from its configuration: no weight is read, no memory taken.
+    """Return the number of a model's parameters, from its configuration, without reading weights or using memory for them.
 
     Raises:
-        ValueError: it is no configuration of a causal language model.
+        ValueError: it is not the configuration of a causal language model.
     """
     import torch
     from transformers import AutoModelForCausalLM
@@ -47,7 +47,7 @@ def parameters(config: Any) -> int:
 
 
 def adapter_parameters(config: Any, model: Any) -> int:
-    """Return the number of a LoRA adapter's parameters, 0 without one, as PEFT makes it of `model`, verl's section.
+    """Return the number of parameters of the LoRA adapter that PEFT makes from verl's section `model`; 0 without one.
 
     Raises:
         ValueError: its target modules are not in the model.
@@ -69,14 +69,14 @@ def adapter_parameters(config: Any, model: Any) -> int:
 
 
 def width(dtype: Any, otherwise: int = 4) -> int:
-    """Return the bytes of a number of a type, by any name that verl and vLLM have for it."""
+    """Return the bytes per number of a type, by any name that verl and vLLM use for it; `otherwise` for an unknown one."""
     return _BYTES.get(str(dtype).removeprefix("torch."), otherwise)
 
 
 def checkpoint(count: int, contents: Any, adapter: int = 0) -> float:
-    """Return the bytes of one checkpoint: weights in float32, two of Adam's moments, and weights again as Hugging Face reads them.
+    """Return the bytes of one checkpoint: weights in float32, Adam's two moments, and the weights again in Hugging Face's format.
 
-    With a LoRA adapter of so many parameters it alone has moments.
+    `adapter`: parameters of a LoRA adapter; with one, only the adapter has moments.
     """
     weights = 4 * ("model" in contents) + 4 * ("hf_model" in contents)
     return (count + adapter) * weights + (adapter or count) * 8 * ("optimizer" in contents)
@@ -85,10 +85,10 @@ def checkpoint(count: int, contents: Any, adapter: int = 0) -> float:
 def training(
     count: int, text: Any, tokens: int, ranks: int, checkpointed: bool, adapter: int = 0, fused: bool = False
 ) -> list[Part]:
-    """Return what a rank has while it updates, on a micro-batch of `tokens`; FSDP shares weights, gradients and moments among `ranks`.
+    """Return the memory of a rank in an update with micro-batches of `tokens`; FSDP shards weights, gradients and moments over `ranks`.
 
-    `text`: the configuration of the language model; `adapter`: the parameters of a LoRA adapter, beside which the model is frozen;
-    `fused`: verl's fused kernels make the logits of a few tokens at a time.
+    `text`: the configuration of the language model; `adapter`: the parameters of a LoRA adapter, with which the model is frozen;
+    `fused`: verl's fused kernels, which compute the logits of a few tokens at a time.
     """
     per_token = text.num_hidden_layers * _KEPT + _LAYER if checkpointed else text.num_hidden_layers * _LAYER
     kept = (
@@ -114,9 +114,9 @@ def training(
 
 
 def machine(count: int, text: Any, tokens: int, checkpointed: bool, engine: tuple[int, float] | None) -> list[Part]:
-    """Return what a run on a CPU has at its peak, all processes together.
+    """Return the peak memory of a run on a CPU, of all processes together.
 
-    `engine`: bytes of each of its numbers, and of its KV cache; None: supervised training has none, nor workers beside it.
+    `engine`: bytes per parameter, and bytes of the KV cache; None for supervised training, which has no engine and no workers.
     """
     parts = [*training(count, text, tokens, 1, checkpointed), Part("the trainer's process", "libraries, heap", _PROCESS + _HEAP)]
     if engine is None:

@@ -46,7 +46,7 @@ def rows(setup: Setup) -> Iterator[Finding]:
 
 @check("disk", "no checkpoints are written", "model")
 def disk(setup: Setup) -> Iterator[Finding]:
-    """As for reinforcement learning."""
+    """Compare the free space with the checkpoints that will be kept, as for reinforcement learning."""
     config = setup.config
     size = checkpoint(setup.parameters, config.checkpoint.save_contents)
     if config.trainer.save_freq > 0:
@@ -55,7 +55,7 @@ def disk(setup: Setup) -> Iterator[Finding]:
 
 @check("memory", "not estimated for GPUs", "model")
 def memory(setup: Setup) -> Iterator[Finding]:
-    """Estimate the peak on a CPU; there is no engine."""
+    """Estimate the peak memory on a CPU, without an engine."""
     config = setup.config
     if config.trainer.device == "cpu":
         text, checkpointed = setup.model.get_text_config(), bool(config.model.enable_gradient_checkpointing)

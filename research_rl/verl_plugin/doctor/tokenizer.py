@@ -1,4 +1,4 @@
-"""The model's tokenizer against the method's protocol."""
+"""Checks that the model's tokenizer suits the method's protocol."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from research_rl.verl_plugin.rows import prompt_codec
 
 @check("model files", "configuration and tokenizer of the model are on this machine")
 def model_files(setup: Setup) -> Iterator[Finding]:
-    """Tell what is not here: what depends on it is checked when the trainer has it."""
+    """Report what is missing on this machine; the checks that need it are made when the trainer has it."""
     for what, there, why in (
         ("configuration", setup.model, setup.why_no_model), ("tokenizer", setup.tokenizer, setup.why_no_tokenizer),
     ):  # fmt: skip
@@ -23,18 +23,18 @@ def model_files(setup: Setup) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-@check("prompt", "the method's prompt goes with the tokenizer and its chat template", "settings", "tokenizer")
+@check("prompt", "the method's prompt suits the tokenizer and its chat template", "settings", "tokenizer")
 def prompt(setup: Setup) -> Iterator[Finding]:
-    """Check what the prompt is made with, and that a response ends where the chat template ends an assistant's words."""
+    """Check the codec of prompts, and that a response ends where the chat template ends an assistant message."""
     settings = setup.settings
     assert settings is not None
-    prompt_codec(setup.tokenizer, settings, setup.config.data)  # raises what is wrong
+    prompt_codec(setup.tokenizer, settings, setup.config.data)  # raises if something is wrong
     if setup.codec is None or isinstance(settings.load().prompt("?"), str):
         return
     settings.load().check_template(setup.codec)  # likewise
     if (end := setup.codec.unheeded_end()) is not None:
         yield warning(
-            "the engine should end a response at the token that the chat template writes after an assistant's words",
+            "the engine should end a response at the token that the chat template writes after an assistant message",
             f"{end!r}, which is neither the tokenizer's EOS nor among eos_token_id of generation_config.json",
             "Add its id to eos_token_id in the model's generation_config.json, or take the model that was trained with this template",
         )  # fmt: skip
@@ -42,7 +42,7 @@ def prompt(setup: Setup) -> Iterator[Finding]:
 
 @check("tags", "the method's tags are tokens of their own", "settings", "tokenizer")
 def tags(setup: Setup) -> Iterator[Finding]:
-    """Check that no token holds both a part of a tag and neighbouring text, and that nothing decodes tags away."""
+    """Check that no token covers both a part of a tag and neighbouring text, and that decoding does not drop tags."""
     settings, tokenizer = setup.settings, setup.tokenizer
     assert settings is not None
     method = settings.load()

@@ -1,4 +1,4 @@
-"""The MCP server of a run's tools: there, and what it offers."""
+"""Reports the tools of a run's MCP server."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from research_rl.verl_plugin.doctor.setup import Setup
 
 @check("MCP server", "none (research_rl.method_options.mcp is not given)", "settings")
 def mcp_server(setup: Setup) -> Iterator[Finding]:
-    """Tell the tools that it has listed; one that does not answer has been told by the section's check."""
+    """Report the tools that it has listed; if it does not answer, the check of the section has reported that."""
     settings = setup.settings
     assert settings is not None
     tools = [tool for tool in settings.load().tools.values() if isinstance(tool, McpTool)]

@@ -1,4 +1,4 @@
-"""Settings of verl's that cannot work together: verl finds some of them out after the models are loaded, and some never."""
+"""Checks verl's settings for combinations that cannot work: verl notices some of them only after loading the models, and some never."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from research_rl.verl_plugin.health import check_health
 from research_rl.verl_plugin.policy_loss_config import check_policy_loss
 
 MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
-# estimators that compare the rollouts of a question, and those that divide by what these rollouts' rewards differ
+# estimators that compare the rollouts of a question, and those of them that divide by the standard deviation of their rewards
 _GROUP = {
     *("grpo", "grpo_vectorized", "grpo_passk", "gdpo", "rloo", "rloo_vectorized", "opo", "gpg", "reinforce_plus_plus_baseline"),
     *("optimal_token_baseline", "tir_optimal_token_baseline", NAME),
 }
 _BY_STD = {"grpo", "grpo_vectorized", "grpo_passk", "gdpo"}
-_CLIP = 0.2  # verl's default of all three
+_CLIP = 0.2  # verl's default of clip_ratio, clip_ratio_low and clip_ratio_high
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
 @check("trainer", "verl's trainer, engine and agent loop are those that the rollout needs")
 def trainer(setup: Setup) -> Iterator[Finding]:
-    """Check what the rollout stands on."""
+    """Check the settings that the rollout depends on."""
     rollout = setup.config.actor_rollout_ref.rollout
     if rollout.agent.agent_loop_manager_class != MANAGER:
         what = f"{_ROLLOUT}.agent.agent_loop_manager_class must be {MANAGER}"
@@ -35,13 +35,13 @@ def trainer(setup: Setup) -> Iterator[Finding]:
         what = f"{_ROLLOUT}.name must be vllm (stop strings stay in the text there)"
         yield error(what, repr(rollout.name), "Leave it as research_rl/config/research_rl.yaml has it")
     if not setup.config.trainer.use_v1:
-        what = "trainer.use_v1 must be true: verl's older trainer knows no agent loop manager over a TransferQueue"
+        what = "trainer.use_v1 must be true: verl's older trainer has no agent loop manager over a TransferQueue"
         yield error(what, "false", "Leave it out")
 
 
-@check("estimator", "the advantage estimator goes with the rollouts and the KL")
+@check("estimator", "the advantage estimator suits the rollouts and the KL")
 def estimator(setup: Setup) -> Iterator[Finding]:
-    """Check the advantage estimator against what it compares."""
+    """Check that the advantage estimator suits the number of rollouts and the KL."""
     from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
 
     algorithm, n = setup.config.algorithm, setup.config.actor_rollout_ref.rollout.n
@@ -78,9 +78,9 @@ def policy_loss(setup: Setup) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-@check("dynamic sampling", "questions are chosen by a figure that rollouts have, or not at all", "settings")
+@check("dynamic sampling", "dynamic sampling uses a metric that rollouts have, or is off", "settings")
 def dynamic_sampling(setup: Setup) -> Iterator[Finding]:
-    """Check what dynamic sampling compares: verl finds out at the first batch."""
+    """Check the metric of dynamic sampling: verl would notice a wrong one at the first batch only."""
     chosen, settings = setup.config.algorithm.filter_groups, setup.settings
     assert settings is not None
     if not chosen.enable:
@@ -94,7 +94,7 @@ def dynamic_sampling(setup: Setup) -> Iterator[Finding]:
 
 @check("health", "the health rules can be followed", "settings")
 def health(setup: Setup) -> Iterable[Finding]:
-    """Check the rules, and that a run can be rolled back where they ask for it."""
+    """Check the rules, and that a run can be rolled back if a rule demands it."""
     assert setup.settings is not None
     check_health(setup.config, Health.from_mapping(setup.settings.health or {}))
     return ()
@@ -102,7 +102,7 @@ def health(setup: Setup) -> Iterable[Finding]:
 
 @check("batches", "batches, updates, ranks and engines divide evenly")
 def batches(setup: Setup) -> Iterator[Finding]:
-    """Check what verl pads silently, or asserts at the first update."""
+    """Check what verl would pad silently, or assert at the first update."""
     config = setup.config
     actor, rollout, batch = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.data.train_batch_size
     mini, epochs = actor.ppo_mini_batch_size, actor.ppo_epochs
@@ -114,7 +114,7 @@ def batches(setup: Setup) -> Iterator[Finding]:
         )  # fmt: skip
     if (updates := batch // mini * epochs) > 1 and not actor.shuffle:
         yield error(
-            f"a batch of {batch} questions makes {updates} updates, and its rows stand in the order in which they were finished, short and "
+            f"a batch of {batch} questions makes {updates} updates, and its rows are in the order in which they were finished, short and "
             "easy ones first",
             "", f"Set {_ACTOR}.shuffle=true",
         )  # fmt: skip
@@ -125,7 +125,7 @@ def batches(setup: Setup) -> Iterator[Finding]:
             f"trainer.n_gpus_per_node x nnodes = {gpus} devices cannot be shared by engines of {engine} each",
             "", f"Lower {_ROLLOUT}.tensor_model_parallel_size (or its like), or take another number of devices",
         )  # fmt: skip
-    if actor.strategy in ("fsdp", "fsdp2"):  # others divide the devices in their own way
+    if actor.strategy in ("fsdp", "fsdp2"):  # other strategies divide the devices in their own way
         yield from _ranks(config, max(1, gpus // sequence_parallel(actor)))
 
 
@@ -148,6 +148,6 @@ def _ranks(config: Any, ranks: int) -> Iterator[Finding]:
 
 
 def sequence_parallel(actor: Any) -> int:
-    """Return over how many devices verl spreads one sequence; there are two keys for it."""
+    """Return the number of devices over which verl spreads one sequence; verl has two keys for it."""
     engine = actor.get("fsdp_config") or {}
     return max(section.get("ulysses_sequence_parallel_size", 1) for section in (actor, engine))

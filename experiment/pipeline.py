@@ -26,8 +26,9 @@ from research_rl.files import whole_lines, write_text
 from research_rl.questions import read_questions
 from research_rl.recall import answer_recall
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.training.jobs import Job
 from research_rl.training.processes import start
-from research_rl.training.train import Job, hydra_value
+from research_rl.training.recipe import hydra_value
 from research_rl.training.train import train as run_recipe
 from research_rl.training.trajectory_log import read
 

@@ -26,8 +26,8 @@ from quickstart.training import records_of, train
 from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
 from research_rl.files import write_text
+from research_rl.training.jobs import DONE
 from research_rl.training.processes import leaving_none, start_service, wait_until_healthy
-from research_rl.training.train import DONE
 
 ROOT = Path(__file__).parents[1]
 MODELS = tuple(ROOT / "quickstart" / "start_model" / name for name in ("weights", "weights_all_methods"))

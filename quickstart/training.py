@@ -13,8 +13,9 @@ from rich.console import Console
 
 from quickstart.progress import follow
 from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError, WrongServiceError
+from research_rl.training.jobs import Job
 from research_rl.training.processes import start, tail
-from research_rl.training.train import Job, stages_of
+from research_rl.training.recipe import stages_of
 from research_rl.training.train import train as run_recipe
 from research_rl.training.trajectory_log import read
 

@@ -19,6 +19,15 @@ CPU_ENGINE = {  # for vLLM on a CPU, if nothing else computes at the same time
     "TOKENIZERS_PARALLELISM": "false",
 }
 
+# engine and trainer take turns, so each may use all cores; Ray would limit a worker to one
+CPU_ENVIRONMENT = CPU_ENGINE | {
+    "VERL_PLATFORM": "cpu",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "TORCHDYNAMO_DISABLE": "1",
+    "RAY_DEDUP_LOGS": "0",
+    "HYDRA_FULL_ERROR": "1",
+}
+
 
 def restart_with(environment: Mapping[str, str]) -> None:
     """Restart this program with these variables if any is missing: malloc and OpenMP read theirs only when a process starts."""

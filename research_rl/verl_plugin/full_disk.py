@@ -6,7 +6,7 @@ import shutil
 import traceback
 from pathlib import Path
 
-from research_rl.training.train import last_step
+from research_rl.training.jobs import last_step
 
 LITTLE = 64 * 2**20  # bytes: with less, a disk counts as full where no checkpoint tells how much one needs
 NO_ROOM = ("No space left on device", "Disk quota exceeded")

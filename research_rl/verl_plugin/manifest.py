@@ -14,9 +14,9 @@ from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, prompt_hash
 from research_rl.judge import JudgeSettings, template_hash
 from research_rl.training.export import say_dtype
+from research_rl.training.jobs import last_step
 from research_rl.training.rollback import rollbacks
 from research_rl.training.settings import Settings
-from research_rl.training.train import last_step
 from research_rl.verl_plugin.config import chat_template_kwargs
 
 

@@ -8,7 +8,8 @@ from typing import Any
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import open_dict
 
-from research_rl.training.train import last_step, override_key
+from research_rl.training.jobs import last_step
+from research_rl.training.recipe import override_key
 
 _KEY = "trainer.val_before_train"
 

@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from research_rl.training.train import SUPERVISED, defaults_of, jobs, load_recipe, stages_of
+from research_rl.training.jobs import jobs
+from research_rl.training.recipe import SUPERVISED, defaults_of, load_recipe, stages_of
 from research_rl.verl_plugin.doctor.compose import compositions
 from research_rl.verl_plugin.doctor.examine import examine, refuse
 from research_rl.verl_plugin.doctor.setup import Setup

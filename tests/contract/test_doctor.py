@@ -17,7 +17,7 @@ from transformers import AutoTokenizer
 
 from research_rl import cli
 from research_rl.questions import write_verl_parquet
-from research_rl.training.train import stages_of
+from research_rl.training.recipe import stages_of
 from research_rl.verl_plugin.doctor import machine, section, service, tools
 from research_rl.verl_plugin.doctor.command import diagnose, together
 from research_rl.verl_plugin.doctor.compose import compositions, environment

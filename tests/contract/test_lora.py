@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from research_rl.training.train import load_recipe, stages_of
+from research_rl.training.recipe import load_recipe, stages_of
 from research_rl.verl_plugin.doctor.compose import compositions
 from research_rl.verl_plugin.doctor.size import adapter_parameters
 

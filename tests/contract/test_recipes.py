@@ -12,8 +12,9 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from research_rl.methods.base import method_names
+from research_rl.training.jobs import jobs, stage_overrides
+from research_rl.training.recipe import stages_of
 from research_rl.training.settings import Settings
-from research_rl.training.train import jobs, stage_overrides, stages_of
 from research_rl.verl_plugin.doctor.examine import RECIPE, examine, refuse
 from research_rl.verl_plugin.doctor.lengths import set_engine_length
 from research_rl.verl_plugin.doctor.setup import Setup

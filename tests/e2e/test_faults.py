@@ -16,8 +16,8 @@ from pathlib import Path
 import psutil
 import pytest
 
+from research_rl.training.jobs import last_step
 from research_rl.training.processes import start, tail
-from research_rl.training.train import last_step
 from research_rl.training.trajectory_log import read
 from tests.e2e.test_outage import ROOT, SMALL, Service, run_dir, wait_for_step  # noqa: F401  # the fixture
 

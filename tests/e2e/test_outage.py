@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from research_rl.cpu import CPU_ENVIRONMENT
 from research_rl.training.processes import adopt_orphans, start, start_service, stop_all, wait_until_healthy
-from research_rl.training.train import CPU_ENVIRONMENT
 from research_rl.training.trajectory_log import read
 from tests.e2e.test_quickstart import ROOT, SMALL, free_ports
 

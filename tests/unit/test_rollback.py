@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from research_rl.training.health import Health, Watch
+from research_rl.training.jobs import DONE, last_step
 from research_rl.training.rollback import (
     FIGURES,
     HALTED,
@@ -20,7 +21,7 @@ from research_rl.training.rollback import (
     replay,
     roll_back,
 )
-from research_rl.training.train import DONE, last_step, main, train
+from research_rl.training.train import main, train
 
 
 @pytest.fixture

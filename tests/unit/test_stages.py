@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
+from research_rl.training.jobs import DONE, jobs, last_step
+from research_rl.training.recipe import hydra_value
 from research_rl.training.stages import ENDED, Progress, Until, read_stages
-from research_rl.training.train import DONE, hydra_value, jobs, last_step, main, train
+from research_rl.training.train import main, train
 
 STAGES = {
     "search": {
@@ -341,7 +343,7 @@ def _plain(value):
 
 
 def test_the_model_of_each_stage_and_of_a_run_without_stages_is_exported_where_it_ends(recipe, tmp_path, monkeypatch):
-    from research_rl.training import train as module
+    from research_rl.training import jobs as module
 
     made = []
     monkeypatch.setattr(module, "export", lambda actor: made.append(actor) or actor / "huggingface")

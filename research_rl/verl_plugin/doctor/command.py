@@ -16,7 +16,7 @@ from typing import Any
 
 from research_rl.command_line import Parser
 from research_rl.errors import ConfigError
-from research_rl.training.train import run_directory
+from research_rl.training.recipe import run_directory
 from research_rl.verl_plugin.doctor.finding import Finding
 from research_rl.verl_plugin.doctor.report import as_json, as_text, coloured
 

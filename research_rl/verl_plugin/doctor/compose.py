@@ -13,23 +13,15 @@ from hydra.errors import HydraException
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from research_rl.cpu import CPU_ENVIRONMENT
 from research_rl.errors import ConfigError
-from research_rl.training.train import (
-    CPU_ENVIRONMENT,
-    MODEL,
-    SUPERVISED,
-    defaults_of,
-    is_on_cpu,
-    load_recipe,
-    override_key,
-    stage_overrides,
-    stages_of,
-)
+from research_rl.training.jobs import MODEL, stage_overrides
+from research_rl.training.recipe import SUPERVISED, defaults_of, is_on_cpu, load_recipe, override_key, stages_of
 
 
 @contextlib.contextmanager
 def environment(recipe: Path, run_dir: Path) -> Iterator[None]:
-    """Set the environment variables of the recipe's jobs for a while, as `research_rl.training.train.jobs` does."""
+    """Set the environment variables of the recipe's jobs for a while, as `research_rl.training.jobs.jobs` does."""
     before = dict(os.environ)
     os.environ.update({**(CPU_ENVIRONMENT if is_on_cpu(load_recipe(recipe)) else {}), "RUN_DIR": str(run_dir)})
     try:

@@ -11,7 +11,7 @@ from typing import Any
 
 import psutil
 
-from research_rl.training.train import CPU_ENVIRONMENT
+from research_rl.cpu import CPU_ENVIRONMENT
 from research_rl.verl_plugin.doctor.finding import Finding, check, error, ok, warning
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.size import GIB, Part, checkpoint, machine, training, width

@@ -118,7 +118,10 @@ def machine(count: int, text: Any, tokens: int, checkpointed: bool, engine: tupl
 
     `engine`: bytes per parameter, and bytes of the KV cache; None for supervised training, which has no engine and no workers.
     """
-    parts = [*training(count, text, tokens, 1, checkpointed), Part("the trainer's process", "libraries, heap", _PROCESS + _HEAP)]
+    parts = [
+        *training(count, text, tokens, 1, checkpointed),
+        Part("the trainer's process", "libraries, heap", _PROCESS + _HEAP),
+    ]
     if engine is None:
         return parts
     width, cache = engine

@@ -18,6 +18,7 @@ from experiment.declaration import Declaration
 from quickstart.training import records_of
 from research_rl.inference.sampling import read_log
 from research_rl.metrics import answer_rank
+from research_rl.tools.open import opened
 
 Record = Mapping[str, Any]
 KEPT = ("n", "em", "f1", "searches", "well_formed", "answered", "cost")
@@ -135,23 +136,49 @@ def opening(rows: Sequence[Record], ranks: Sequence[int]) -> dict[str, Any]:
 
     `ranks`: by row, the number of the first turn that showed an answer, 0 if none did.
 
-    `opens`: calls of `open` per question; `opened`: share of questions with one; `searched_recall`: share of questions for which a search
-    showed an answer before any page did; `em_by_where`: EM and number of the questions for which a search showed an answer first, an opened
-    page did, or nothing did.
+    `opens`: calls of `open` per question; `opened`: share of questions with one; `unknown_ids`, `repeated_opens`: share of the calls
+    with an id that had not been shown, and of those that repeat an earlier one (`research_rl.tools.open.opened`); `searched_recall`:
+    share of questions for which a search showed an answer before any page did; `em_by_where`: EM and number of the questions for which a
+    search showed an answer first, an opened page did, or nothing did.
     """
-    called = [[[call["name"] for call in turn.get("action", {}).get("calls", ())] for turn in row["turns"]] for row in rows]
-    opens = [sum(name == "open" for names in turns for name in names) for turns in called]
+    called = [[turn.get("action", {}).get("calls", ()) for turn in row["turns"]] for row in rows]
+    opens = [sum(call["name"] == "open" for calls in turns for call in calls) for turns in called]
     if not any(opens):
         return {}
     where: dict[str, list[float]] = {"searched": [], "opened": [], "nowhere": []}
     for row, turns, rank in zip(rows, called, ranks, strict=True):
-        place = "nowhere" if not rank else "opened" if "open" in turns[rank - 1] else "searched"
+        place = "nowhere" if not rank else "opened" if any(call["name"] == "open" for call in turns[rank - 1]) else "searched"
         where[place].append(row["metrics"]["em"])
     return {
         "opens": round(mean(opens), 4), "opened": round(mean(float(bool(count)) for count in opens), 4),
+        **_ids(rows),
         "searched_recall": round(len(where["searched"]) / len(rows), 4),
         "em_by_where": {name: {"em": round(mean(values), 4), "n": len(values)} for name, values in where.items() if values},
     }  # fmt: skip
+
+
+def _ids(rows: Sequence[Record]) -> dict[str, float]:
+    """Return what share of all opens name an id that was not shown, and what share were made before."""
+    found = []
+    for row in rows:
+        found += opened(
+            (
+                [
+                    call["arguments"]
+                    for call in turn.get("action", {}).get("calls", ())
+                    if call["name"] == "open" and not call.get("error")
+                ],
+                [one["id"] for one in turn.get("passages", ())],
+            )
+            for turn in row["turns"]
+            if turn["observation"]
+        )
+    if not found:
+        return {}
+    return {
+        "unknown_ids": round(mean(float(not one.shown) for one in found), 4),
+        "repeated_opens": round(mean(float(one.again) for one in found), 4),
+    }
 
 
 def step_seconds(run_dir: Path) -> list[dict[str, float]]:

@@ -14,11 +14,13 @@ from typing import Any
 
 from research_rl.methods.base import Method
 from research_rl.metrics import holds_phrase, is_yes_no, normalize_answer
+from research_rl.tools.open import opened_in
 from research_rl.types import Action, Invalid, Search, StopReason, ToolCalls, Trajectory
 
 NGRAM = 4  # words
 FIGURES = (  # what a step may log under `health/`
-    "search_rate", "searches", "nothing_shown", "repeated_query_rate", "evidence_rate", "supporting_rate", "correct_without_evidence",
+    "search_rate", "searches", "nothing_shown", "repeated_query_rate", "unknown_id_rate", "repeated_open_rate",
+    "evidence_rate", "supporting_rate", "correct_without_evidence",
     "well_formed_rate", "invalid_rate", "written_tokens", "observed_tokens", "masked_share", "repeated_text",
     "answer_words", "answer_excess", "several_answers", "tags_in_answer", "entropy_estimate", "preferred_logprob",
     "uninformative_groups", "search_seconds_p50", "search_seconds_p95", "lost_groups", "alarms",
@@ -59,6 +61,7 @@ def rollout_health(
         score,
         {
             **_searching(trajectory, searches, info or {}),
+            **_opening(method, trajectory),
             **_evidence(method, trajectory, golden_answers),
             **_form(method, trajectory, sampled),
             **_answer(method, trajectory, golden_answers),
@@ -82,6 +85,13 @@ def _searching(trajectory: Trajectory, searches: list[str], info: Mapping[str, A
         shown = {passage.id for turn in trajectory.turns for passage in turn.passages}
         figures["supporting_rate"] = len(shown & {str(one) for one in supporting}) / len(supporting)
     return figures
+
+
+def _opening(method: Method, trajectory: Trajectory) -> dict[str, float]:
+    opens = opened_in(trajectory, method.tools)
+    if not opens:
+        return {}
+    return {"unknown_id_rate": fmean(not one.shown for one in opens), "repeated_open_rate": fmean(one.again for one in opens)}
 
 
 def _asks_for_passages(action: Action) -> bool:

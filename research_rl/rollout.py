@@ -29,7 +29,8 @@ class Generation:
 _CHARACTERS_PER_TOKEN = 4  # of English text, about: where the search for the widest cut begins
 Generate = Callable[[list[int], int, tuple[str, ...]], Awaitable[Generation]]  # (ids so far, most new ids, stop strings)
 SearchFunction = Callable[[list[str], int], Awaitable[list[list[Passage]]]]  # (queries, top-k)
-CallFunction = Callable[[ToolCall, int], Awaitable[list[Passage]]]  # (a call, top-k): `research_rl.tools.base.Toolbox` is one
+# (a call, top-k, ids of the passages shown before, in order): `research_rl.tools.base.Toolbox` is one
+CallFunction = Callable[[ToolCall, int, Sequence[str]], Awaitable[list[Passage]]]
 
 
 class Codec(Protocol):
@@ -125,7 +126,8 @@ async def rollout(
             break
         if isinstance(action, Search | ToolCalls):
             started = time.perf_counter()
-            results = await _results(action, search, call, budget.top_k)
+            known = [passage.id for turn in turns for passage in turn.passages]
+            results = await _results(action, search, call, budget.top_k, known)
             clock["search"] += time.perf_counter() - started
             observation, ids, shown = observe(method, codec, results, budget.observation_tokens)
         else:
@@ -151,13 +153,13 @@ async def rollout(
 
 
 async def _results(
-    action: Search | ToolCalls, search: SearchFunction, call: CallFunction | None, top_k: int
+    action: Search | ToolCalls, search: SearchFunction, call: CallFunction | None, top_k: int, known: Sequence[str]
 ) -> list[list[Passage]]:
     if isinstance(action, Search):
         return await search([action.query], top_k)
     if call is None:
         raise ConfigError("the method calls tools, but nothing in this rollout can execute them: pass `call` (a Toolbox)")
-    return list(await asyncio.gather(*(call(one, top_k) for one in action.calls)))
+    return list(await asyncio.gather(*(call(one, top_k, known) for one in action.calls)))
 
 
 def _check(generation: Generation, limit: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -135,9 +135,9 @@ class SearchAgent:
         budget = self._fitting.fit(self.budget, await server.context(), len(prompt), question)
         toolbox = Toolbox(self.method.tools, client)
 
-        async def call(asked: ToolCall, top_k: int) -> list[Passage]:
+        async def call(asked: ToolCall, top_k: int, shown: Sequence[str]) -> list[Passage]:
             tell(Event("search", next(iter(ToolCalls((asked,)).queries), _shown(asked))))
-            found = await toolbox(asked, top_k)
+            found = await toolbox(asked, top_k, shown)
             tell(Event("found", passages=tuple(found)))
             return found
 

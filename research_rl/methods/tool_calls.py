@@ -19,6 +19,7 @@ from research_rl.recordings import read_messages
 from research_rl.tools.base import Tool, load_tools
 from research_rl.tools.formats import broken, format_of, load_format
 from research_rl.tools.mcp import load_mcp
+from research_rl.tools.open import OpenTool, opened_in
 from research_rl.types import Action, Answer, Conversation, Invalid, Passage, Reward, ToolCall, ToolCalls, Trajectory, Turn
 
 AnswerForm = Literal["boxed", "tag", "plain"]
@@ -43,19 +44,19 @@ class ToolCallsMethod(Method):
         self, tools: Sequence[str] = ("search", "open"), format: str = "hermes", answer: AnswerForm = "boxed", outcome: Outcome = "f1",
         format_reward: float = 0.1, malformed_penalty: float = 0.0, unsearched_penalty: float = 0.0,
         prompt: Prompt = None, prompt_file: str | None = None, mcp: Mapping[str, Any] | None = None,
-        form: Form = "paid", thoughts: Thoughts = "free",
+        form: Form = "paid", thoughts: Thoughts = "free", unknown_id_penalty: float = 0.0,
     ) -> None:  # fmt: skip
         r"""`tools`: names of `research_rl.tools`, or dotted paths; `format`: how the model writes a call (`research_rl.tools.formats`).
 
         `answer`: where the final message has it: in `\boxed{}`, between `<answer>` tags, or it is the whole message. `format_reward`:
         the reward of a well-formed trajectory whose answer is wrong. `malformed_penalty` is subtracted if a call could not be executed,
-        `unsearched_penalty` if there was no search. `mcp`: an MCP server whose tools are added (`research_rl.tools.mcp`). `form`: if
-        required, the answer is rewarded only in a well-formed trajectory (ReCall's reward). `thoughts`: if required, a trajectory is
-        well-formed only if each message has a thought.
+        `unsearched_penalty` if there was no search, `unknown_id_penalty` if an id was opened that had not been shown. `mcp`: an MCP
+        server whose tools are added (`research_rl.tools.mcp`). `form`: if required, the answer is rewarded only in a well-formed
+        trajectory (ReCall's reward). `thoughts`: if required, a trajectory is well-formed only if each message has a thought.
 
         Raises:
-            ConfigError: an unknown tool, format or answer form, an unusable prompt (see `load_template`), or an MCP server that does
-                not answer, or has a tool that cannot be used.
+            ConfigError: an unknown tool, format or answer form, an unusable prompt (see `load_template`), a penalty for a tool that is
+                not there, or an MCP server that does not answer, or has a tool that cannot be used.
         """
         known("tool_calls", "answer", answer, get_args(AnswerForm))
         known("tool_calls", "outcome", outcome, get_args(Outcome))
@@ -65,6 +66,13 @@ class ToolCallsMethod(Method):
         self.tools = _tools(tools, mcp)
         self.format_name, self._format = format, load_format(format)
         self._schemas = {name: tool.parameters for name, tool in self.tools.items()}
+        self._opens = any(isinstance(tool, OpenTool) for tool in self.tools.values())
+        self._unknown_id = unknown_id_penalty
+        if unknown_id_penalty and not self._opens:
+            raise ConfigError(
+                f"tool_calls: unknown_id_penalty={unknown_id_penalty} needs the tool open, and the tools are {', '.join(self.tools)}: add "
+                "it to tools, or leave the penalty out"
+            )
         self._form, self._outcome = answer, {"em": exact_match, "f1": f1}[outcome]
         self._format_reward, self._malformed, self._unsearched = format_reward, malformed_penalty, unsearched_penalty
         self._prompt = load_template(f"tool_calls_{answer}", prompt, prompt_file, None)
@@ -181,9 +189,14 @@ class ToolCallsMethod(Method):
         right = overlap if answer is None or judged is None else judged
         paid = 0.0 if self._gated and not formed else right
         score = paid or (self._format_reward if formed else 0.0)
-        score -= self._malformed * malformed + self._unsearched * unsearched
-        calls = {f"calls/{name}": float(sum(call.name == name for call in called)) for name in self.tools}
-        return Reward(score, {"answer": overlap, "format": float(formed), "malformed_call": float(malformed), **calls})
+        opens = opened_in(trajectory, self.tools)
+        unknown = sum(not one.shown for one in opens)
+        score -= self._malformed * malformed + self._unsearched * unsearched + self._unknown_id * bool(unknown)
+        counts = {f"calls/{name}": sum(call.name == name for call in called) for name in self.tools}
+        if self._opens:
+            counts |= {"unknown_ids": unknown, "repeated_opens": sum(one.again for one in opens)}
+        counted = {name: float(count) for name, count in counts.items()}
+        return Reward(score, {"answer": overlap, "format": float(formed), "malformed_call": float(malformed), **counted})
 
 
 def _tools(names: Sequence[str], mcp: Mapping[str, Any] | None) -> dict[str, Tool]:

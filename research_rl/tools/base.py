@@ -54,6 +54,11 @@ class Tool(ABC):
             RetrievalError: the service is unavailable. The rollout is discarded, never scored.
         """
 
+    async def answer(self, service: Service, arguments: Mapping[str, Any], top_k: int, shown: Sequence[str]) -> list[Passage]:
+        """Return what `call` does. A tool overrides this where it can tell the policy more by the ids of the passages that it was shown
+        before, in order."""
+        return await self.call(service, arguments, top_k)
+
     def schema(self) -> dict[str, Any]:
         """Return the tool as chat templates and OpenAI's API expect it."""
         function = {"name": self.name, "description": self.description, "parameters": self.parameters}
@@ -85,8 +90,9 @@ class Toolbox:
         self._tools, self._service = tools, service
         self._calls: Counter[str] = Counter()
 
-    async def __call__(self, call: ToolCall, top_k: int) -> list[Passage]:
-        """Return the result of a call; for a wrong call, or one beyond `max_calls`, an error message for the policy.
+    async def __call__(self, call: ToolCall, top_k: int, shown: Sequence[str] = ()) -> list[Passage]:
+        """Return the result of a call; for a wrong call, or one beyond `max_calls`, an error message for the policy. `shown`: see
+        `Tool.answer`.
 
         Raises:
             RetrievalError: see `Tool.call`.
@@ -97,7 +103,7 @@ class Toolbox:
         self._calls[call.name] += 1
         if tool.max_calls is not None and self._calls[call.name] > tool.max_calls:
             return [told(f"{call.name} may be called {tool.max_calls} times, and no more")]
-        return await tool.call(self._service, call.arguments, top_k)
+        return await tool.answer(self._service, call.arguments, top_k, shown)
 
 
 def half_a_pair(text: str) -> bool:

@@ -160,7 +160,9 @@ def test_every_figure_is_among_those_that_rules_may_name():
     good = rollout_health(
         METHOD, trajectory(searched("a"), answered("Tarn")), ["Tarn"], 1.0, "g", {"hops": 2, "supporting_ids": ["p1"]}
     )
-    names = {name.removeprefix("health/") for name in step_health([bad, good])}
+    opens = Turn("", ToolCalls((ToolCall("open", {"id": "p"}),)), "Error: there is none")
+    opening = rollout_health(load_method("tool_calls"), trajectory(opens, answered("x")), ["Tarn"], 0.0, "g")
+    names = {name.removeprefix("health/") for name in step_health([bad, good, opening])}
     assert {name for name in names if not name.startswith(FAMILIES)} == set(FIGURES) - {"lost_groups", "alarms"}
 
 

@@ -103,7 +103,11 @@ class Maker:
 
     async def _answers(self, plays: Sequence[_Play]) -> list[list[Passage]]:
         """Return what each is shown for what it asks: calls go to the method's tools; without tools, searches go in batches."""
-        calls = [play.toolbox(play.asked, self._top_k) for play in plays if isinstance(play.asked, ToolCall)]
+        calls = [
+            play.toolbox(play.asked, self._top_k, [passage.id for turn in play.turns for passage in turn.passages])
+            for play in plays
+            if isinstance(play.asked, ToolCall)
+        ]
         if calls:
             return list(await asyncio.gather(*calls))
         queries = [play.asked.query for play in plays if isinstance(play.asked, Search)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from research_rl.errors import DataError
 from research_rl.methods.base import Method
+from research_rl.recordings import lines_of
 from research_rl.types import Trajectory
 
 
@@ -19,22 +18,10 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     Raises:
         DataError: the file is missing, empty, or a line is not a JSON object; the message names the line.
     """
-    if not path.is_file():
-        raise DataError(f"no file {path}")
     empty = True
-    try:
-        text = gzip.decompress(path.read_bytes()).decode() if path.suffix == ".gz" else path.read_text(encoding="utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read as {'gzip of ' * (path.suffix == '.gz')}UTF-8 ({error})") from None
-    for number, line in enumerate(text.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:  # also for a number with thousands of digits, or too deep nesting
-            raise DataError(f"{path}, line {number}: not JSON ({error}), got {line.strip()[:80]!r}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{path}, line {number}: a JSON object is needed, got {line.strip()[:80]!r}")
+    for _, row in lines_of(path):
+        if isinstance(row, DataError):
+            raise row
         empty = False
         yield row
     if empty:

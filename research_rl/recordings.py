@@ -1,17 +1,49 @@
-"""Conversations that other software recorded, as messages in OpenAI's format: `role`, `content`, an assistant's `tool_calls`, a tool's
-`tool_call_id` (https://platform.openai.com/docs/api-reference/chat)."""
+"""Recordings of other software: files of JSON lines, and conversations in them as messages in OpenAI's format: `role`, `content`, an
+assistant's `tool_calls`, a tool's `tool_call_id` (https://platform.openai.com/docs/api-reference/chat)."""
 
 from __future__ import annotations
 
+import gzip
 import json
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from research_rl.errors import DataError
 from research_rl.types import ToolCall
 
 _THOUGHT = ("reasoning", "reasoning_content")  # fields for a thought that a server has taken out of the content
+
+
+def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
+    """Yield number (from 1) and object of every line of a file of JSON lines (.gz too) that is not blank; an error, in a line that holds
+    no object.
+
+    Raises:
+        DataError: the file is missing, or cannot be read.
+    """
+    if not path.is_file():
+        raise DataError(f"no file {path}")
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, _object(line, f"{path}, line {number}")
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{path} cannot be read as {'gzip of ' * (path.suffix == '.gz')}UTF-8 ({error})") from None
+
+
+def _object(line: bytes, place: str) -> dict[str, Any] | DataError:
+    try:
+        text = line.decode()
+        row = json.loads(text)
+    except UnicodeDecodeError as error:
+        return DataError(f"{place}: it cannot be read as UTF-8 ({error})")
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nesting too deep
+        return DataError(f"{place}: not JSON ({error}), got {text.strip()[:80]!r}")
+    return row if isinstance(row, dict) else DataError(f"{place}: a JSON object is needed, got {text.strip()[:80]!r}")
 
 
 @dataclass
@@ -54,6 +86,12 @@ def read_messages(messages: Sequence[Any]) -> tuple[str, list[Said]]:
     return question, said
 
 
+def prompt_of(messages: Sequence[Mapping[str, Any]]) -> str:
+    """Return what stands before the assistant's first words in a conversation that `read_messages` reads: each message after its role."""
+    said = [(message["role"], _text(message, number)) for number, message in enumerate(messages, 1)]
+    return "\n\n".join(f"{role}: {text}" for role, text in said if role not in ("assistant", "tool"))
+
+
 def _check_answered(said: list[Said], number: int) -> None:
     if said and (open_calls := set(said[-1].calls) - set(said[-1].results)):
         raise DataError(f"before message {number}, the calls {sorted(open_calls)} have no result")
@@ -93,4 +131,6 @@ def _call(function: Mapping[str, Any]) -> ToolCall:
         found = json.loads(arguments) if isinstance(arguments, str) else arguments
     except (ValueError, RecursionError):
         found = None
-    return ToolCall(name, found) if isinstance(found, dict) else ToolCall("", {}, f"the arguments of {name} are no JSON object")
+    if not isinstance(found, dict):
+        return ToolCall("", {}, f"the arguments of {name} are no JSON object: {arguments!r:.80}")
+    return ToolCall(name, found)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 from typing import Any
 
 from research_rl.errors import missing_extra
 
 TEMPLATES = Path(__file__).parent / "templates"
+# characters that move, hide or reorder what stands around them: controls but for tab and line feed, and those of bidirectional text
+HIDDEN = r"[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]"
 
 
 def render(template: str, **values: Any) -> str:
@@ -24,7 +27,13 @@ def render(template: str, **values: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    environment.filters["visible"] = visible
     return environment.get_template(template).render(**values)
+
+
+def visible(text: object) -> str:
+    """Return a text in which `HIDDEN` characters are named, so that it reads as it is written."""
+    return re.sub(HIDDEN, lambda found: f"\u27e8U+{ord(found[0]):04X}\u27e9", str(text))
 
 
 def subplots(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:

@@ -4,25 +4,20 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import os
 import sqlite3
-import zlib
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
-from gzip import BadGzipFile
 from pathlib import Path
 from threading import Event
-from typing import Any
 
-from research_rl.errors import ConfigError, MissingExtraError
-from research_rl.trajectory_files import FORMS, Part
-from research_rl.web.viewer_rows import COLUMNS, row
-from research_rl.web.viewer_sources import ALARMS, METRICS, Source, sources
+from research_rl.errors import ConfigError
+from research_rl.trajectory_files import FORMS
+from research_rl.web.viewer_filling import Filling, head_of, status_of
+from research_rl.web.viewer_rows import COLUMNS
+from research_rl.web.viewer_sources import RECORDING, Source, sources
 
-VERSION = 1
-CHUNK = 2_000  # records per transaction; the first has one batch, so that something can be shown soon
-_HEAD = 64  # bytes at a file's beginning by which it is recognised
+VERSION = 2
 _SCHEMA = f"""
 CREATE TABLE part (kind TEXT, label TEXT, directory TEXT, name TEXT, bytes INT, records INT, damaged INT, finished INT, head INT,
     PRIMARY KEY (directory, name)) WITHOUT ROWID;
@@ -35,6 +30,7 @@ CREATE TABLE body (id INTEGER PRIMARY KEY, data BLOB);
 CREATE TABLE rule (name TEXT, id INT, PRIMARY KEY (name, id)) WITHOUT ROWID;
 CREATE TABLE attempt (source TEXT, step INT, validate INT, split TEXT, latest REAL, PRIMARY KEY (source, step, validate, split));
 CREATE TABLE metric (label TEXT, name TEXT, step INT, value REAL, PRIMARY KEY (label, name, step)) WITHOUT ROWID;
+CREATE TABLE left_out (line INT, why TEXT);
 CREATE TABLE alarm (id INTEGER PRIMARY KEY, label TEXT, step INT, data TEXT);
 CREATE VIRTUAL TABLE words USING fts5(question, policy, observation, answer, content='', columnsize=0, prefix='2 3');
 PRAGMA user_version = {VERSION};
@@ -107,145 +103,21 @@ class Cache:
             if self._is_stale(found):
                 self._new()
             with self.connection() as connection:
-                _Filling(self, connection).fill(found, stop or Event())
+                Filling(self, connection).fill(found, stop or Event())
 
     def _is_stale(self, found: list[Source]) -> bool:
         """Return whether a file that was read is now missing, shorter, or another one."""
         there = {(str(source.directory), source.name) for source in found}
         with self.connection() as connection:
             for part in connection.execute("SELECT * FROM part"):
+                if part["kind"] == RECORDING:  # it is read whole: whatever changes it makes it another
+                    status = status_of(Path(part["directory"]) / part["name"])
+                    if status != (part["bytes"], part["head"]):
+                        return True
+                    continue
                 path = Path(part["directory"]) / f"{part['name']}{FORMS[0]}"
                 if (part["directory"], part["name"]) not in there:
                     return True
-                if path.exists() and (path.stat().st_size < part["bytes"] or part["head"] not in (None, _head(path))):
+                if path.exists() and (path.stat().st_size < part["bytes"] or part["head"] not in (None, head_of(path))):
                     return True
         return False
-
-
-class _Filling:
-    """One pass over the parts of a run."""
-
-    def __init__(self, cache: Cache, connection: sqlite3.Connection) -> None:
-        self._cache, self._connection, self._pending = cache, connection, CHUNK
-
-    def fill(self, found: list[Source], stop: Event) -> None:
-        sizes = {source: _size(source) for source in found}
-        self._cache.total_bytes, done = sum(sizes.values()), 0
-        for source in found:
-            known = self._connection.execute(
-                "SELECT bytes, records, damaged, finished FROM part WHERE directory = ? AND name = ?",
-                (str(source.directory), source.name),
-            ).fetchone()
-            part = Part(source.directory, source.name, *(known[:3] if known else ()))
-            part.finished = bool(known and known["finished"])
-            if not part.finished and not (known and sizes[source] == part.bytes):
-                self._read(source, part, done, stop)
-            if stop.is_set():
-                return
-            done += sizes[source]
-            self._cache.read_bytes = done
-        if self._cache.read_bytes and not self._cache.filled:
-            self._connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # a long write-ahead log slows down every reader
-        self._cache.filled = True
-
-    def _read(self, source: Source, part: Part, done: int, stop: Event) -> None:
-        try:
-            self._connection.execute("BEGIN IMMEDIATE")
-            for records in part.batches():
-                number = part.records - len(records)
-                for place, record in enumerate(records, number):
-                    part.damaged += not self._add(source, record, place)
-                self._pending += len(records)
-                if self._pending >= CHUNK or stop.is_set():
-                    self._commit(source, part)
-                    self._cache.read_bytes = done + part.bytes
-                    if stop.is_set():
-                        return
-                    self._connection.execute("BEGIN IMMEDIATE")
-        except (BadGzipFile, ValueError, EOFError, zlib.error):  # a damaged closed part: do not try it again
-            part.damaged, part.finished = part.damaged + 1, True
-        except (OSError, MissingExtraError) as error:
-            self._cache.told = f"{source.directory / source.name}: {error}"
-        if self._connection.in_transaction:
-            self._commit(source, part)
-
-    def _commit(self, source: Source, part: Part) -> None:
-        path = source.directory / f"{source.name}{FORMS[0]}"
-        head = _head(path) if part.bytes >= _HEAD and path.exists() else None
-        self._connection.execute(
-            "INSERT OR REPLACE INTO part VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                source.kind,
-                source.label,
-                str(source.directory),
-                source.name,
-                part.bytes,
-                part.records,
-                part.damaged,
-                part.finished,
-                head,
-            ),
-        )
-        self._connection.execute("COMMIT")
-        self._pending = 0
-
-    def _add(self, source: Source, record: dict[str, Any], number: int) -> bool:
-        """Add a record of the source's kind; return whether it is one."""
-        try:
-            if source.kind == METRICS:
-                self._add_metrics(source.label, record)
-            elif source.kind == ALARMS:
-                step = record.get("step")
-                step = step if isinstance(step, int) and abs(step) < 2**53 else None
-                self._connection.execute(
-                    "INSERT INTO alarm (label, step, data) VALUES (?, ?, ?)", (source.label, step, json.dumps(record))
-                )
-            else:
-                self._add_trajectory(source, record, number)
-        except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
-            return False
-        return True
-
-    def _add_metrics(self, label: str, record: dict[str, Any]) -> None:
-        step, data = int(record["step"]), record["data"].items()
-        rows = [(label, name, step, value) for name, value in data if isinstance(value, int | float) and abs(value) < 2**1000]
-        self._connection.executemany(
-            "INSERT OR REPLACE INTO metric VALUES (?, ?, ?, ?)", [(*one[:3], float(one[3])) for one in rows]
-        )
-
-    def _add_trajectory(self, source: Source, record: dict[str, Any], number: int) -> None:
-        found, execute = row(record, source.kind, source.label), self._connection.execute
-        group = tuple(found[name] for name in ("source", "step", "validate", "split"))
-        same = "source = ? AND step IS ? AND validate = ? AND split = ?"
-        latest = execute(f"SELECT latest FROM attempt WHERE {same}", group).fetchone()
-        if latest is None:
-            execute("INSERT INTO attempt VALUES (?, ?, ?, ?, ?)", (*group, found["attempt"]))
-        elif found["attempt"] > latest[0]:  # the run was resumed from before this step: the last attempt counts
-            execute(f"UPDATE attempt SET latest = ? WHERE {same}", (found["attempt"], *group))
-            execute(f"UPDATE trajectory SET superseded = 1 WHERE superseded = 0 AND {same}", group)
-        key = hashlib.blake2s(f"{source.label}\0{source.name}\0{number}".encode(), digest_size=8).hexdigest()
-        superseded = int(latest is not None and found["attempt"] < latest[0])
-        marks = ", ".join("?" * (len(COLUMNS) + 2))
-        added = execute(
-            f"INSERT INTO trajectory (key, superseded, {', '.join(COLUMNS)}) VALUES ({marks})", (key, superseded, *found.values)
-        )
-        execute("INSERT INTO body VALUES (?, ?)", (added.lastrowid, found.body))
-        execute(
-            "INSERT INTO words (rowid, question, policy, observation, answer) VALUES (?, ?, ?, ?, ?)",
-            (added.lastrowid, *found.texts),
-        )
-        self._connection.executemany("INSERT INTO rule VALUES (?, ?)", [(name, added.lastrowid) for name in found.rules])
-
-
-def _size(source: Source) -> int:
-    for form in FORMS:
-        try:
-            return (source.directory / f"{source.name}{form}").stat().st_size
-        except OSError:  # it has the next form
-            continue
-    return 0
-
-
-def _head(path: Path) -> int:
-    with path.open("rb") as file:
-        return zlib.crc32(file.read(_HEAD))

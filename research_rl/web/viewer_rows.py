@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from research_rl.web.viewer_sources import EVALUATION
+from research_rl.web.viewer_sources import EVALUATION, RECORDING
 
 MALFORMED = "not well formed"
 COLUMNS = (
@@ -52,7 +52,7 @@ def _row(record: Mapping[str, Any], kind: str, label: str) -> Row:
     named = {
         "source": label,
         "step": None if step is None else _small(step),
-        "validate": int(bool(about.get("validate", kind == EVALUATION))),
+        "validate": None if kind == RECORDING else int(bool(about.get("validate", kind == EVALUATION))),
         **{
             name: _text(about.get(name))
             for name in ("split", "type", "data_source", "uid", "question", "answer", "stop_reason")

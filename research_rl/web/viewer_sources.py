@@ -1,4 +1,4 @@
-"""Finds what the viewer shows of a directory: trajectories of its stages, evaluations, metrics and alarms."""
+"""Finds what the viewer shows of a directory (trajectories of its stages, evaluations, metrics and alarms) or of a file."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ from pathlib import Path
 
 from research_rl.errors import ConfigError
 from research_rl.trajectory_files import FORMS, parts
+from research_rl.web.viewer_recordings import MESSAGES, no_recording
 
-TRAJECTORIES, EVALUATION, METRICS, ALARMS = "trajectories", "evaluation", "metrics", "alarms"
+TRAJECTORIES, EVALUATION, RECORDING, METRICS, ALARMS = "trajectories", "evaluation", "recording", "metrics", "alarms"
 _DEPTHS = ("", "*/", "*/*/")  # a run, its stages, and the runs of an experiment with stages of their own
 
 
@@ -30,12 +31,16 @@ def sources(run: Path) -> list[Source]:
         ConfigError: there is no such file or directory, or it holds no trajectories.
     """
     if not run.exists():
-        raise ConfigError(f"{run}: no such file or directory; give the directory of a run, or an evaluation's .jsonl")
+        raise ConfigError(
+            f"{run}: no such file or directory; give the directory of a run, or a .jsonl of an evaluation or of conversations"
+        )
     found = _of_file(run) if run.is_file() else _of_directory(run.parent if run.name == TRAJECTORIES else run)
-    if not any(source.kind in (TRAJECTORIES, EVALUATION) for source in found):
+    if not any(source.kind in (TRAJECTORIES, EVALUATION, RECORDING) for source in found):
+        why = f" As conversations: {no_recording(run)}." if run.is_file() else ""
         raise ConfigError(
             f"{run}: no trajectories in it. A training writes them to RUN/[STAGE/]trajectories once its first rollouts are scored, "
-            "`research-rl evaluate run` to a .jsonl; give such a directory or file"
+            "`research-rl evaluate run` to a .jsonl; give such a directory or file, or a .jsonl of conversations, each line with a list "
+            f"`messages`.{why}"
         )
     return found
 
@@ -43,6 +48,8 @@ def sources(run: Path) -> list[Source]:
 def _of_file(path: Path) -> list[Source]:
     if _is_evaluation(path):
         return [_evaluation(path, path.parent)]
+    if not no_recording(path):
+        return [Source(RECORDING, "", path.parent, path.name)]
     names = {path.name.removesuffix(form) for form in FORMS if path.name.endswith(form)} & parts(path.parent)
     return [Source(TRAJECTORIES, "", path.parent, name) for name in names if path.parent.name == TRAJECTORIES]
 
@@ -69,7 +76,7 @@ def _label(path: Path, run: Path) -> str:
 
 
 def _is_evaluation(path: Path) -> bool:
-    """Return whether the first line is a rollout of an evaluation: a question, its answer and its metrics."""
+    """Return whether the first line is a rollout of an evaluation (a question, its answer and its metrics), and no conversation."""
     if path.suffix != ".jsonl" or path.name.startswith("."):
         return False
     try:
@@ -77,4 +84,4 @@ def _is_evaluation(path: Path) -> bool:
             first = json.loads(file.readline(2**24))
     except (OSError, ValueError, RecursionError):
         return False
-    return isinstance(first, dict) and {"question", "metrics", "answer"} <= set(first)
+    return isinstance(first, dict) and {"question", "metrics", "answer"} <= set(first) and MESSAGES not in first

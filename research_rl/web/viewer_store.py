@@ -23,6 +23,7 @@ EQUAL = ("source", "step", "validate", "split", "stop_reason", "data_source", "t
 FACETS = ("source", "step", "validate", "split", "stop_reason", "data_source", "type")  # filters offered with their counts
 PAGE = 50
 MOST_POINTS = 1_000  # of a curve
+MOST_TOLD = 20  # lines that were left out, with the reason
 _SHORT = f"key, {', '.join(COLUMNS)}, superseded"
 _WORD = re.compile(r'(?:(question|policy|observation|answer):)?(?:"([^"]*)"|(\S+))')
 
@@ -109,16 +110,19 @@ def facets(cache: Cache) -> dict[str, Any]:
 
 
 def state(cache: Cache) -> dict[str, Any]:
-    """Return how much of the run has been read. `version` changes with every record."""
+    """Return how much of the run has been read, and why lines of a recording were left out. `version` changes with every record."""
     with cache.connection() as connection:
         newest, superseded = connection.execute(
             "SELECT max(id), (SELECT count(*) FROM trajectory WHERE superseded = 1) FROM trajectory"
         ).fetchone()
+        left_out = [
+            tuple(row) for row in connection.execute("SELECT line, why FROM left_out ORDER BY line LIMIT ?", (MOST_TOLD,))
+        ]
         version, damaged = connection.execute("SELECT total(records), total(damaged) FROM part").fetchone()
     return {
         "path": str(cache.run), "trajectories": (newest or 0) - int(superseded), "superseded": int(superseded), "version": int(version),
         "damaged": int(damaged), "read_bytes": cache.read_bytes, "total_bytes": cache.total_bytes, "filled": cache.filled,
-        "told": cache.told,
+        "told": cache.told, "left_out": [f"line {line}: {why}" for line, why in left_out],
     }  # fmt: skip
 
 

@@ -118,7 +118,7 @@ def test_text_has_the_colour_of_who_wrote_it_and_hostile_text_is_text(page):
     authors = page.locator("#detail [data-author]").evaluate_all(
         "nodes => nodes.map(node => [node.dataset.author, node.textContent])"
     )
-    shown = HOSTILE.replace("\ud800", "\ufffd")
+    shown = HOSTILE.replace("\ud800", "\ufffd").replace("\0", "⟨U+0000⟩")
     assert [author for author, _ in authors] == ["policy", "observation"] * 2
     assert authors[0][1].replace("\ud800", "\ufffd") == f"</search>{shown}"
     assert page.locator("#detail script, #detail img, #list img, #list script").count() == 0

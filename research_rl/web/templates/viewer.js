@@ -9,11 +9,14 @@ const DEFAULT_METRICS = [/search\/score$/, /search\/em$/, /search\/searches$/, /
 const CURVES = 8, POLL_MS = 2000;
 let state = {}, runs = [], rows = [], total = 0, shown = -1, asked = 0, shaded = true, listKey = null, plotKey = null, opened = null;
 
-function make(parent, tag, kind, text) { const node = document.createElement(tag); if (kind) node.className = kind; if (text !== undefined) node.textContent = text; parent.append(node); return node; }
+// Characters that move, hide or reorder what stands around them are named (research_rl.web.page.HIDDEN).
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069]/g;
+const visible = text => String(text).replace(HIDDEN, one => `\u27e8U+${one.codePointAt(0).toString(16).toUpperCase().padStart(4, "0")}\u27e9`);
+function make(parent, tag, kind, text) { const node = document.createElement(tag); if (kind) node.className = kind; if (text !== undefined) node.textContent = visible(text); parent.append(node); return node; }
 function draw(parent, tag, attributes, text) {
   const node = document.createElementNS("http://www.w3.org/2000/svg", tag);
   for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
-  if (text !== undefined) node.textContent = text;
+  if (text !== undefined) node.textContent = visible(text);
   parent.append(node); return node;
 }
 const query = values => new URLSearchParams(Object.entries(values).filter(([, value]) => value !== undefined && value !== null)).toString();
@@ -22,7 +25,7 @@ async function get(path, values = {}) {
   if (!answer.ok) throw new Error(told.detail || answer.statusText);
   return told;
 }
-function tell(text) { $("told").textContent = text || ""; $("told").hidden = !text; }
+function tell(text) { $("told").textContent = visible(text || ""); $("told").hidden = !text; }
 async function guarded(work) { try { await work(); } catch (error) { tell(error instanceof TypeError ? "The viewer does not answer; is it still running?" : error.message); } }
 
 // The address holds the whole state, so that every view can be linked.
@@ -31,6 +34,7 @@ function go(changes, replace) { const to = link(changes); if (replace) { history
 const run = () => Number(state.run || 0);
 function filters() { const found = {run: run(), q: state.q}; for (const name of FILTERS) found[name] = state[name]; return found; }
 const number = value => value === null || value === undefined ? "–" : Number.isInteger(value) ? String(value) : Math.abs(value) < 1e-3 || Math.abs(value) >= 1e5 ? value.toExponential(2) : String(+value.toFixed(4));
+const verdict = row => row.em === null ? "" : row.em ? "right" : "wrong";
 const place = row => [row.source, row.step === null ? "" : `step ${row.step}`, row.validate && row.step !== null ? "validation" : ""].filter(Boolean).join(" · ");
 
 async function render() {
@@ -57,7 +61,7 @@ async function load(offset) {
     make(entry, "b", "", row.question || "(no question)");
     const about = make(entry, "small");
     make(about, "span", "", place(row)); if (row.score !== null) make(about, "span", "", `reward ${number(row.score)}`);
-    make(about, "span", row.em ? "answer right" : "answer wrong", row.answer || row.stop_reason || "no answer");
+    make(about, "span", `answer ${verdict(row)}`, row.answer || row.stop_reason || "no answer");
   }
   if (!rows.length) make($("list"), "li", "empty", runs[run()]?.filled === false ? "The run is being read …" : "Nothing passes these filters.");
   $("more").hidden = rows.length >= total;
@@ -116,7 +120,7 @@ function tools(page, found, same) {
   const others = same.filter(row => row.run !== run() || row.key !== found.key);
   const choose = make(bar, "select"); choose.id = "compare"; choose.setAttribute("aria-label", "the same question elsewhere");
   make(choose, "option", "", others.length ? `Compare (${others.length} more of this question)` : "No other rollout of this question").value = "";
-  for (const row of others) make(choose, "option", "", [runs.length > 1 ? runs[row.run].name : "", place(row), `reward ${number(row.score)}`, row.em ? "right" : "wrong", row.answer.slice(0, 40)].filter(Boolean).join(" · ")).value = `${row.run}.${row.key}`;
+  for (const row of others) make(choose, "option", "", [runs.length > 1 ? runs[row.run].name : "", place(row), `reward ${number(row.score)}`, verdict(row), row.answer.slice(0, 40)].filter(Boolean).join(" · ")).value = `${row.run}.${row.key}`;
   choose.value = state.w || ""; choose.disabled = !others.length;
   choose.addEventListener("change", () => go({w: choose.value || undefined}));
   const all = make(bar, "a", "", "All of this question"); all.href = "#" + query({run: state.run, question: found.question, t: found.key});
@@ -125,10 +129,10 @@ function tools(page, found, same) {
 }
 function side(parent, found, of) {
   const record = found.record, facts = make(parent, "p", "facts");
-  const fact = (name, value, kind) => { if (value !== "" && value !== null && value !== undefined) { const one = make(facts, "span", kind || ""); make(one, "b", "", `${name} `); one.append(String(value)); } };
+  const fact = (name, value, kind) => { if (value !== "" && value !== null && value !== undefined) { const one = make(facts, "span", kind || ""); make(one, "b", "", `${name} `); one.append(visible(value)); } };
   if (runs.length > 1) fact("run", runs[of].name);
-  fact("stage", found.source); fact("step", found.step); fact("set", [found.validate ? "validation" : "training", found.split].filter(Boolean).join(", ")); fact("from", found.data_source); fact("type", found.type);
-  fact("ended", found.stop_reason); fact("answer", found.answer || "none", found.em ? "right" : "wrong");
+  fact("stage", found.source); fact("step", found.step); fact("set", [found.validate === null ? "" : found.validate ? "validation" : "training", found.split].filter(Boolean).join(", ")); fact("from", found.data_source); fact("type", found.type);
+  fact("ended", found.stop_reason); fact("answer", found.answer || "none", verdict(found));
   if (found.superseded) fact("superseded", "a later attempt ran this step again");
   if (found.rules.length) make(parent, "p", "rules", found.rules.join(" · "));
   const metrics = make(parent, "div", "metrics"); for (const [name, value] of Object.entries(record.metrics || {})) make(metrics, "span", "", `${name} ${number(value)}`);
@@ -138,8 +142,8 @@ function side(parent, found, of) {
     if (turn.tokens && shaded) for (const token of turn.tokens) {
       const node = make(text, "span", "", token.text);
       if (token.logprob !== null) { node.style.backgroundColor = `rgb(var(--token) / ${Math.min(0.75, -token.logprob / 5).toFixed(3)})`; node.title = `log-probability ${token.logprob.toFixed(3)}, probability ${Math.exp(token.logprob).toFixed(3)}`; }
-    } else text.textContent = turn.text;
-    const action = turn.action || {}, line = make(parent, "p", "action"); make(line, "b", "", `${action.kind || "no action"} `); line.append(action.query ?? action.text ?? action.reason ?? (action.calls || []).map(call => `${call.name} ${JSON.stringify(call.arguments)}${call.error && ` (${call.error})`}`).join("; "));
+    } else text.textContent = visible(turn.text);
+    const action = turn.action || {}, line = make(parent, "p", "action"); make(line, "b", "", `${action.kind || "no action"} `); line.append(visible(action.query ?? action.text ?? action.reason ?? (action.calls || []).map(call => `${call.name} ${JSON.stringify(call.arguments)}${call.error && ` (${call.error})`}`).join("; ")));
     if (turn.observation) { const seen = make(parent, "div", "turn observation", turn.observation); seen.dataset.author = "observation"; }
     if ((turn.passages || []).length) make(parent, "p", "action", "passages: " + turn.passages.map(one => one.score === null ? one.id : `${one.id} (${number(one.score)})`).join(", "));
   }
@@ -169,7 +173,7 @@ async function renderCurves() {
   const list = $("alarms"); list.replaceChildren();
   if (alarms.length) {
     make(list, "h2", "", `Alarms (${alarms.length})`); const items = make(list, "ol");
-    for (const alarm of alarms) { const item = make(items, "li"); make(item, "b", "wrong", [runs.length > 1 ? runs[alarm.run].name : "", alarm.source, `step ${alarm.step}`, alarm.rule].filter(Boolean).join(" · ")); item.append(` ${alarm.message || ""} ${alarm.metric ? `(${alarm.metric} ${number(alarm.value)}, threshold ${number(alarm.threshold)}; ${alarm.action || ""})` : ""}`); }
+    for (const alarm of alarms) { const item = make(items, "li"); make(item, "b", "wrong", [runs.length > 1 ? runs[alarm.run].name : "", alarm.source, `step ${alarm.step}`, alarm.rule].filter(Boolean).join(" · ")); item.append(visible(` ${alarm.message || ""} ${alarm.metric ? `(${alarm.metric} ${number(alarm.value)}, threshold ${number(alarm.threshold)}; ${alarm.action || ""})` : ""}`)); }
   }
 }
 function plot(name, series, alarms) {
@@ -205,7 +209,7 @@ async function poll() {
     if (!one.filled) parts.push(`read ${one.total_bytes ? Math.floor(100 * one.read_bytes / one.total_bytes) : 0} %`);
     if (one.superseded) parts.push(`${one.superseded.toLocaleString("en")} of earlier attempts hidden`);
     if (one.damaged) parts.push(`${one.damaged.toLocaleString("en")} damaged ${one.damaged === 1 ? "line" : "lines"} left out`);
-    $("status").textContent = parts.join(" · "); tell(one.told || "");
+    $("status").textContent = parts.join(" · "); tell([one.told, ...one.left_out].filter(Boolean).join(" · "));
     if (before.length && before[run()] !== one.version) {
       if (state.view === "curves") await renderCurves();
       else if (rows.length < 50 || $("side").scrollTop === 0 && rows.length === 50) { if (!$("facets").contains(document.activeElement)) await renderFacets(); await load(0); }

@@ -1,0 +1,102 @@
+"""Conversations that other programs recorded, as the viewer shows them: JSON lines whose `messages` are in OpenAI's form."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from research_rl.errors import DataError
+from research_rl.methods.base import recorded
+from research_rl.recordings import Said, lines_of, prompt_of, read_messages
+from research_rl.tools.formats import FORMATS
+from research_rl.types import Action, Answer, Invalid, ToolCalls, Turn
+
+MESSAGES = "messages"
+_LOOKED_AT = 100  # lines of a file in which a conversation is looked for
+_KEPT = ("data_source", "type", "split")  # fields that are filters in the viewer
+
+
+def no_recording(path: Path) -> str:
+    """Return why a file is none of conversations: what its first line lacks; empty if one of its first lines holds one."""
+    if not path.name.endswith((".jsonl", ".jsonl.gz")):
+        return "its name ends neither in .jsonl nor in .jsonl.gz"
+    first = ""
+    try:
+        for number, row in islice(lines_of(path), _LOOKED_AT):
+            if isinstance(row, dict) and _messages(row):
+                return ""
+            first = first or (str(row) if isinstance(row, DataError) else f"line {number} has {_lacking(row)}")
+    except DataError as error:
+        return first or str(error)
+    return first or "it holds no line"
+
+
+def _lacking(row: Mapping[str, Any]) -> str:
+    return f"no list {MESSAGES!r}; its fields: {', '.join(map(repr, row)) or 'none'}"
+
+
+def record_of(row: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a row as a record of the viewer. Question, answer, golden answers and figures (`score`, `components`, `metrics`) are those of
+    the row, where it has them; else the question is the user's last message and the answer what the assistant said last.
+
+    Raises:
+        DataError: it holds no conversation, or a malformed one (see `read_messages`), or another field has another form.
+    """
+    if not (messages := _messages(row)):
+        raise DataError(_lacking(row))
+    question, said = read_messages(messages)
+    told = recorded(_text(row, "question") or question, [_turn(one) for one in said])
+    golden = row.get("golden_answers") or []
+    last = told.turns[-1].action if told.turns else None
+    return {
+        **told.to_json(),
+        **{name: _text(row, name) for name in _KEPT if name in row},
+        "uid": _text(row, "id"),
+        "prompt": prompt_of(messages),
+        "golden_answers": golden if isinstance(golden, list) else [golden],
+        "answer": _text(row, "answer") or (last.text if isinstance(last, Answer) else ""),
+        "metrics": _metrics(row),
+    }
+
+
+def _messages(row: Mapping[str, Any]) -> list[Any]:
+    found = row.get(MESSAGES)
+    return found if isinstance(found, list) else []
+
+
+def _turn(said: Said) -> Turn:
+    calls = list(said.calls.values())
+    # a call stands in no text of its own here: it is written as most models do
+    written = [FORMATS["hermes"].write(call.name, call.arguments) for call in calls if not call.error]
+    return Turn("\n".join(filter(None, [said.text, *written])), _action(said), "\n\n".join(said.results.values()))
+
+
+def _action(said: Said) -> Action:
+    if said.calls:
+        return ToolCalls(tuple(said.calls.values()))
+    answer = said.text.rpartition("</think>")[2].strip()
+    return Answer(answer) if answer else Invalid("neither a call nor a text")
+
+
+def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
+    """Return the row's own figures; `score` and `components` are what `evaluation rescore` writes."""
+    found: dict[str, float] = {}
+    for name, begins in (("metrics", ""), ("components", "reward/")):
+        figures = row.get(name) or {}
+        if not isinstance(figures, dict) or not all(isinstance(value, int | float) for value in figures.values()):
+            raise DataError(f"{name} must be an object of numbers, got {figures!r:.80}")
+        found |= {f"{begins}{key}": value for key, value in figures.items()}
+    if (score := row.get("score")) is not None:
+        if not isinstance(score, int | float):
+            raise DataError(f"score must be a number, got {score!r:.80}")
+        found["score"] = score
+    return found
+
+
+def _text(row: Mapping[str, Any], name: str) -> str:
+    value = row.get(name)
+    if value is not None and not isinstance(value, str | int | float):
+        raise DataError(f"{name} must be a text, got {value!r:.80}")
+    return "" if value is None else str(value)

@@ -14,6 +14,7 @@ from typing import Any
 
 from research_rl.methods.base import Method
 from research_rl.metrics import holds_phrase, is_yes_no, normalize_answer
+from research_rl.tools.mcp import McpTool
 from research_rl.tools.open import opened_in
 from research_rl.types import Action, Invalid, Search, StopReason, ToolCalls, Trajectory
 
@@ -60,7 +61,7 @@ def rollout_health(
         group,
         score,
         {
-            **_searching(trajectory, searches, info or {}),
+            **_searching(method, trajectory, searches, info or {}),
             **_opening(method, trajectory),
             **_evidence(method, trajectory, golden_answers),
             **_form(method, trajectory, sampled),
@@ -71,13 +72,13 @@ def rollout_health(
     )
 
 
-def _searching(trajectory: Trajectory, searches: list[str], info: Mapping[str, Any]) -> dict[str, float]:
+def _searching(method: Method, trajectory: Trajectory, searches: list[str], info: Mapping[str, Any]) -> dict[str, float]:
     figures = {"search_rate": float(bool(searches)), "searches": float(len(searches))}
     if kind := f"hops_{hops}" if (hops := info.get("hops")) else str(info.get("type") or ""):
         figures[f"searches/{kind}"] = float(len(searches))
     if searches:
         figures["repeated_query_rate"] = 1 - len({normalize_answer(query) for query in searches}) / len(searches)
-    asked = [turn for turn in trajectory.turns if turn.observation and _asks_for_passages(turn.action)]
+    asked = [turn for turn in trajectory.turns if turn.observation and _asks_for_passages(method, turn.action)]
     if asked:
         figures["nothing_shown"] = sum(not turn.passages for turn in asked) / len(asked)
     supporting = info.get("supporting_ids")
@@ -94,11 +95,10 @@ def _opening(method: Method, trajectory: Trajectory) -> dict[str, float]:
     return {"unknown_id_rate": fmean(not one.shown for one in opens), "repeated_open_rate": fmean(one.again for one in opens)}
 
 
-def _asks_for_passages(action: Action) -> bool:
-    """Return whether a turn asked for passages. Other tools may rightly return none."""
-    return isinstance(action, Search) or (
-        isinstance(action, ToolCalls) and all(call.name in ("search", "open") for call in action.calls)
-    )
+def _asks_for_passages(method: Method, action: Action) -> bool:
+    """Return whether a turn asked for passages. Other tools may rightly return none, and an MCP server returns texts."""
+    names = {name for name in ("search", "open") if not isinstance(method.tools.get(name), McpTool)}
+    return isinstance(action, Search) or (isinstance(action, ToolCalls) and all(call.name in names for call in action.calls))
 
 
 def _evidence(method: Method, trajectory: Trajectory, golden_answers: Sequence[str]) -> dict[str, float]:

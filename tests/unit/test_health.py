@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from research_rl.health import FAMILIES, FIGURES, RolloutHealth, repeated_share, rollout_health, step_health
 from research_rl.methods.base import load_method
+from research_rl.tools.mcp import McpTool
 from research_rl.types import Answer, Invalid, Passage, Search, StopReason, ToolCall, ToolCalls, Trajectory, Turn
 
 METHOD = load_method("research")
@@ -50,6 +51,16 @@ def test_what_shows_no_passage_is_told_but_for_tools_that_return_none():
     ] == pytest.approx(2 / 3)
     assert figures(searched("a"), called("calculate"), called("search", "calculate"))["nothing_shown"] == 0.0
     assert "nothing_shown" not in figures(answered("x"))
+
+
+def test_texts_of_a_servers_tools_are_not_taken_for_searches_that_showed_nothing():
+    method, search = load_method("tool_calls"), Turn("", ToolCalls((ToolCall("search", {"query": "a"}),)), "1. Tarn (id: p)")
+    done = trajectory(search, answered("x"))
+    assert rollout_health(method, done, ["Tarn"], 1.0).figures["nothing_shown"] == 1.0
+    method.tools = {"search": McpTool(None, "search", "", {})}  # pyright: ignore[reportArgumentType]
+    told = rollout_health(method, done, ["Tarn"], 1.0).figures
+    assert "nothing_shown" not in told
+    assert (told["searches"], told["evidence_rate"]) == (1.0, 1.0)
 
 
 def test_searches_are_counted_by_hops_where_the_data_tell_them_else_by_type():

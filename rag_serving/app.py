@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from rag_serving import metrics, wire, wire_v1
 from rag_serving.building import COPIED_US, DECODED_US, built
+from rag_serving.ending import Ending
 from rag_serving.indexes import Indexes
 from rag_serving.operations import Direct, Guard, respond
 from rag_serving.page import search_page
@@ -50,31 +51,36 @@ def create_app(
     settings: Settings | None = None,
     load: Load = open_retriever,
     on_failure: Callable[[], None] | None = None,
-    on_hang_at_end: Callable[[], None] | None = None,
+    ending: Ending | None = None,
 ) -> FastAPI:
     """Return the application; `load` makes a retriever and is called once an index, in the background, when the server starts.
 
-    `on_failure` is called if loading fails (the command line ends the server then); `on_hang_at_end` if the engine still hangs when
-    everything else has ended (its thread would keep the process for ever).
+    `on_failure` is called if loading fails (the command line ends the server then). `ending` ends the process where a thread of an index
+    would keep it for ever; None: the process is not ours.
     """
     settings = settings or Settings()
     indexes = Indexes(settings, load)
 
     @contextlib.asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        if ending is not None:
+            ending.listen()
         indexes.start()
         loop = asyncio.get_running_loop()
         app.state.reload = lambda: asyncio.run_coroutine_threadsafe(indexes.reload(), loop)
         threading.Thread(target=_watch, args=(indexes, on_failure), daemon=True).start()
         if settings.workers > 1:  # workers share the port: one that is not ready must not accept
-            while not indexes.settled:
+            while not indexes.settled and not (ending and ending.told):
                 await asyncio.sleep(0.05)
             if indexes.failed:
                 raise RuntimeError("the index could not be loaded")
         yield
         await indexes.stop()
-        if indexes.hangs and on_hang_at_end is not None:
-            on_hang_at_end()
+        if ending is None:
+            return
+        if unfinished := await indexes.unfinished(ending.grace_s):
+            ending.leave(unfinished)
+        ending.end_within(ending.grace_s)
 
     app = FastAPI(
         title="rag-serving",

@@ -7,6 +7,7 @@ request makes a path of the file system or a label of a metric out of one.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 import time
 from collections.abc import Mapping
@@ -108,11 +109,6 @@ class Indexes:
         """Whether one could not be loaded."""
         return any(service.failure is not None for service in self.services.values())
 
-    @property
-    def hangs(self) -> bool:
-        """Whether the engine hangs."""
-        return any(service.hangs for service in self.services.values())
-
     def start(self) -> None:
         """Load all, one after the other; returns at once."""
         for service in self.services.values():
@@ -128,6 +124,15 @@ class Indexes:
         """Answer what was admitted, then close all."""
         self._loading.shutdown(wait=False, cancel_futures=True)
         await asyncio.gather(*(service.stop() for service in self.services.values()))
+
+    async def unfinished(self, seconds: float) -> list[str]:
+        """Wait until no thread of an index works any more, `seconds` at the most; return what is still being done."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while any(service.under_way for service in self.services.values()):
+                    await asyncio.sleep(0.02)
+        doing = {name: service.under_way for name, service in self.services.items()}
+        return [f"index {name}, {what}" for name, what in doing.items() if what]
 
 
 def _state(service: Service) -> dict[str, Any]:

@@ -9,9 +9,11 @@ import signal
 import socket
 import sys
 import tempfile
+import time
 from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
+from rag_serving.ending import GRACE_S, LEFT_BEHIND, Ending
 from rag_serving.settings import Settings
 
 log = logging.getLogger("rag_serving")
@@ -58,7 +60,7 @@ def _reloadable(settings: Settings, index_ids: dict[str, str] | None = None, on_
     """Return the application; from now on SIGHUP makes this process load the index again, or ends it if its terminal was closed."""
     from rag_serving.app import create_app
 
-    app = create_app(settings, _Expecting(index_ids or {}), on_failure, on_hang_at_end=_end_process)
+    app = create_app(settings, _Expecting(index_ids or {}), on_failure, Ending(settings.drain_s))
     terminal = Terminal()
 
     def hang_up(*_: Any) -> None:
@@ -89,10 +91,6 @@ class Terminal:
         except OSError:
             return False
         return True
-
-
-def _end_process() -> None:
-    os._exit(1)
 
 
 def _prepare_process(settings: Settings) -> None:
@@ -142,7 +140,8 @@ def serve(settings: Settings) -> int:
             supervisor.run()
         finally:
             shutil.rmtree(folder, ignore_errors=True)
-        return int(any(worker.exitcode == STARTUP_FAILURE for worker in supervisor.processes))
+        failed = (STARTUP_FAILURE, LEFT_BEHIND, -signal.SIGKILL)
+        return int(any(worker.exitcode in failed for worker in supervisor.processes))
 
 
 def _checked(settings: Settings) -> dict[str, str]:
@@ -194,6 +193,16 @@ def _supervisor(settings: Settings) -> Any:
             worker = Process(self.config, self.sockets)
             worker.start()
             return worker
+
+        def join_all(self) -> None:
+            """Wait for the workers, which end by themselves; one that cannot even do that is killed."""
+            until = time.monotonic() + 2 * settings.drain_s + 4 * GRACE_S
+            for worker in self.processes:
+                worker.process.join(max(0.0, until - time.monotonic()))
+                if worker.exitcode is None:
+                    log.error("worker %s hangs and does not end; it is killed", worker.pid)
+                    worker.kill()
+                    worker.process.join(GRACE_S)
 
         def handle_hup(self) -> None:
             """Let every worker load the index beside the one that it serves; bring back those that could not start."""

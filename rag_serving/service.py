@@ -9,10 +9,11 @@ import re
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from rag_serving import ServingError, metrics
 from rag_serving.batching import Batcher, EngineHangs, Job, Overloaded, Search
@@ -63,6 +64,8 @@ class Service:
         self.stage, self.started = "starting", time.monotonic()
         self.settled = threading.Event()  # ready, or failed for good
         self._stopped = False
+        self._loading: ThreadPoolExecutor | None = None
+        self._under_way: dict[Future[Any], str] = {}  # what the threads do or will do beside searching, the earliest first
 
     @property
     def ready(self) -> bool:
@@ -95,8 +98,20 @@ class Service:
         """Load in a thread of `loading`, warm up in the retriever's; returns at once."""
         for gauge in (metrics.READY, metrics.DAMAGED, metrics.QUEUED):  # one with labels is not told before it has a value
             gauge.labels(self.name).set(0)
-        self._batcher = self._new_batcher(self._search)
-        loading.submit(self._prepare)
+        self._batcher, self._loading = self._new_batcher(self._search), loading
+        self._submit(loading, "loading", self._prepare)
+
+    def _submit(self, pool: ThreadPoolExecutor, what: str, work: Callable[..., Any], *arguments: Any) -> Future[Any]:
+        future = pool.submit(work, *arguments)
+        self._under_way[future] = what
+        future.add_done_callback(self._under_way.pop)
+        return future
+
+    @property
+    def under_way(self) -> str:
+        """What its threads are doing beside searching, in words; nothing where they do nothing."""
+        what = next(iter(list(self._under_way.values())), "")
+        return f"{what} ({self.stage})" if what == "loading" else what
 
     def _new_batcher(self, search: Search) -> Batcher:
         return Batcher(
@@ -114,15 +129,19 @@ class Service:
 
         A request is answered by the index, the queue and the cache that it was admitted to; the old index is closed after the last.
         """
+        if self._reloading.locked():
+            log.warning(
+                "the index is being loaded again already (%s); this is done after it", self.under_way or "old searches end"
+            )
         async with self._reloading:
             while not self.settled.is_set():
                 await asyncio.sleep(0.05)
             old, queries = self._opened, self._batcher
-            if old is None or queries is None:
+            if old is None or queries is None or self._loading is None or self._stopped:
                 return
             try:
-                new = await asyncio.to_thread(self._open)
-                await asyncio.wrap_future(self._thread.submit(new.retriever.warm_up))
+                new = await asyncio.wrap_future(self._submit(self._loading, "being loaded again", self._open))
+                await asyncio.wrap_future(self._submit(self._thread, "warming up what was loaded again", new.retriever.warm_up))
             except Exception as error:
                 metrics.RELOADS.labels(self.name, "failed").inc()
                 log.error(
@@ -137,7 +156,7 @@ class Service:
             log.info("index %s is served now, in the place of %s: %s passages", new.index_id, old.index_id, new.retriever.size)
             await queries.drain()
             self._first = None
-            self._thread.submit(old.retriever.close)
+            self._submit(self._thread, "closing what was replaced", old.retriever.close)
 
     async def stop(self) -> None:
         """Answer what was admitted, then close the retriever."""
@@ -148,17 +167,17 @@ class Service:
             except TimeoutError:
                 log.error("queries were still unanswered after drain_s, %g s", self.settings.drain_s)
         if self._opened is not None:
-            self._thread.submit(self._opened.retriever.close)
+            self._submit(self._thread, "answering its last queries or closing", self._opened.retriever.close)
             metrics.SERVED.labels(self.name, self._opened.index_id).set(0)
         metrics.READY.labels(self.name).set(0)
-        self._thread.shutdown(wait=False, cancel_futures=not self.ready)
+        self._thread.shutdown(wait=False, cancel_futures=self._opened is None)
         self.settled.set()
 
     def _prepare(self) -> None:
         try:
             opened = self._open(self._report)
             self._report("warming up")
-            self._thread.submit(self._warm, opened)  # meanwhile the next index is loaded
+            self._submit(self._thread, "warming up", self._warm, opened)  # meanwhile the next index is loaded
         except BaseException as error:
             self._failed(error)
 

@@ -12,6 +12,7 @@ from fastapi.testclient import TestClient
 
 from rag_serving import ServingError
 from rag_serving.app import create_app
+from rag_serving.ending import Ending
 from rag_serving.retrievers import DummyRetriever, Opened, Retriever
 from rag_serving.settings import Settings
 from tests.servers import app_over, wait_ready
@@ -304,24 +305,95 @@ def test_an_engine_that_hangs_makes_the_service_unready_until_it_answers_again()
         assert client.post("/search", json={"query": "italy"}).status_code == 200
 
 
-def test_an_engine_that_still_hangs_when_the_server_ends_is_told():
-    told, gate = threading.Event(), threading.Event()
+class Told(Ending):
+    """Keeps what would be left behind, in the place of ending the process."""
+
+    def __init__(self):
+        super().__init__(drain_s=0.1, grace_s=0.2)
+        self.hanging = []
+
+    def listen(self):
+        pass
+
+    def end_within(self, seconds):
+        pass
+
+    def leave(self, hanging):
+        self.hanging += hanging
+
+
+@pytest.mark.parametrize(
+    ("hangs_in", "told"),
+    [
+        ("nothing", []),
+        ("load", ["index default, loading (reading the mount)"]),
+        ("warm_up", ["index default, warming up"]),
+        ("search", ["index default, answering its last queries or closing"]),
+        ("close", ["index default, answering its last queries or closing"]),
+        ("load again", ["index default, being loaded again"]),
+        ("warm_up again", ["index default, warming up what was loaded again"]),
+    ],
+)
+def test_what_still_hangs_when_the_server_ends_is_told(hangs_in, told):
+    gate, reached, loads = threading.Event(), threading.Event(), []
+
+    def hang(here):
+        if hangs_in == here + " again" * (len(loads) > 1):
+            reached.set()
+            gate.wait(30)
 
     class Hanging(DummyRetriever):
+        def warm_up(self):
+            hang("warm_up")
+
         def search(self, queries, k):
-            if "hang" in queries:
-                gate.wait(30)
+            hang("search")
             return super().search(queries, k)
 
-    def load(*_):
+        def close(self):
+            hang("close")
+
+    def load(_, report):
+        loads.append(1)
+        report("reading the mount")
+        hang("load")
         return Opened(Hanging(PASSAGES), "i", "f")
 
-    for query, hangs in (("italy", False), ("hang", True)):
-        with TestClient(create_app(Settings(engine_timeout_s=0.5), load, on_hang_at_end=told.set)) as client:
+    ending = Told()
+    with TestClient(create_app(Settings(engine_timeout_s=0.2, drain_s=0.2), load, ending=ending)) as client:
+        if hangs_in not in ("load", "warm_up"):
             wait_ready(client)
-            client.post("/search", json={"query": query})
-        assert told.is_set() is hangs
+        if hangs_in.endswith("again"):
+            client.app.state.reload()
+        if hangs_in == "search":
+            assert client.post("/search", json={"query": "italy"}).status_code == 504
+        assert hangs_in in ("nothing", "close") or reached.wait(10)
     gate.set()
+    assert ending.hanging == told
+
+
+def test_a_second_reload_says_that_it_waits_for_the_first(caplog):
+    gate, loads = threading.Event(), []
+
+    def load(_, report):
+        loads.append(1)
+        if len(loads) == 2:
+            gate.wait(30)
+        return Opened(DummyRetriever(PASSAGES), str(len(loads)), "f")
+
+    with TestClient(create_app(Settings(), load)) as client:
+        wait_ready(client)
+        reloads = [client.app.state.reload()]
+        while len(loads) < 2:
+            time.sleep(0.01)
+        reloads.append(client.app.state.reload())
+        while "already" not in caplog.text:
+            time.sleep(0.01)
+        gate.set()
+        for reload in reloads:
+            reload.result(10)
+        assert client.get("/readyz").json()["index_id"] == "3"
+    assert "the index is being loaded again already (being loaded again); this is done after it" in caplog.text
 
 
 def test_an_engine_that_fails_is_a_502_and_the_service_goes_on():

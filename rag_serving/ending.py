@@ -1,0 +1,56 @@
+"""The end of a server's process: a thread that hangs (a device, a dead network mount) is told, and does not keep it.
+
+Python waits for all threads before it ends, and no thread can be ended from outside.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+log = logging.getLogger("rag_serving")
+
+LEFT_BEHIND = 1  # exit code of a process that ended without waiting for all of its threads
+GRACE_S = 3.0  # seconds that threads have to end, once everything admitted was answered
+
+
+class Ending:
+    """Ends this process after SIGTERM or SIGINT. `told` is whether one came."""
+
+    def __init__(self, drain_s: float, grace_s: float = GRACE_S) -> None:
+        """`drain_s`: seconds for what was admitted, which uvicorn and then each index may take."""
+        self._longest_s, self.grace_s, self.told = 2 * drain_s + 2 * grace_s, grace_s, False
+
+    def listen(self) -> None:
+        """Note the signals from now on, beside what handles them already. Call it in the main thread."""
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._beside(signal.getsignal(number)))
+
+    def _beside(self, handler: Any) -> Any:
+        def handle(number: int, frame: Any) -> None:
+            # the second signal means: at once
+            self.end_within(self.grace_s if self.told else self._longest_s)
+            self.told = True
+            if callable(handler):
+                handler(number, frame)
+
+        return handle
+
+    def end_within(self, seconds: float) -> None:
+        """End the process after this time if it has not ended by itself."""
+        timer = threading.Timer(seconds, self._overdue)
+        timer.daemon = True
+        timer.start()
+
+    def _overdue(self) -> None:
+        main = threading.main_thread()
+        self.leave([f"thread {thread.name}" for thread in threading.enumerate() if thread is not main and not thread.daemon])
+
+    def leave(self, hanging: Sequence[str]) -> NoReturn:
+        """Tell what hangs and end the process at once."""
+        log.error("the process ends without waiting any longer for: %s", "; ".join(hanging) or "what it is doing")
+        os._exit(LEFT_BEHIND)

@@ -47,6 +47,15 @@ def encoder_of(settings: Mapping[str, Any], device: str) -> Encoder:
     return Encoder(settings["encoder"], **kept, device=device, half=device != "cpu")
 
 
+def _emptied(directory: Path) -> Path:
+    """Return a new folder for the index, and drop one that an interrupted build left. The vectors stay until all is done."""
+    part = directory / "dense.part"
+    for folder in (part, directory / "dense"):
+        shutil.rmtree(folder, ignore_errors=True)
+    part.mkdir()
+    return part
+
+
 def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, Any], first: int, device: str) -> dict[str, Any]:
     """Write `directory/dense`: the index in `old`, built with `settings`, and the corpus' passages from `first` on; return the settings."""
     import faiss
@@ -57,9 +66,7 @@ def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, An
         raise IndexingError(
             f"{old} holds vectors of {index.d} numbers, the encoder makes {encoder.dimension}: another model built it"
         )
-    shards, part = directory / "vectors", directory / "dense.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    shards, part = directory / "vectors", _emptied(directory)
     shards.mkdir(exist_ok=True)
     encode(corpus, shards, encoder, DenseOptions.shard, first)
     try:
@@ -68,9 +75,7 @@ def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, An
     except RuntimeError:
         raise IndexingError(f"FAISS adds no vectors to an index like {old / settings['file']}: build the index anew") from None
     _write(index, part / settings["file"])
-    shutil.rmtree(directory / "dense", ignore_errors=True)
     part.rename(directory / "dense")
-    shutil.rmtree(shards, ignore_errors=True)
     # what a type learns from the vectors it learnt from the first ones only: another index than one built in one go
     return settings if settings["faiss"] == "Flat" else settings | {"added_from": [*settings.get("added_from", ()), first]}
 
@@ -82,18 +87,14 @@ def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: 
         IndexingError: FAISS does not know the index type, or the corpus is too small for it.
     """
     encoder = encoder_of(vars(options), device)
-    part = directory / "dense.part"
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir()
+    part = _emptied(directory)
     kind = options.faiss if options.adopt is None else "adopted"
     name = f"{Path(options.encoder).name}_{kind}.index"
     if options.adopt is None:
         _index(corpus, directory / "vectors", encoder, options, part / name)
     else:
         adopt(Path(options.adopt), corpus, encoder, part / name)
-    shutil.rmtree(directory / "dense", ignore_errors=True)
     part.rename(directory / "dense")
-    shutil.rmtree(directory / "vectors", ignore_errors=True)
     return {
         "encoder": options.encoder,
         "file": name,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,11 +33,11 @@ def write_json(path: Path, value: Any) -> None:
     part.replace(path)
 
 
-def files_of(directory: Path) -> dict[str, dict[str, Any]]:
-    """Return size and hash of every file of an index but the manifest, by its path in the directory."""
+def files_of(directory: Path, without: Collection[str] = ()) -> dict[str, dict[str, Any]]:
+    """Return size and hash of every file of an index but the manifest and those named, by its path in the directory."""
     return {
         name: {"bytes": (directory / name).stat().st_size, "sha256": sha256(directory / name)}
-        for name in sorted(_names(directory))
+        for name in sorted(set(_names(directory)) - set(without))
     }
 
 

@@ -47,7 +47,9 @@ def _held(lock: Path, out: Path) -> IO[str]:
 
 def take_up(building: Path, request: dict[str, Any]) -> None:
     """Keep what an interrupted build of the same request left; drop what another left."""
-    with contextlib.suppress(OSError, ValueError):
+    with contextlib.suppress(
+        FileNotFoundError, ValueError
+    ):  # one that cannot be read now may be read later: nothing is dropped
         if json.loads((building / _REQUEST).read_text()) == request:
             tqdm.write(f"taking up the interrupted build in {building}")
             return
@@ -67,21 +69,27 @@ def kept(done: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
 
 def finish(building: Path, out: Path, passages: int, corpus: dict[str, Any], engines: dict[str, Any]) -> dict[str, Any]:
     """Write the manifest, put the index in its place, and return it. `corpus`: its source, format, hash and size."""
-    for done in [*building.glob("*.done.json"), building / _REQUEST]:
-        done.unlink()
-    for leftover in {"bm25", "dense", "bm25.part", "dense.part", "vectors"} - engines.keys():  # of a build with other engines
-        shutil.rmtree(building / leftover, ignore_errors=True)
+    other = {"bm25", "dense"} - engines.keys()  # of a build with other engines
+    for leftover in [building / "vectors", *(building / name for name in other), *building.glob("*.part")]:
+        if leftover.is_dir():
+            shutil.rmtree(leftover)
+        else:
+            leftover.unlink(missing_ok=True)
+    notes = [*building.glob("*.done.json"), building / _REQUEST]
     manifest = {
         "format_version": FORMAT_VERSION,
         "index_id": index_id(corpus["sha256"], engines, corpus.get("metadata", {}).get("sha256")),
         "passages": passages,
         "corpus": corpus,
         "engines": engines,
-        "files": files_of(building),
+        "files": files_of(building, {note.name for note in notes}),
         "versions": _versions(),
     }
     write_json(building / MANIFEST, manifest)
     put(building, out)
+    for note in notes:  # until now: what fails before must not cost the stages that are done
+        with contextlib.suppress(OSError):
+            (out / note.name).unlink()
     return manifest
 
 

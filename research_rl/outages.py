@@ -23,6 +23,10 @@ class UnavailableError(Exception):
     """A failure that may pass by itself."""
 
 
+class UnreachableError(UnavailableError):
+    """No connection: nothing listens at the address, or no way leads to it."""
+
+
 def longest_wait_s(deadline_s: float, timeout_s: float) -> float:
     """Return how long one call may take: until the deadline, and the one attempt after it."""
     return deadline_s + min(timeout_s, deadline_s)
@@ -34,11 +38,15 @@ class Persistence:
     An outage lasts from the first failure after a success until now (`outage_s`). Time without requests is no outage.
     """
 
-    def __init__(self, service: str, remedy: str, deadline_s: float, timeout_s: float, max_attempts: int) -> None:
+    def __init__(
+        self, service: str, remedy: str, deadline_s: float, timeout_s: float, max_attempts: int, unreachable_s: float | None = None
+    ) -> None:  # fmt: skip
         """`service`: its kind and URL; `remedy`: what to do if it is unavailable; both for messages. `deadline_s`: for one call, retries
-        included; after it there is one more attempt, of at most `timeout_s`."""
+        included; after it there is one more attempt, of at most `timeout_s`. `unreachable_s`: how long to retry while no connection was
+        ever made; None: until the deadline."""
         self._service, self._remedy = service, remedy
         self._deadline_s, self._last_attempt_s, self._max_attempts = deadline_s, min(timeout_s, deadline_s), max_attempts
+        self._unreachable_s, self._reached = unreachable_s, False
         self.answered_before = False
         self._last_success = time.monotonic()
         self._failing_since: float | None = None
@@ -67,7 +75,7 @@ class Persistence:
             RetrievalError: no answer before the deadline: an outage.
         """
         failure: BaseException | None = None
-        attempts, started = 0, time.monotonic()
+        attempts, started, absent = 0, time.monotonic(), False
         begun, failed_first = started, None
 
         async def once() -> _Answer:
@@ -78,21 +86,29 @@ class Persistence:
                 answer = await ask(attempts == 1)
             except UnavailableError as error:
                 failure = error
+                self._reached |= not isinstance(error, UnreachableError)
                 failed_first = failed_first or time.monotonic()
                 self._failed(begun)
                 raise
             except QueryFailedError:  # a refusal is an answer, too
                 self._answered()
+                self._reached = True
                 raise
             self._answered()
-            self.answered_before = True
+            self.answered_before = self._reached = True
             return answer
+
+        def never_there(state: tenacity.RetryCallState) -> bool:
+            nonlocal absent
+            limit = self._unreachable_s
+            absent = limit is not None and not self._reached and tenacity.stop_before_delay(limit)(state)
+            return absent
 
         try:
             async with asyncio.timeout(self._deadline_s):
                 return await tenacity.AsyncRetrying(
                     retry=tenacity.retry_if_exception_type(UnavailableError),
-                    stop=tenacity.stop_after_attempt(self._max_attempts),
+                    stop=tenacity.stop_any(tenacity.stop_after_attempt(self._max_attempts), never_there),
                     wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
                     reraise=True,
                 )(once)
@@ -107,6 +123,11 @@ class Persistence:
         except UnavailableError:
             pass
         now = time.monotonic()
+        if absent:
+            raise RetrievalError(
+                f"nothing answers: {self._service} could not be reached in {attempts} attempts within {now - started:.1f} s ({failure}). "
+                f"{self._remedy}"
+            )
         answers_others = self._last_success > (failed_first or now)
         raise (QueryFailedError if answers_others else RetrievalError)(
             f"{self._service} gave no answer to {what}: "

@@ -1,8 +1,9 @@
 """The client of the retrieval service: asynchronous, with one deadline per call and bounded retries.
 
-In an outage (connection errors, time-outs, 429 and 5xx), requests are retried until the deadline, see `outages`. After that, and for any
-other refusal, a `RetrievalError` is raised. No error is ever turned into an empty result. A response in another format (a proxy's page, a
-truncated list) counts as an outage if the service has answered before, and as the wrong service if it has not.
+In an outage (connection errors, time-outs, 429 and 5xx), requests are retried until the deadline, see `outages`; those to a service that
+was never there, only for a short time. After that, and for any other refusal, a `RetrievalError` is raised. No error is ever turned into
+an empty result. A response in another format (a proxy's page, a truncated list) counts as an outage if the service has answered before,
+and as the wrong service if it has not.
 
 The response header `X-Index-Id` names the index that was searched. If it changes, the run ends: half of it would have learnt from one
 corpus, and half from another.
@@ -24,7 +25,7 @@ import httpx
 
 from research_rl.errors import ConfigError, QueryFailedError, WrongServiceError
 from research_rl.gathering import Gatherer
-from research_rl.outages import Persistence, UnavailableError
+from research_rl.outages import Persistence, UnavailableError, UnreachableError
 from research_rl.types import OpenedPage, Passage
 
 _MOST_PAGES = 1_000_000
@@ -40,6 +41,9 @@ class RetrievalSettings:
     url: str
     deadline_s: float = 180.0  # for one search, retries included; after it there is one more attempt, of at most timeout_s
     timeout_s: float = 30.0  # for one HTTP request
+    # while no connection was ever made there is, most likely, no service: a person at a terminal should not wait for it. One that was there
+    # and goes away is waited for until the deadline. None: so is one that was never there
+    unreachable_s: float | None = 10.0
     max_attempts: int = 1_000
     max_connections: int = 128
     # bearer token of a service that wants one; None: RETRIEVAL_TOKEN of the environment, where no logged configuration shows it
@@ -60,6 +64,8 @@ class RetrievalSettings:
         for name in ("deadline_s", "timeout_s", "max_attempts", "max_connections", "max_query_characters"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"retrieval.{name} must be positive, got {getattr(self, name)}")
+        if self.unreachable_s is not None and self.unreachable_s <= 0:
+            raise ConfigError(f"retrieval.unreachable_s must be positive or none, got {self.unreachable_s}")
 
     @property
     def address(self) -> str:
@@ -76,7 +82,9 @@ class RetrievalClient:
         token = settings.token or os.environ.get("RETRIEVAL_TOKEN")
         self._http = httpx.AsyncClient(
             base_url=settings.address,
-            timeout=settings.timeout_s,
+            timeout=httpx.Timeout(
+                settings.timeout_s, connect=min(settings.timeout_s, settings.unreachable_s or settings.timeout_s)
+            ),
             headers={"Authorization": f"Bearer {token}"} if token else None,
             limits=httpx.Limits(max_connections=settings.max_connections, max_keepalive_connections=settings.max_connections),
             transport=transport,
@@ -85,7 +93,7 @@ class RetrievalClient:
         self._index_id = settings.index_id
         self._persistence = Persistence(
             f"the retrieval service at {settings.address}", f"Is it running? Try: curl {settings.address}/health",
-            settings.deadline_s, settings.timeout_s, settings.max_attempts,
+            settings.deadline_s, settings.timeout_s, settings.max_attempts, settings.unreachable_s,
         )  # fmt: skip
 
     @property
@@ -153,7 +161,8 @@ class RetrievalClient:
         try:
             response = await self._http.post(path, json=body)
         except httpx.TransportError as error:
-            raise UnavailableError(f"{type(error).__name__}: {error}") from error
+            kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else UnavailableError
+            raise kind(f"{type(error).__name__}: {error}") from error
         if response.status_code in _RETRIED_STATUS:
             raise UnavailableError(f"HTTP {response.status_code}")
         return response

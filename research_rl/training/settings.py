@@ -171,7 +171,8 @@ class Settings:
                 "research_rl.retrieval.url is missing: give the URL of a running retrieval service, http://host:port"
             )
         try:
-            return RetrievalSettings(**options)
+            # a run that was queued for hours may start before its service: it waits until the deadline
+            return RetrievalSettings(**{"unreachable_s": None} | options)
         except TypeError as error:
             valid = ", ".join([*(f.name for f in fields(RetrievalSettings)), "url_by_data_source"])
             raise ConfigError(f"research_rl.retrieval: {error}; valid: {valid}") from error

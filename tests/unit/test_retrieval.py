@@ -12,6 +12,7 @@ import pytest
 
 from research_rl.errors import ConfigError, DataError, QueryFailedError, RetrievalError, WrongServiceError
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
+from research_rl.training.settings import Settings
 from research_rl.types import OpenedPage, Passage
 
 GOOD = [[[{"id": "1", "contents": "a"}]], [[2.5]]]
@@ -55,6 +56,30 @@ async def test_a_service_that_never_returns_is_one_error_that_names_the_url():
         with pytest.raises(RetrievalError, match="http://test:1 gave no answer"):
             await retrieval.search(["q"], 1)
         assert retrieval.outage_s > 0.1
+
+
+async def test_a_service_that_was_never_there_is_told_long_before_the_deadline():
+    def handler(request):
+        raise httpx.ConnectError("refused")
+
+    async with client(handler, deadline_s=3_600, unreachable_s=0.5) as retrieval:
+        with pytest.raises(RetrievalError, match=r"nothing answers: .*http://test:1 could not be reached .*Is it running"):
+            await retrieval.search(["q"], 1)
+
+
+@pytest.mark.parametrize("first", [httpx.Response(503), httpx.Response(200, json=GOOD), httpx.ReadTimeout("slow")])
+async def test_a_service_that_was_reached_once_is_waited_for_until_the_deadline(first):
+    gone = [httpx.ConnectError("refused")] * 4
+    answers = iter([first, *gone, httpx.Response(200, json=GOOD), *gone, httpx.Response(200, json=GOOD)])
+    async with client(telling(answers), deadline_s=60, unreachable_s=0.001) as retrieval:
+        for _ in range(2):
+            assert await retrieval.search(["q"], 1)
+
+
+def test_a_training_waits_for_its_service_and_a_command_does_not():
+    section = {"method": "research", "retrieval": {"url": "http://test:1"}}
+    assert Settings.from_mapping(section).retrieval_for("").unreachable_s is None
+    assert RetrievalSettings("http://test:1").unreachable_s == 10
 
 
 async def test_a_machine_that_stood_still_until_the_deadline_asks_once_more_before_it_calls_that_an_outage():

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -21,7 +22,7 @@ from starlette.exceptions import HTTPException as StarletteHTTPException
 
 from rag_serving import metrics, wire, wire_v1
 from rag_serving.building import COPIED_US, DECODED_US, built
-from rag_serving.ending import Ending
+from rag_serving.ending import STARTUP_FAILED, Ending
 from rag_serving.indexes import Indexes
 from rag_serving.operations import Direct, Guard, respond
 from rag_serving.page import search_page
@@ -73,6 +74,8 @@ def create_app(
             while not indexes.settled and not (ending and ending.told):
                 await asyncio.sleep(0.05)
             if indexes.failed:
+                if ending is not None:  # another index may hang
+                    ending.end_within(ending.grace_s, STARTUP_FAILED)
                 raise RuntimeError("the index could not be loaded")
         yield
         await indexes.stop()
@@ -246,7 +249,7 @@ class _Refusal(Response):
 
 
 def _watch(indexes: Indexes, on_failure: Callable[[], None] | None) -> None:
-    for service in indexes.services.values():
-        service.settled.wait()
-        if service.failure is not None and on_failure is not None:
-            return on_failure()
+    while not indexes.settled:
+        time.sleep(0.05)
+    if indexes.failed and on_failure is not None:
+        on_failure()

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 log = logging.getLogger("rag_serving")
 
+STARTUP_FAILED = 3  # exit code of a worker that is not started again, as uvicorn has it
 LEFT_BEHIND = 1  # exit code of a process that ended without waiting for all of its threads
 GRACE_S = 3.0  # seconds that threads have to end, once everything admitted was answered
 
@@ -40,17 +41,18 @@ class Ending:
 
         return handle
 
-    def end_within(self, seconds: float) -> None:
-        """End the process after this time if it has not ended by itself."""
-        timer = threading.Timer(seconds, self._overdue)
+    def end_within(self, seconds: float, code: int = LEFT_BEHIND) -> None:
+        """End the process after this time, with this exit code, if it has not ended by itself."""
+        timer = threading.Timer(seconds, self._overdue, (code,))
         timer.daemon = True
         timer.start()
 
-    def _overdue(self) -> None:
+    def _overdue(self, code: int) -> None:
         main = threading.main_thread()
-        self.leave([f"thread {thread.name}" for thread in threading.enumerate() if thread is not main and not thread.daemon])
+        hanging = [f"thread {thread.name}" for thread in threading.enumerate() if thread is not main and not thread.daemon]
+        self.leave(hanging, code)
 
-    def leave(self, hanging: Sequence[str]) -> NoReturn:
+    def leave(self, hanging: Sequence[str], code: int = LEFT_BEHIND) -> NoReturn:
         """Tell what hangs and end the process at once."""
         log.error("the process ends without waiting any longer for: %s", "; ".join(hanging) or "what it is doing")
-        os._exit(LEFT_BEHIND)
+        os._exit(code)

@@ -19,6 +19,7 @@ from rag_serving.retrievers import open_retriever
 from rag_serving.service import Load, Refused, Service
 from rag_serving.settings import Settings
 
+LOADED_AT_ONCE = 2  # what an index takes while it is loaded may be more than what it takes then
 _PREFIX = re.compile(r"(/indexes/([^/]*))/.*", re.DOTALL)
 _named: ContextVar[str | None] = ContextVar("named_index", default=None)  # by the request's path
 
@@ -33,7 +34,8 @@ class Indexes:
     """The services by name, the default first."""
 
     def __init__(self, settings: Settings, load: Load = open_retriever) -> None:
-        self._loading = ThreadPoolExecutor(max_workers=1, thread_name_prefix="loading")  # while others are searched already
+        # while others are searched already
+        self._loading = ThreadPoolExecutor(max_workers=min(LOADED_AT_ONCE, len(settings.names)), thread_name_prefix="loading")
         self.services = {
             name: Service(
                 settings.of(name), load, name, ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"retriever-{name}")
@@ -110,13 +112,13 @@ class Indexes:
         return any(service.failure is not None for service in self.services.values())
 
     def start(self) -> None:
-        """Load all, one after the other; returns at once."""
+        """Load all, `LOADED_AT_ONCE` at a time, in their order; returns at once."""
         for service in self.services.values():
             service.start(self._loading)
 
     async def reload(self) -> None:
         """Load each anew, one after the other; see `Service.reload`."""
-        # one that hangs warms nothing up: it must not hold up the others
+        # two copies of one index at a time are enough; one that hangs warms nothing up: it must not hold up the others
         for service in sorted(self.services.values(), key=lambda service: service.hangs):
             await service.reload()
 

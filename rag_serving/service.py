@@ -21,7 +21,7 @@ from rag_serving.cache import AnswerCache, DiskCached
 from rag_serving.faults import EXPECTED, told
 from rag_serving.retrievers import Opened
 from rag_serving.retrievers.base import Hit
-from rag_serving.settings import Settings
+from rag_serving.settings import DEFAULT_INDEX, Settings
 
 log = logging.getLogger("rag_serving")
 Load = Callable[[Settings, Callable[[str], None]], Opened]
@@ -48,12 +48,21 @@ class Answer:
     engine_ms: float
 
 
+class _Named(logging.LoggerAdapter):
+    """Lines that begin with the name of an index."""
+
+    def process(self, msg: Any, kwargs: Any) -> tuple[str, Any]:
+        return f"index {self.extra['index'] if self.extra else ''}: {msg}", kwargs
+
+
 class Service:
     """One index, which one thread warms up, searches and closes."""
 
     def __init__(self, settings: Settings, load: Load, name: str, thread: ThreadPoolExecutor) -> None:
         """`settings` are this index's, `name` is its name in metrics; `thread` has one worker: that alone makes any retriever safe."""
         self.settings, self._load, self.name, self._thread = settings, load, name, thread
+        # the unnamed index needs no name: it is the only one
+        self._log = log if name == DEFAULT_INDEX else _Named(log, {"index": name})
         self._cache = self._new_cache()
         self._reloading = asyncio.Lock()
         self._batcher: Batcher | None = None
@@ -130,7 +139,7 @@ class Service:
         A request is answered by the index, the queue and the cache that it was admitted to; the old index is closed after the last.
         """
         if self._reloading.locked():
-            log.warning(
+            self._log.warning(
                 "the index is being loaded again already (%s); this is done after it", self.under_way or "old searches end"
             )
         async with self._reloading:
@@ -143,8 +152,10 @@ class Service:
                 new = await asyncio.wrap_future(self._submit(self._loading, "being loaded again", self._open))
                 await asyncio.wrap_future(self._submit(self._thread, "warming up what was loaded again", new.retriever.warm_up))
             except Exception as error:
+                if self._stopped:
+                    return
                 metrics.RELOADS.labels(self.name, "failed").inc()
-                log.error(
+                self._log.error(
                     "the index could not be loaded again, index %s is still served: %s", old.index_id, told(error),
                     exc_info=not isinstance(error, EXPECTED),
                 )  # fmt: skip
@@ -153,7 +164,9 @@ class Service:
             self._opened, self._batcher, self._cache = new, self._new_batcher(new.retriever.search), self._new_cache()
             self._served(new, old)
             metrics.RELOADS.labels(self.name, "done").inc()
-            log.info("index %s is served now, in the place of %s: %s passages", new.index_id, old.index_id, new.retriever.size)
+            self._log.info(
+                "index %s is served now, in the place of %s: %s passages", new.index_id, old.index_id, new.retriever.size
+            )
             await queries.drain()
             self._first = None
             self._submit(self._thread, "closing what was replaced", old.retriever.close)
@@ -165,7 +178,7 @@ class Service:
             try:
                 await asyncio.wait_for(self._batcher.drain(), self.settings.drain_s)
             except TimeoutError:
-                log.error("queries were still unanswered after drain_s, %g s", self.settings.drain_s)
+                self._log.error("queries were still unanswered after drain_s, %g s", self.settings.drain_s)
         if self._opened is not None:
             self._submit(self._thread, "answering its last queries or closing", self._opened.retriever.close)
             metrics.SERVED.labels(self.name, self._opened.index_id).set(0)
@@ -185,7 +198,7 @@ class Service:
         try:
             opened.retriever.warm_up()
             _settle()
-            log.info(
+            self._log.info(
                 "ready: %s passages, index %s, after %.1f s",
                 opened.retriever.size, opened.index_id, time.monotonic() - self.started,
             )  # fmt: skip
@@ -198,7 +211,7 @@ class Service:
     def _failed(self, error: BaseException) -> None:
         if not self._stopped:  # meanwhile: there is no thread to warm it up in
             self.failure, self.stage = error, "failed"
-            log.error("the index could not be loaded: %s", told(error), exc_info=not isinstance(error, EXPECTED))
+            self._log.error("the index could not be loaded: %s", told(error), exc_info=not isinstance(error, EXPECTED))
         self.settled.set()
 
     def _open(self, report: Callable[[str], None] = lambda stage: None) -> Opened:
@@ -219,14 +232,14 @@ class Service:
             if self._opened is new:
                 self.damage = error
                 metrics.DAMAGED.labels(self.name).set(1)
-                log.error("the index that is served is damaged: %s", error)
+                self._log.error("the index that is served is damaged: %s", error)
 
         if new.hashing is not None:
             new.hashing.start(damaged)
 
     def _report(self, stage: str) -> None:
         self.stage = stage
-        log.info("%s …", stage)
+        self._log.info("%s …", stage)
 
     def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         assert self._first is not None
@@ -241,9 +254,11 @@ class Service:
         metrics.READY.labels(self.name).set(int(not hangs))
         if hangs:
             metrics.QUEUED.labels(self.name).set(0)
-            log.error("the engine hangs: no answer to a batch within engine_timeout_s, %g s", self.settings.engine_timeout_s)
+            self._log.error(
+                "the engine hangs: no answer to a batch within engine_timeout_s, %g s", self.settings.engine_timeout_s
+            )
         else:
-            log.warning("the engine answers again")
+            self._log.warning("the engine answers again")
 
     def check(self, queries: Sequence[str], k: int) -> None:
         """Refuse what is beyond the limits.
@@ -344,7 +359,7 @@ class Service:
             raise Refused(502, "engine", str(error)) from error
         except Exception as error:
             metrics.ENGINE_FAILURES.labels(self.name).inc()
-            log.exception("a search failed")
+            self._log.exception("a search failed")
             raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
 
     def _answer(self, index_id: str, hits: list[list[Hit]], cached: list[bool], jobs: list[Job]) -> Answer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,8 @@ __all__ = ["DummyRetriever", "Hit", "Opened", "Retriever", "load_index", "open_r
 
 log = logging.getLogger("rag_serving")
 Report = Callable[[str], None]
+# transformers changes torch's defaults for the whole process while it loads a model: one at a time
+_MODEL = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,8 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         report("loading the reranker")
         from rag_serving.retrievers.rerank import Reranked
 
-        retriever = Reranked(retriever, settings.reranker, settings.rerank_depth, settings.device)
+        with _MODEL:
+            retriever = Reranked(retriever, settings.reranker, settings.rerank_depth, settings.device)
         engine += ", reranked"
     chosen = {name: str(getattr(settings, name)) for name in _ANSWER_SETTINGS}
     fingerprint = hashlib.sha256(json.dumps([index_id, chosen], sort_keys=True).encode()).hexdigest()[:16]
@@ -166,15 +170,16 @@ def _encoder(settings: Settings, built_with: dict[str, Any]) -> Any:
         prefix = built_with.get("query_prefix")
     elif prefix != built_with.get("query_prefix", prefix):
         log.warning("query_prefix is %r, as the settings say; the index was built for %r", prefix, built_with["query_prefix"])
-    return Encoder(
-        model,
-        query_prefix=prefix,
-        passage_prefix=built_with.get("passage_prefix"),
-        pooling=built_with.get("pooling"),
-        max_length=built_with.get("max_length"),
-        device=settings.device,
-        half=settings.half,
-    )
+    with _MODEL:
+        return Encoder(
+            model,
+            query_prefix=prefix,
+            passage_prefix=built_with.get("passage_prefix"),
+            pooling=built_with.get("pooling"),
+            max_length=built_with.get("max_length"),
+            device=settings.device,
+            half=settings.half,
+        )
 
 
 def _dense(settings: Settings, directory: Path, built_with: dict[str, Any], corpus: Any, report: Report) -> Retriever:

@@ -262,6 +262,55 @@ def test_an_index_that_is_loaded_answers_while_another_one_is_loading():
         wait_ready(client)
 
 
+def test_two_indexes_are_loaded_at_once_and_no_third():
+    both, gate, loading, most = threading.Barrier(2), threading.Event(), set(), []
+
+    def load(settings, report):
+        (name,) = settings.index
+        loading.add(name)
+        most.append(len(loading))
+        report(f"loading {name}")
+        if name != "third":
+            both.wait(10)  # ends only if both are here
+            gate.wait(10)
+        loading.discard(name)
+        return Opened(DummyRetriever([("1", "passage")]), name, name)
+
+    names = {"first": "a", "second": "b", "third": "c"}
+    with TestClient(create_app(Settings(index=names), load)) as client:
+        while len(loading) < 2 or both.n_waiting:
+            time.sleep(0.01)
+        told = client.get("/readyz").json()["indexes"]
+        assert [told[name]["stage"] for name in names] == ["loading first", "loading second", "starting"]
+        gate.set()
+        wait_ready(client)
+    assert max(most) == 2
+    assert len(most) == 3
+
+
+def test_an_index_that_cannot_be_loaded_stops_no_other_and_ends_the_start_though_another_hangs(caplog):
+    gate, failed, loaded = threading.Event(), threading.Event(), []
+
+    def load(settings, report):
+        (name,) = settings.index
+        if name == "hangs":
+            gate.wait(10)
+        if name == "fails":
+            raise ServingError("no such index")
+        loaded.append(name)
+        return Opened(DummyRetriever([("1", "passage")]), name, name)
+
+    names = {"hangs": "a", "fails": "b", "fine": "c"}
+    with TestClient(create_app(Settings(index=names), load, on_failure=failed.set)) as client:
+        assert failed.wait(5)
+        wait_ready(client, "/indexes/fine/readyz", seconds=5)
+        told = client.get("/readyz").json()["indexes"]
+        assert [told[name]["status"] for name in names] == ["loading", "failed", "ready"]
+        assert loaded == ["fine"]
+        gate.set()
+    assert "index fails: the index could not be loaded: no such index" in caplog.text
+
+
 def test_a_server_that_ends_while_it_loads_has_not_failed():
     gate, failed, loading = threading.Event(), threading.Event(), threading.Event()
 

@@ -315,10 +315,10 @@ class Told(Ending):
     def listen(self):
         pass
 
-    def end_within(self, seconds):
+    def end_within(self, seconds, code=0):
         pass
 
-    def leave(self, hanging):
+    def leave(self, hanging, code=0):
         self.hanging += hanging
 
 

@@ -20,6 +20,7 @@ from rag_serving.client import Answer, Client
 from rag_serving.listening import listen, uvicorn_options
 from rag_serving.lookup import title_of
 from rag_serving.operations import Guard, configure_logging
+from rag_serving.service import Refused
 from rag_serving.settings import Settings
 from rag_serving.where import DESCRIPTION, Where
 from rag_serving.wire import Document
@@ -143,7 +144,19 @@ def http_app(server: MCPServer[None], settings: Settings, names: Iterable[str] =
         transport_security=security,
         max_request_body_size=settings.max_body_bytes,
     )
-    return Guard(app, settings, frozenset({PATH}))
+    return Guard(_PostOnly(app), settings, frozenset({PATH}))
+
+
+class _PostOnly:
+    """Refuses other methods: a GET would open a stream on which a server without sessions says nothing, and hold its connection."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http" and scope["method"] != "POST":
+            raise Refused(405, "method", f"send POST to {PATH}: this server has no sessions, and opens no stream")
+        await self._app(scope, receive, send)
 
 
 def serve_stdio(service: Client) -> None:

@@ -28,6 +28,7 @@ from rag_serving.settings import Settings
 log = logging.getLogger("rag_serving.access")
 
 Direct = Callable[[bytes], Awaitable[bytes]]
+MOST_BODIES = 32  # of max_body_bytes each: what all requests that are being received or answered may hold together
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health"})  # neither a prober nor a browser that opens the page has a token
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
@@ -52,6 +53,7 @@ class Guard:
         self._app, self._settings, self._paths, self._direct, self._indexes = app, settings, paths, direct or {}, indexes
         # a prefix and a counter: a random number for each request costs as much as searching a small index
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
+        self._held = 0  # bytes of all bodies that are being received or answered
         self._tokens = [token.get_secret_value().encode() for token in settings.tokens]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -65,7 +67,16 @@ class Guard:
         token, untold = request_id.set(name), searched_index.set("")
         asked = below_root(scope)
         path = asked if asked in self._paths else "other"
-        started, status = time.perf_counter(), 0
+        started, status, held = time.perf_counter(), 0, 0
+
+        def hold(size: int) -> None:
+            nonlocal held
+            held += size
+            self._held += size
+            if held > self._settings.max_body_bytes:
+                raise self._too_large()
+            if self._held > MOST_BODIES * self._settings.max_body_bytes:
+                raise Refused(503, "max_body_bytes", "other requests take the memory that there is for bodies; ask again", 1)
 
         async def tagged(message: Any) -> None:
             nonlocal status
@@ -82,7 +93,7 @@ class Guard:
                 self._admit(asked, headers)
                 if self._indexes is not None:
                     self._indexes.service()  # refuses a path that names an unknown index, whatever comes after it
-                body = await self._body(receive)
+                body = await self._body(receive, hold)
                 if body is not None and scope["method"] == "POST" and asked in self._direct:
                     with WhileWaiting(receive):
                         answer = await self._direct[asked](body)
@@ -95,6 +106,7 @@ class Guard:
             except ClientLeft:
                 status = 499  # as nginx counts it; nobody reads it
         finally:
+            self._held -= held
             seconds = time.perf_counter() - started
             metrics.REQUESTS.labels(path, str(status)).inc()
             metrics.REQUEST_SECONDS.labels(path).observe(seconds)
@@ -112,15 +124,16 @@ class Guard:
             if scheme.lower() != b"bearer" or not sum(hmac.compare_digest(given.strip(), token) for token in self._tokens):
                 raise Refused(401, "token", "a valid token is needed: send the header Authorization: Bearer TOKEN")
         length = headers.get(b"content-length", b"0")
-        if length.isdigit() and int(length) > self._settings.max_body_bytes:
+        # Python makes no number of thousands of digits
+        if length.isdigit() and (len(length) > 18 or int(length) > self._settings.max_body_bytes):
             raise self._too_large()
 
     def _too_large(self) -> Refused:
         return Refused(413, "max_body_bytes", f"the request is larger than max_body_bytes, {self._settings.max_body_bytes}")
 
-    async def _body(self, receive: Any) -> bytes | None:
-        """Return the request's body, or None if the client left. Read whole, for JSON needs it whole."""
-        pieces, taken = [], 0
+    async def _body(self, receive: Any, hold: Callable[[int], None]) -> bytes | None:
+        """Return the request's body, or None if the client left. Read whole, for JSON needs it whole; `hold` is told of each piece."""
+        pieces = []
         limit = self._settings.receive_timeout_s
         try:
             async with asyncio.timeout(limit):
@@ -129,9 +142,7 @@ class Guard:
                     if message["type"] == "http.disconnect":
                         return None
                     pieces.append(message.get("body", b""))
-                    taken += len(pieces[-1])
-                    if taken > self._settings.max_body_bytes:
-                        raise self._too_large()
+                    hold(len(pieces[-1]))
                     if not message.get("more_body", False):
                         return b"".join(pieces)
         except TimeoutError:
@@ -158,7 +169,7 @@ async def respond(refused: Refused, send: Any) -> None:
         headers.append((b"retry-after", str(refused.retry_after_s).encode()))
     if refused.status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
-    if refused.status in (408, 413):
+    if refused.status in (408, 413) or refused.reason == "max_body_bytes":
         headers.append((b"connection", b"close"))  # the rest of the body is not read
     await _send(send, refused.status, body, headers)
 

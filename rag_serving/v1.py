@@ -192,9 +192,10 @@ class V1:
                 )
         else:
             runs = merged([run for name in request.ids or () for run in self._named(lookup, name, opened)])
-        rows = islice(chain.from_iterable(runs), request.start, max(request.start, stop))
+        total = sum(map(len, runs))
+        rows = islice(chain.from_iterable(runs), min(request.start, total), min(max(request.start, stop), total))
         return {
-            "index_id": opened.index_id, "total": sum(map(len, runs)),
+            "index_id": opened.index_id, "total": total,
             "passages": self._passages(corpus, list(rows), request.metadata),
         }  # fmt: skip
 

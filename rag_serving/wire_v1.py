@@ -9,6 +9,8 @@ from pydantic import BaseModel, Field, model_validator
 from rag_serving.where import DESCRIPTION
 from rag_serving.wire import Document, Queries, TopK
 
+MAX_EXCLUDED = 10_000  # titles, and ids, that a search may leave out
+
 Ids = Annotated[
     list[str],
     Field(description="ids of passages, or of documents: a passage's id without its number, page of page#3, page-3 and page_3"),
@@ -35,9 +37,13 @@ class SearchRequest(BaseModel):
     max_characters: int | None = Field(default=None, ge=0, description="cut contents after so many")
     metadata: Metadata = False
     exclude_titles: list[str] = Field(
-        default=[], description="leave out passages with these titles, the first line of contents"
+        default=[], max_length=MAX_EXCLUDED, description="leave out passages with these titles, the first line of contents"
     )
-    exclude_ids: Ids = Field(default=[], description="leave out these passages and documents; page* leaves out what begins so")
+    exclude_ids: Ids = Field(
+        default=[],
+        max_length=MAX_EXCLUDED,
+        description="leave out these passages and documents; page* leaves out what begins so",
+    )
     where: dict[str, Any] | None = Field(default=None, description=DESCRIPTION, examples=[{"year": {"gte": 2018, "lt": 2020}}])
 
 

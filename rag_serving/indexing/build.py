@@ -19,7 +19,7 @@ from rag_serving.corpus import Corpus
 from rag_serving.indexing.bm25 import MEMORY, BM25Options, build_bm25
 from rag_serving.indexing.dense import DenseOptions, build_dense
 from rag_serving.indexing.formats import detect
-from rag_serving.indexing.manifest import MANIFEST
+from rag_serving.indexing.manifest import MANIFEST, is_index
 from rag_serving.indexing.passages import source_of, write_corpus
 from rag_serving.indexing.replace import recover
 from rag_serving.indexing.stages import CORPUS_DONE, finish, kept, locked, take_up
@@ -69,9 +69,9 @@ def build_index(
             raise IndexingError(f"{out} is a file, and an index is a directory: choose another --out")
         if out.exists() and not force:
             raise IndexingError(f"{out} exists: choose another --out, or pass --force to replace it")
-        if out.exists() and any(out.iterdir()) and not (out / MANIFEST).is_file():  # somebody's data, for all that can be known
+        if out.exists() and any(out.iterdir()) and not is_index(out):  # somebody's data, for all that can be known
             raise IndexingError(
-                f"{out} is no index (it has no {MANIFEST}) and is not replaced: choose another --out, or remove it first"
+                f"{out} is no index (it has no {MANIFEST} of one) and is not replaced: choose another --out, or remove it first"
             )
         take_up(building, request)
         try:

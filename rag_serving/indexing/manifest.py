@@ -74,6 +74,15 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     return manifest
 
 
+def is_index(directory: Path) -> bool:
+    """Whether the manifest in `directory` is one of ours, of whatever version: other programs have a manifest.json, too."""
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(manifest, dict) and {"format_version", "index_id"} <= manifest.keys()
+
+
 def large(manifest: dict[str, Any]) -> bool:
     """Whether hashing the index takes longer than a start may."""
     return sum(entry["bytes"] for entry in manifest["files"].values()) > _HASHED_BY_DEFAULT
@@ -86,6 +95,9 @@ def check(directory: Path, manifest: dict[str, Any], verify: str = "auto") -> No
         IndexingError: a file is missing or another one.
     """
     files: dict[str, dict[str, Any]] = manifest["files"]
+    named = [*files, *(engine.get("file", "") for engine in manifest["engines"].values())]
+    if outside := [name for name in named if Path(name).is_absolute() or ".." in Path(name).parts]:
+        raise IndexingError(f"{directory}: {MANIFEST} names a file outside of the index, {outside[0]!r}; nothing is read")
     hashed = verify == "always" or (verify == "auto" and not large(manifest))
     for name, entry in files.items():
         path = directory / name

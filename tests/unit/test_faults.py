@@ -66,12 +66,15 @@ def test_a_full_disk_leaves_the_index_that_is_added_to_as_it_was(small_disk, tmp
     assert contents(small_disk / "i") == before
 
 
-def test_a_directory_that_is_no_index_is_not_replaced(tmp_path, capsys):
+@pytest.mark.parametrize("manifest", [None, '{"name": "a browser extension"}', "[]", "{"])
+def test_a_directory_that_is_no_index_is_not_replaced(tmp_path, capsys, manifest):
     (tmp_path / "data").mkdir()
+    if manifest is not None:
+        (tmp_path / "data" / "manifest.json").write_text(manifest)
     corpus = corpus_of(tmp_path / "data" / "c.jsonl", 2)
     told = refused(["index", "--corpus", corpus, "--out", tmp_path / "data", "--force"], capsys)
-    assert "is no index (it has no manifest.json) and is not replaced" in told
-    assert [path.name for path in (tmp_path / "data").iterdir()] == ["c.jsonl"]
+    assert "is no index (it has no manifest.json of one) and is not replaced" in told
+    assert corpus.is_file()
 
 
 def test_a_file_where_a_directory_should_be_is_told(tmp_path, capsys):

@@ -191,6 +191,19 @@ def test_an_index_that_does_not_belong_to_its_corpus_is_refused(index, tmp_path,
     assert main(["serve", "--index", str(copy), "--port", "0"]) == 1
 
 
+@pytest.mark.parametrize("place", ["files", "engines"])
+@pytest.mark.parametrize("name", ["../secret", "/etc/hostname", "bm25/../../secret"])
+def test_a_manifest_that_names_a_file_outside_of_its_index_is_refused(tmp_path, place, name):
+    (tmp_path / "secret").write_text("x")
+    manifest = {"files": {}, "engines": {"dense": {"file": "e5_Flat.index"}}}
+    if place == "files":
+        manifest["files"] = {name: {"bytes": 1, "sha256": ""}}
+    else:
+        manifest["engines"]["dense"]["file"] = name
+    with pytest.raises(IndexingError, match="names a file outside of the index"):
+        check(tmp_path / "i", manifest, "never")
+
+
 def test_sizes_are_checked_even_without_hashes(index, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(index, copy)

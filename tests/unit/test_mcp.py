@@ -240,3 +240,10 @@ async def test_an_agent_searches_by_conditions_and_is_told_that_the_bound_was_me
                 assert [passage["id"] for passage in found.structured_content["passages"]] == ids
                 assert found.structured_content.get("bound_met") is bound_met
                 assert ("so few match" in text(found)) is bool(bound_met)
+
+
+def test_no_stream_that_says_nothing_can_be_opened():
+    with app_in_thread(http_app(mcp_server(Client("http://127.0.0.1:9")), Settings())) as address:
+        for method in ("GET", "DELETE", "PUT"):
+            answer = httpx.request(method, f"{address}/mcp", headers={"accept": "text/event-stream"}, timeout=10)
+            assert (answer.status_code, answer.json()["reason"]) == (405, "method")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -13,6 +14,7 @@ from fastapi.testclient import TestClient
 from rag_serving import ServingError
 from rag_serving.app import create_app
 from rag_serving.ending import Ending
+from rag_serving.operations import MOST_BODIES, Guard
 from rag_serving.retrievers import DummyRetriever, Opened, Retriever
 from rag_serving.settings import Settings
 from tests.servers import app_over, wait_ready
@@ -125,6 +127,45 @@ def test_a_request_larger_than_the_limit_is_refused_before_it_is_parsed():
         for content in (b"x" * 1_001, (b"x" * 100 for _ in range(11))):  # with and without a declared length
             answer = client.post("/search", content=content)
             assert (answer.status_code, answer.json()["reason"]) == (413, "max_body_bytes")
+
+
+async def test_bodies_that_arrive_together_may_not_take_the_memory_and_those_that_left_give_it_back():
+    async def app(scope, receive, send):
+        raise AssertionError("no request is complete")
+
+    guard = Guard(app, Settings(max_body_bytes=1_000), frozenset())
+
+    async def sent(statuses, leave):
+        pieces = [{"type": "http.request", "body": b"x" * 1_000, "more_body": True}]
+
+        async def receive():
+            if pieces:
+                return pieces.pop()
+            await leave.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        scope = {"type": "http", "method": "POST", "path": "/search", "headers": []}
+        await guard(scope, receive, send)
+
+    for _ in range(2):
+        leave, statuses = asyncio.Event(), []
+        async with asyncio.TaskGroup() as tasks:
+            for _ in range(MOST_BODIES):
+                tasks.create_task(sent(statuses, leave))
+            await asyncio.sleep(0)
+            assert not statuses
+            await sent(statuses, leave)
+            assert statuses[0] == 503
+            leave.set()
+
+
+def test_a_length_of_thousands_of_digits_is_too_large():
+    with TestClient(app_over(DummyRetriever(PASSAGES))) as client:
+        answer = client.post("/search", content=b"{}", headers={"content-length": "9" * 5_000})
+        assert (answer.status_code, answer.json()["reason"]) == (413, "max_body_bytes")
 
 
 def test_without_a_valid_token_nothing_is_answered_but_probes():

@@ -12,8 +12,9 @@ from fastapi.testclient import TestClient
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from rag_serving.retrievers import DummyRetriever
-from rag_serving.snippets import snippet
+from rag_serving.retrievers import DummyRetriever, Hit
+from rag_serving.snippets import Exclusion, snippet
+from rag_serving.wire_v1 import MAX_EXCLUDED
 from tests.servers import app_over, wait_ready
 from tests.unit.test_lookup import PASSAGES, write
 
@@ -61,6 +62,28 @@ def test_further_hits_are_looked_for_up_to_a_bound_and_what_is_missing_is_told(h
     assert (found, answer["missing"], answer["excluded"]) == (["page-20-0", "page-20-1", "page-20-2"], [0], [60])
     found, answer = search(http, exclude_ids=["page*"])
     assert (found, answer["missing"], answer["excluded"]) == ([], [3], [100])  # max_top_k
+
+
+def test_what_is_left_out_may_be_much_but_not_without_end(http):
+    for name in ("exclude_ids", "exclude_titles"):
+        most = [f"none{i}*" for i in range(MAX_EXCLUDED)]
+        assert search(http, **{name: most})[0] == ["page-0-0", "page-0-1", "page-0-2"]
+        answer = http.post("/v1/search", json={"queries": ["word"], name: [*most, "one more"]})
+        assert (answer.status_code, answer.json()["reason"]) == (422, "format")
+        assert name in answer.json()["detail"]
+
+
+@given(st.lists(st.text("ab*", max_size=4), max_size=5), st.text("ab*", max_size=5))
+def test_an_id_is_left_out_by_any_beginning_of_it(names, id):
+    beginnings = tuple(name[:-1] for name in names if name.endswith("*"))
+    left_out = Exclusion([], [name for name in names if name.endswith("*")])
+    assert left_out.keeps(Hit(id, "text", 1.0)) == (not id.startswith(beginnings))
+
+
+@pytest.mark.parametrize("start", [3, 2**63, 10**4_000])
+def test_a_place_beyond_the_end_of_a_document_is_no_passages(reading, start):
+    answer = reading.post("/v1/documents", json={"ids": ["rome"], "from": start, "to": start + 2})
+    assert (answer.status_code, answer.json()["passages"]) == (200, [])
 
 
 def test_without_exclusions_nothing_is_told_of_them(http):

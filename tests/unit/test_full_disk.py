@@ -213,6 +213,7 @@ def test_on_a_real_disk_that_grows_a_little_each_time_no_stage_is_finished_twice
             build_index(corpus, disk / "i", engines=("bm25", "dense"), dense=DenseOptions("encoder"), processes=1)
             break
         failed += 1
+        assert size < 4 << 20
         size += 8 << 10
     assert failed > 5
     # a stage whose note found no room is done once more

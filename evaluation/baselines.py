@@ -131,7 +131,7 @@ def prepare(options: argparse.Namespace) -> tuple[Any, Any, bool]:
     config = Config(config_dict={
         "generator_model_path": options.tokenizer, "framework": "hf", "metrics": [], "disable_save": True,
         "save_dir": str(options.out.parent), "dataset_name": "served", "gpu_id": "", "retrieval_topk": options.top_k,
-    })  # fmt: skip
+    })  # fmt: skip  # many arguments
     return config, tokenizer, uses_chat_template(options.chat_template, options.name, tokenizer)
 
 
@@ -247,4 +247,4 @@ def record(
         "sampled_tokens": generator.tokens_out, "prompt_tokens": generator.tokens_in, "generate_s": round(generator.seconds, 3),
         "search_s": round(retriever.seconds, 3), "chat_template": chat, "cut_prompts": generator.cut_prompts,
         "metrics": {**metrics, "searches": float(retriever.searches), "retrieval_rate": float(retriever.searches > 0)},
-    }  # fmt: skip
+    }  # fmt: skip  # a record

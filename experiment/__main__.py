@@ -43,9 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(
-        prog="python -m experiment", description=__doc__,
+        prog="python -m experiment",
+        description=__doc__,
         example="python -m experiment recipes/wikipedia/experiment.yaml --data data --run-dir runs/wikipedia --until index",
-    )  # fmt: skip
+    )
     parser.add_argument("experiment", type=Path, help="a YAML file that declares the experiment")
     parser.add_argument("--run-dir", type=Path, default=Path("runs/wikipedia"), help="directory for all results")
     parser.add_argument(
@@ -79,8 +80,11 @@ def run(options: argparse.Namespace) -> int:
     run_dir: Path = options.run_dir.resolve()
     settings = {
         "experiment": f"{options.experiment.resolve().parent.name}/{options.experiment.name}",
-        "seed": options.seed, "data": str(options.data.resolve()), "overrides": options.overrides, **declaration.settings(),
-    }  # fmt: skip
+        "seed": options.seed,
+        "data": str(options.data.resolve()),
+        "overrides": options.overrides,
+        **declaration.settings(),
+    }
     if not options.fresh:
         check_same_run(run_dir, settings, "wikipedia")
     if not options.fresh and (run_dir / "summary.json").is_file():

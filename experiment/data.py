@@ -41,7 +41,7 @@ def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[
             _preprocess(
                 "flashrag", "--input", f"train={data / one.train}", "--exclude", str(out / "questions.jsonl"), "--data-source", name,
                 "--out", str(out / name),
-            )  # fmt: skip
+            )  # fmt: skip  # a command line
             share = "" if one.share is None else f"={Fraction(str(one.share))}"
             parts += ["--part", f"{out / name / 'train.jsonl'}{share}"]
     if parts:

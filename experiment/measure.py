@@ -109,7 +109,7 @@ class Measurement:
             "--max-searches", str(searches), "--max-turn-tokens", str(one.max_turn_tokens),
             "--response-tokens", str(one.response_tokens),
             *(("--max-observation-tokens", str(one.max_observation_tokens)) if one.max_observation_tokens else ()),
-        ]  # fmt: skip
+        ]  # fmt: skip  # a command line
 
     def _questions(self, condition: Condition) -> Path:
         return self._run_dir / "data" / f"{condition.questions}.jsonl"

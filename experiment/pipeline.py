@@ -40,7 +40,7 @@ class Pipeline:
 
     def __init__(
         self, declaration: Declaration, data: Path, run_dir: Path, seed: int, port: int, overrides: Sequence[str], console: Console
-    ) -> None:  # fmt: skip
+    ) -> None:  # fmt: skip  # many parameters
         """`overrides`: Hydra overrides of the reinforcement learning."""
         self.declaration, self.data, self.run_dir, self.seed, self.overrides = declaration, data, run_dir, seed, list(overrides)
         self.console, self.phases = console, Phases(run_dir / "phases.json")
@@ -122,7 +122,7 @@ class Pipeline:
             *("--tokenizer", str(self._path("model.json")), "--max-tokens", str(one.response_tokens)),
             *(("--max-observation-tokens", str(one.max_observation_tokens)) if one.max_observation_tokens else ()),
             *start_of.options,
-        ]  # fmt: skip
+        ]  # fmt: skip  # a command line
         run_child(command, self.run_dir / "logs" / "demonstrations.log", self.console, lambda: "making demonstrations")
         card = json.loads((out / "card.json").read_text(encoding="utf-8"))
         self._write("demonstrations.json", card)

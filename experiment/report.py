@@ -12,9 +12,12 @@ from research_rl.files import write_text
 from research_rl.web.page import render, subplots, svg
 
 PARTS = {
-    "gen": "rollouts", "old_log_prob": "log-probabilities", "update_actor": "update", "update_weights": "weights to the engine",
+    "gen": "rollouts",
+    "old_log_prob": "log-probabilities",
+    "update_actor": "update",
+    "update_weights": "weights to the engine",
     "save_checkpoint": "checkpoint",
-}  # fmt: skip
+}
 COLOURS = ("#2563eb", "#f59e0b", "#16a34a", "#9333ea", "#dc2626", "#9ca3af")
 
 
@@ -32,7 +35,7 @@ def write_report(path: Path, summary: Mapping[str, Any], run_dir: Path, examples
     page = render(
         "experiment.html.j2", summary=summary, models=models, pairs=pairs, rows=rows,
         curves=curves(steps, left_out="retrieval_rate") if steps else "", parts=step_parts(summary["step_seconds"]) if steps else "",
-    )  # fmt: skip
+    )  # fmt: skip  # many arguments
     write_text(path, page)
 
 

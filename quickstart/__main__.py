@@ -51,9 +51,10 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(
-        prog="python -m quickstart", description=__doc__,
+        prog="python -m quickstart",
+        description=__doc__,
         example="python -m quickstart --recipe recipes/research/cpu.yaml --run-dir runs/research --seed 2",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--recipe",
         type=Path,

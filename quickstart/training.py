@@ -81,9 +81,11 @@ def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dic
     before = max((moment for moment in held_out if moment < trained), default=begin)
     after = min((moment for moment in held_out if moment >= trained), default=ended)
     return {
-        "engine start": begin - started, "measuring before": before - begin,
-        "training": after - before, "measuring after, saving": ended - after,
-    }  # fmt: skip
+        "engine start": begin - started,
+        "measuring before": before - begin,
+        "training": after - before,
+        "measuring after, saving": ended - after,
+    }
 
 
 def failure(log: Path, logged: int, code: int, what: str = "training") -> Exception:

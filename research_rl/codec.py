@@ -24,9 +24,12 @@ class HFCodec:
     """A `Codec` (see `research_rl.rollout`) over a loaded Hugging Face tokenizer; `load_codec` makes it."""
 
     def __init__(
-        self, tokenizer: Any, eos_ids: Iterable[int] = (), bos: bool | None = None,
+        self,
+        tokenizer: Any,
+        eos_ids: Iterable[int] = (),
+        bos: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`eos_ids`: ids that end a response besides the tokenizer's EOS; `chat_template_kwargs`: further arguments of the chat template.
 
         `bos`: whether a prompt begins with the BOS token. None: plain text does if the tokenizer itself puts the BOS before a text, and a
@@ -178,8 +181,11 @@ class HFCodec:
 
 
 def load_codec(
-    tokenizer: Any, model: str | Path | None = None, bos: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None
-) -> HFCodec:  # fmt: skip
+    tokenizer: Any,
+    model: str | Path | None = None,
+    bos: bool | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
+) -> HFCodec:
     """Return the codec of a tokenizer (loaded, or its directory or hub id). A response ends at any EOS at which the engine stops.
 
     `model`: directory or hub id of the model, from which the EOS ids are read (see `eos_ids`); default: the tokenizer's.

@@ -25,7 +25,7 @@ FIGURES = (  # what a step may log under `health/`
     "well_formed_rate", "invalid_rate", "written_tokens", "observed_tokens", "masked_share", "repeated_text",
     "answer_words", "answer_excess", "several_answers", "tags_in_answer", "entropy_estimate", "preferred_logprob",
     "uninformative_groups", "search_seconds_p50", "search_seconds_p95", "lost_groups", "alarms",
-)  # fmt: skip
+)  # fmt: skip  # names only
 # each has one figure per number of hops (or question type), per stop reason, per reason of an invalid turn
 FAMILIES = ("searches/", "stop/", "invalid/")
 _SEPARATORS = re.compile(r"\n|;|,? or | / |,? and/or ", re.IGNORECASE)

@@ -62,9 +62,10 @@ class JudgeSettings:
             raise ConfigError(f"research_rl.judge: unknown keys {unknown}. {nearest(unknown[0], valid)}")
         made = cls(**{name: value for name, value in section.items() if not (name == "body" and value is None)})
         for option, value, choices in (
-            ("replaces", made.replaces, ("answer",)), ("ask_when", made.ask_when, ("not_exact", "always")),
+            ("replaces", made.replaces, ("answer",)),
+            ("ask_when", made.ask_when, ("not_exact", "always")),
             ("fallback", made.fallback, ("rule", "stop")),
-        ):  # fmt: skip
+        ):
             known("research_rl.judge", option, value, choices)
         for name in ("concurrency", "max_tokens"):
             _positive(name, getattr(made, name), whole=True)
@@ -150,9 +151,11 @@ def quoted(text: str) -> str:
 
 
 def _is_broken(one: str) -> bool:
-    return one in _BROKEN if one.isascii() and one.isprintable() else (
-        unicodedata.category(one) in _ENDS_LINE or not _BROKEN.isdisjoint(unicodedata.normalize("NFKC", one))
-    )  # fmt: skip
+    return (
+        one in _BROKEN
+        if one.isascii() and one.isprintable()
+        else (unicodedata.category(one) in _ENDS_LINE or not _BROKEN.isdisjoint(unicodedata.normalize("NFKC", one)))
+    )
 
 
 def verdict(text: str) -> bool | None:

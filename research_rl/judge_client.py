@@ -57,10 +57,11 @@ class JudgeClient:
                 "starts, and on a Ray cluster of several machines where `ray start` is run"
             )
         self._http = httpx.AsyncClient(
-            base_url=str(settings.url).rstrip("/"), timeout=settings.timeout_s,
+            base_url=str(settings.url).rstrip("/"),
+            timeout=settings.timeout_s,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
             limits=httpx.Limits(max_connections=settings.concurrency, max_keepalive_connections=settings.concurrency),
-        )  # fmt: skip
+        )
         self._gate = asyncio.Semaphore(settings.concurrency)
 
     async def ask(self, text: str, must_be_clear: bool = True) -> Reply:
@@ -99,9 +100,12 @@ class JudgeClient:
     async def _post(self, text: str) -> Reply:
         settings = self.settings
         body: dict[str, Any] = {
-            "model": settings.model, "messages": [{"role": "user", "content": text}], "temperature": 0.0, "max_tokens": settings.max_tokens,
+            "model": settings.model,
+            "messages": [{"role": "user", "content": text}],
+            "temperature": 0.0,
+            "max_tokens": settings.max_tokens,
             **settings.body,
-        }  # fmt: skip
+        }
         try:
             response = await self._http.post(
                 "/chat/completions", json={name: value for name, value in body.items() if value is not None}
@@ -167,9 +171,11 @@ class Judgement:
     def figures(self) -> dict[str, float]:
         """Return what is logged beside a rollout's other figures."""
         return {
-            "judge/asked": float(self.asked), "judge/cached": float(self.cached), "judge/fallback": float(self.right is None),
+            "judge/asked": float(self.asked),
+            "judge/cached": float(self.cached),
+            "judge/fallback": float(self.right is None),
             "judge/seconds": self.seconds,
-        }  # fmt: skip
+        }
 
 
 class Judge:

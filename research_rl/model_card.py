@@ -73,7 +73,7 @@ to questions of fact, not for refusing, and not for safety. Who can write into t
 
 def card(
     name: str, manifest: Mapping[str, Any], model: Path, figures: Sequence[Mapping[str, Any]], data: Sequence[Mapping[str, Any]]
-) -> str:  # fmt: skip
+) -> str:
     """Return the card of the model in a directory, from its manifest, summaries of evaluations, and cards of data sets."""
     start = Path(manifest["model"])
     limits = {
@@ -97,7 +97,7 @@ def card(
         weights="\n".join(
             f"| `{file.name}` | {file.stat().st_size:,} | `{sha256(file)}` |" for file in sorted(model.glob("*.safetensors"))
         ),
-    )  # fmt: skip
+    )  # fmt: skip  # many arguments
 
 
 def _prompt(prompt: PolicyPrompt) -> str:

@@ -17,7 +17,7 @@ Asked = TypeVar("Asked")
 
 async def searched(
     asked: Sequence[Asked], query_of: Callable[[Asked], str], search: SearchFunction, top_k: int, extra: str
-) -> AsyncIterator[tuple[Asked, list[Passage]]]:  # fmt: skip
+) -> AsyncIterator[tuple[Asked, list[Passage]]]:
     """Yield each of `asked` with what its query finds, in order, and show the progress.
 
     Raises:

@@ -107,9 +107,10 @@ def main(arguments: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(
-        prog="research-rl export", description=__doc__,
+        prog="research-rl export",
+        description=__doc__,
         example="research-rl export runs/quickstart --out exported --measured rollouts.summary.json",
-    )  # fmt: skip
+    )
     parser.add_argument("checkpoint", type=Path, help="for example runs/wikipedia/train, or …/checkpoints/global_step_30")
     parser.add_argument("--out", type=Path, required=True, help="the folder to write")
     parser.add_argument("--measured", type=Path, nargs="*", default=[], help="FILE.summary.json of `research-rl evaluate run`")

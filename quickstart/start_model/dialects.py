@@ -54,7 +54,8 @@ DIALECTS: dict[str, Dialect] = {
     ),
     "r1_searcher_pp": Dialect(
         R1SearcherPP(template="base", prompt_file=str(RECIPES / "r1_searcher_pp" / "prompt_cpu.txt")),
-        ("<internal>{}", "{}</internal>"), "<internal>{}</internal>",
+        ("<internal>{}", "{}</internal>"),
+        "<internal>{}</internal>",
     ),
     "search_r1": Dialect(SearchR1(prompt_file=str(RECIPES / "search_r1" / "prompt_cpu.txt")), _HALF_THOUGHTS),
-}  # fmt: skip
+}

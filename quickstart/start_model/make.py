@@ -125,7 +125,7 @@ def new_model(tokenizer: Any, seed: int, width: int = 192, layers: int = 4) -> Q
         num_attention_heads=width // 32, num_key_value_heads=width // 32, max_position_embeddings=1024,
         rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
         tie_word_embeddings=True, bos_token_id=None, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+    )  # fmt: skip  # many arguments
     return Qwen2ForCausalLM(config)
 
 
@@ -172,7 +172,7 @@ def train(
         "seed": seed, "drill_epochs": drill_epochs, "demo_epochs": demo_epochs, "learning_rate": learning_rate,
         "batch_tokens": batch_tokens, "width": width, "layers": layers, "methods": methods,
         **({"habits": habits, "init": init.name} if init else {}),
-    }  # fmt: skip
+    }  # fmt: skip  # many arguments
     lessons = Lessons(seed, methods.split(","), habits)
     model = new_model(lessons.tokenizer, seed, width, layers)
     if init:
@@ -201,9 +201,12 @@ def train(
             hits.append(accuracy.item())
             seen += sum(len(ids) for ids, _ in group)
         record = {
-            "epoch": epoch, "loss": sum(losses) / len(losses), "accuracy": sum(hits) / len(hits),
-            "tokens": seen, "seconds": round(time.time() - started, 1),
-        }  # fmt: skip
+            "epoch": epoch,
+            "loss": sum(losses) / len(losses),
+            "accuracy": sum(hits) / len(hits),
+            "tokens": seen,
+            "seconds": round(time.time() - started, 1),
+        }
         log.append(record)
         tqdm.write(json.dumps(record))
         sys.stdout.flush()
@@ -217,9 +220,12 @@ def save(out: Path, model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerBase,
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     record = {
-        "command": "python -m quickstart.start_model.make " + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in arguments.items()),
-        "parameters": model.num_parameters(), "torch": torch.__version__, "log": log,
-    }  # fmt: skip
+        "command": "python -m quickstart.start_model.make "
+        + " ".join(f"--{k.replace('_', '-')} {v}" for k, v in arguments.items()),
+        "parameters": model.num_parameters(),
+        "torch": torch.__version__,
+        "log": log,
+    }
     (out / "made.json").write_text(json.dumps(record, indent=1))
 
 

@@ -24,7 +24,7 @@ def build_tokenizer(texts: Iterable[str], tags: Iterable[str]) -> Qwen2Tokenizer
     backend = Qwen2Tokenizer().backend_tokenizer  # with Qwen2's normaliser and pre-tokeniser
     trainer = trainers.BpeTrainer(
         vocab_size=100_000, min_frequency=1, special_tokens=[EOS], show_progress=False, initial_alphabet=sorted(ByteLevel.alphabet()),
-    )  # fmt: skip
+    )  # fmt: skip  # many arguments
     backend.train_from_iterator([*words, *(f" {word}" for word in words), *_punctuation(texts)], trainer)
     model = json.loads(backend.to_str())["model"]
     tokenizer = Qwen2Tokenizer(vocab=model["vocab"], merges=[tuple(merge) for merge in model["merges"]])  # type: ignore[arg-type]  # pairs of texts

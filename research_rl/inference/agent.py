@@ -57,7 +57,7 @@ class SearchAgent:
         self, model_url: str, retriever_url: str, *, model: str | None = None, tokenizer: str | None = None,
         method: str | Method | None = None, method_options: dict[str, Any] | None = None, temperature: float = 0.0,
         bos: bool | None = None, chat_template_kwargs: dict[str, Any] | None = None, **limits: int | None,
-    ) -> None:  # fmt: skip
+    ) -> None:  # fmt: skip  # many parameters
         """`model_url` ends in /v1. `model` defaults to the first one that the server names, `tokenizer` (directory or hub id) to the model.
 
         Without `method`, the model's manifest says how it was trained to search. `bos` and `chat_template_kwargs` (see `HFCodec`) override

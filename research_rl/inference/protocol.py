@@ -53,9 +53,12 @@ def read_protocol(directory: Path) -> Protocol | None:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         options = dict(manifest["method_options"])
         budget = Budget(
-            manifest["response_tokens"], manifest["max_turn_tokens"], manifest["max_searches"],
-            manifest["max_observation_tokens"], manifest["top_k"],
-        )  # fmt: skip
+            manifest["response_tokens"],
+            manifest["max_turn_tokens"],
+            manifest["max_searches"],
+            manifest["max_observation_tokens"],
+            manifest["top_k"],
+        )
         name, expected, prompt = manifest["method"], manifest["prompt_sha256"], manifest["prompt"]
         # a manifest without these two belongs to a model trained without a BOS and without arguments for the template
         bos, kwargs = manifest.get("bos", False), dict(manifest.get("chat_template_kwargs") or {})
@@ -73,7 +76,7 @@ def read_protocol(directory: Path) -> Protocol | None:
 def choose_protocol(
     method: str | Method | None, options: Mapping[str, Any], directory: Path, limits: Mapping[str, int | None],
     bos: bool | None = None, chat_template_kwargs: Mapping[str, Any] | None = None,
-) -> Protocol:  # fmt: skip
+) -> Protocol:  # fmt: skip  # many parameters
     """Return the method that is named explicitly (with the default budget), or the protocol of the manifest in `directory`.
 
     `limits`, `bos` and `chat_template_kwargs` override the manifest's unless they are None.

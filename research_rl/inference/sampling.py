@@ -26,8 +26,10 @@ from research_rl.types import Budget, Trajectory
 Metric = Callable[[str, Sequence[str]], float | bool]
 Outcome = dict[str, Any]
 ACCEPT: dict[str, Metric] = {
-    "em": exact_match, "cover_em_tokens": cover_em_tokens, "cover_em_substring": cover_em_substring,
-}  # fmt: skip
+    "em": exact_match,
+    "cover_em_tokens": cover_em_tokens,
+    "cover_em_substring": cover_em_substring,
+}
 REDUCED = "reduced_response_tokens"  # in a logged rollout: its budget, if the server's context made it smaller than asked for
 # options that may change between two runs over the same log
 PER_RUN = frozenset({"out", "command", "run", "config", "model_url", "retrieval_url", "concurrency"})
@@ -77,7 +79,7 @@ async def sample(
     search: SearchFunction, log: Path, outcome: Callable[[Trajectory, dict[str, Any]], Outcome], concurrency: int = 64,
     enough: Callable[[Outcome], bool] | None = None, served_context: Callable[[], Awaitable[int | None]] | None = None,
     service: Service | None = None,
-) -> int:  # fmt: skip
+) -> int:  # fmt: skip  # many parameters
     """Roll out every question until it has `samples` rollouts, or one that is `enough`; log ``{"id", "n", **outcome(trajectory, row)}``.
 
     Budgets are fitted to the server's context, if it is known. If that makes one smaller, the log also has `reduced_response_tokens`; the
@@ -136,9 +138,11 @@ async def sample(
 
 
 def _jobs(
-    questions: Sequence[dict[str, Any]], done: Mapping[str, Mapping[int, Outcome]], samples: int,
+    questions: Sequence[dict[str, Any]],
+    done: Mapping[str, Mapping[int, Outcome]],
+    samples: int,
     enough: Callable[[Outcome], bool] | None,
-) -> Iterator[tuple[dict[str, Any], list[int]]]:  # fmt: skip
+) -> Iterator[tuple[dict[str, Any], list[int]]]:
     """Yield (question, numbers of rollouts to make one after the other)."""
     for row in questions:
         have = done.get(row["id"], {})

@@ -75,13 +75,17 @@ def add_limits(parser: argparse.ArgumentParser) -> None:
 def add_prompting(parser: argparse.ArgumentParser) -> None:
     """Add the options of how a prompt is tokenized."""
     parser.add_argument(
-        "--chat-template-kwargs", type=json_object, default=None,
+        "--chat-template-kwargs",
+        type=json_object,
+        default=None,
         help='JSON, for example {"enable_thinking": false}; default: the manifest\'s',
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--bos", action=argparse.BooleanOptionalAction, default=None,
+        "--bos",
+        action=argparse.BooleanOptionalAction,
+        default=None,
         help="every prompt begins with the BOS, or no plain-text prompt does; default: the manifest's, or as the tokenizer does it",
-    )  # fmt: skip
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser) -> None:
@@ -92,9 +96,12 @@ def add_sampling(parser: argparse.ArgumentParser) -> None:
 def limits(options: argparse.Namespace) -> dict[str, int | None]:
     """Return the limits that `add_limits` added, as fields of `Budget`; None: not given."""
     return {
-        "response_tokens": options.response_tokens, "turn_tokens": options.max_turn_tokens, "searches": options.max_searches,
-        "observation_tokens": options.max_observation_tokens, "top_k": options.top_k,
-    }  # fmt: skip
+        "response_tokens": options.response_tokens,
+        "turn_tokens": options.max_turn_tokens,
+        "searches": options.max_searches,
+        "observation_tokens": options.max_observation_tokens,
+        "top_k": options.top_k,
+    }
 
 
 def open_served(options: argparse.Namespace) -> Served:
@@ -132,7 +139,7 @@ def sample_served(
     options: argparse.Namespace, served: Served, questions: Sequence[dict[str, Any]], samples: int, log: Path,
     outcome: Callable[[Trajectory, dict[str, Any]], Outcome], may_change: Iterable[str] = (),
     enough: Callable[[Outcome], bool] | None = None,
-) -> dict[str, float]:  # fmt: skip
+) -> dict[str, float]:  # fmt: skip  # many parameters
     """Make the rollouts that the log does not have yet, and return the figures of this run.
 
     They are: seconds, the share of them in which the model was generating, the number of requests to its server that were repeated after
@@ -155,7 +162,7 @@ def sample_served(
                 return await sample(
                     served.method, served.codec, questions, samples, served.budget, generate, client.search, log, outcome,
                     options.concurrency, enough, served.server.context, client,
-                )  # fmt: skip
+                )  # fmt: skip  # many arguments
             except ExceptionGroup as group:  # the first error is enough
                 raise group.exceptions[0] from None
             finally:
@@ -164,6 +171,8 @@ def sample_served(
     reduced = asyncio.run(run())
     seconds = time.monotonic() - started
     return {
-        "seconds": round(seconds, 1), "engine_busy_share": round(generate.seconds / seconds, 4), "retries": served.server.retries,
+        "seconds": round(seconds, 1),
+        "engine_busy_share": round(generate.seconds / seconds, 4),
+        "retries": served.server.retries,
         "reduced_budgets": reduced,
-    }  # fmt: skip
+    }

@@ -204,7 +204,7 @@ def _by_beginning(forbidden: tuple[str, ...]) -> list[tuple[str, list[str]]]:
 
 def load_template(
     default: str, prompt: Prompt = None, prompt_file: str | None = None, placeholder: str | None = "question"
-) -> Template:  # fmt: skip
+) -> Template:
     """Return a method's prompt template: the text `prompt` (or a list of its pieces); else `prompt_file`; else our template `default`.
 
     Raises:
@@ -323,9 +323,10 @@ def _named(name: str) -> type[Method]:
         )
     module = importlib.import_module(f"research_rl.methods.{name}")
     return next(
-        kind for kind in vars(module).values()
+        kind
+        for kind in vars(module).values()
         if isinstance(kind, type) and issubclass(kind, Method) and kind.__module__ == module.__name__
-    )  # fmt: skip
+    )
 
 
 def _at(path: str) -> type[Method]:

@@ -20,7 +20,7 @@ BEGIN_QUERY, END_QUERY = "<|begin_of_query|>", "<|end_of_query|>"
 BEGIN_DOCUMENTS, END_DOCUMENTS = "<|begin_of_documents|>", "<|end_of_documents|>"
 _SEVEN = (
     f"{BEGIN_DOCUMENTS}\n", f"{END_DOCUMENTS}\n\n", BEGIN_QUERY, END_QUERY, BEGIN_DOCUMENTS, END_DOCUMENTS, f"{BEGIN_DOCUMENTS}\n(1)",
-)  # fmt: skip
+)  # fmt: skip  # names only
 
 
 def answer_text(text: str) -> str:
@@ -123,7 +123,7 @@ class R1Searcher(Method):
     def __init__(
         self, template: Template = "base", prompt: Prompt = None, prompt_file: str | None = None, preset: str = "stage2_paper",
         rules: Sequence[str] | None = None, stop_at_answer: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:  # fmt: skip  # many parameters
         """`rules`: the format rules to judge by instead of the preset's; `stop_at_answer`: end at `</answer>`, as the evaluation does.
 
         Raises:

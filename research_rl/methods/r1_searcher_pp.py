@@ -23,8 +23,10 @@ GroupForm = Literal["twice_variance", "variance", "std"]
 Std = Literal["population", "sample"]
 Correct = Literal["answer", "answer_and_format"]
 _FORMS: dict[str, Callable[[float], float]] = {
-    "twice_variance": lambda sigma: 2 * sigma**2, "variance": lambda sigma: sigma**2, "std": lambda sigma: sigma,
-}  # fmt: skip
+    "twice_variance": lambda sigma: 2 * sigma**2,
+    "variance": lambda sigma: sigma**2,
+    "std": lambda sigma: sigma,
+}
 _QUERY = re.compile(r"<external>.*?</external>", re.DOTALL)
 _TAG = re.compile(r"</?(?:internal|external|document)>")
 
@@ -89,7 +91,7 @@ class R1SearcherPP(Method):
         max_answer_words: int = 10, format_penalty: float = 2.0, group: bool = True, eta: float = 2.0,
         form: GroupForm = "twice_variance", std: Std = "population", correct: Correct = "answer", rewrite_prompt: Prompt = None,
         rewrite_prompt_file: str | None = None, rewrite_with_answer: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:  # fmt: skip  # many parameters
         """Every choice that the paper leaves open, or that only one source confirms, is an argument; the defaults are the paper's.
 
         `group`: add the group reward; `correct`: whether a malformed rollout with a right answer counts as correct for it;
@@ -99,9 +101,12 @@ class R1SearcherPP(Method):
             ConfigError: an unknown template, rule, form, std or correct, or an unusable prompt (see `load_template`).
         """
         for option, value, valid in (
-            ("template", template, get_args(Template)), ("form", form, get_args(GroupForm)), ("std", std, get_args(Std)),
-            ("correct", correct, get_args(Correct)), *(("rule", rule, tuple(RULES)) for rule in rules),
-        ):  # fmt: skip
+            ("template", template, get_args(Template)),
+            ("form", form, get_args(GroupForm)),
+            ("std", std, get_args(Std)),
+            ("correct", correct, get_args(Correct)),
+            *(("rule", rule, tuple(RULES)) for rule in rules),
+        ):
             known("R1SearcherPP", option, value, valid)
         self.template, self.rules, self._words, self._penalty = template, tuple(rules), max_answer_words, format_penalty
         self._group, self._eta, self._correct = group, eta, correct

@@ -24,7 +24,7 @@ _NEXT = {
     "thought": {"<search>": "asking", "<answer>": "answering"},
     "asking": {"</search>": "asked"}, "asked": {"<information>": "reading"}, "reading": {"</information>": "start"},
     "answering": {"</answer>": "end"}, "end": {},
-}  # fmt: skip
+}  # fmt: skip  # a table
 
 
 def valid_sequence(text: str) -> bool:
@@ -60,7 +60,7 @@ class SearchR1(Method):
     def __init__(
         self, template: Template = "base", prompt: Prompt = None, prompt_file: str | None = None, preset: Preset = "em",
         hint: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:  # fmt: skip  # many parameters
         """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: give one.
 
         Raises:

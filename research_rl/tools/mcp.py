@@ -114,9 +114,12 @@ class McpServer:
         """
         self.settings = settings
         self.persistence = Persistence(
-            f"the MCP server at {settings.url}", "Is it running, and reachable from here?",
-            settings.deadline_s, settings.timeout_s, settings.max_attempts,
-        )  # fmt: skip
+            f"the MCP server at {settings.url}",
+            "Is it running, and reachable from here?",
+            settings.deadline_s,
+            settings.timeout_s,
+            settings.max_attempts,
+        )
         self._sessions: WeakKeyDictionary[asyncio.AbstractEventLoop, Session] = WeakKeyDictionary()
         self._known: dict[str, dict[str, Any]] = {}
         self._read()

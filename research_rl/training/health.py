@@ -87,7 +87,7 @@ class Rule:
         return cls(
             name, str(metric), kind, limit, counts["window"], counts["after"], counts["for"],
             None if once is None else _number(f"{told}.once_above", once), action, str(given.get("advice", "")),
-        )  # fmt: skip
+        )  # fmt: skip  # many arguments
 
 
 def _check_metric(told: str, metric: Any, kind: str) -> None:

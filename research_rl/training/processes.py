@@ -49,7 +49,7 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> subproc
         return subprocess.Popen(
             command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
             env={**os.environ, **environment}, start_new_session=True,
-        )  # fmt: skip
+        )  # fmt: skip  # many arguments
 
 
 def start_service(index: Path, port: int, log: Path, *flags: str) -> subprocess.Popen:

@@ -116,7 +116,7 @@ def roll_back(directory: Path, halt: Mapping[str, Any]) -> str:
     append(directory / LOG, {
         "step": halt["step"], "rule": halt["rule"], "metric": halt["metric"], "value": halt["value"], "threshold": halt["threshold"],
         "action": ROLLED_BACK, "message": message, "to_step": target, "lr": lr, "halted_at": halt["time"], "time": time.time(),
-    })  # fmt: skip
+    })  # fmt: skip  # many arguments
     _forget(directory)
     print(f"research_rl: {message}", flush=True)
     return ""

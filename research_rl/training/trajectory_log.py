@@ -32,7 +32,7 @@ class TrajectoryLog:
     def __init__(
         self, directory: str | Path, attempt: float = 0.0, share: float = 1.0, part_bytes: int = PART_BYTES,
         max_bytes: float | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:  # fmt: skip  # many parameters
         """`directory` is made when it is needed; `attempt` is the start time that all processes of one run share.
 
         `share`: the share of training questions that are logged (chosen by `uid`: all rollouts of a question or none). Validation is

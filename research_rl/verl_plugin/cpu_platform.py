@@ -55,7 +55,7 @@ def device_module() -> types.ModuleType:
     module = types.ModuleType("research_rl_cpu_device")
     nothing, zero = (lambda *_, **__: None), (lambda *_, **__: 0)
     for name in ("empty_cache", "ipc_collect", "synchronize", "set_device", "manual_seed", "manual_seed_all",
-                 "reset_peak_memory_stats", "reset_max_memory_allocated", "set_rng_state"):  # fmt: skip
+                 "reset_peak_memory_stats", "reset_max_memory_allocated", "set_rng_state"):  # fmt: skip  # names only
         setattr(module, name, nothing)
     for name in ("memory_allocated", "memory_reserved", "max_memory_allocated", "max_memory_reserved"):
         setattr(module, name, zero)

@@ -68,10 +68,13 @@ class Monitor:
     def _end(self, alarm: Alarm) -> None:
         """Make this step the last one, and record why, for `research_rl.train`."""
         told = {
-            **alarm.to_json(), "window": self._rule(alarm).window, "time": time.time(),
+            **alarm.to_json(),
+            "window": self._rule(alarm).window,
+            "time": time.time(),
             "lr": self._trainer.config.actor_rollout_ref.actor.optim.lr,
-            "lr_factor": self._health.lr_factor, "times": self._health.times,
-        }  # fmt: skip
+            "lr_factor": self._health.lr_factor,
+            "times": self._health.times,
+        }
         write_text(self._checkpoints / HALTED, json.dumps(told))
         self._trainer.total_training_steps = alarm.step
 

@@ -92,7 +92,7 @@ HOOKS = (
         for name in ("get_non_tensor_data", "assign_non_tensor", "index_select_tensor_dict", "get_tensordict", "get")
     ),
     Hook("verl.utils.device", "get_device_id", "memorisation"),
-)  # fmt: skip
+)  # fmt: skip  # a table
 
 
 def moved(hooks: Iterable[Hook] = HOOKS) -> list[str]:

@@ -74,8 +74,11 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
 def judge_of(judge: JudgeSettings) -> dict[str, Any]:
     """Return the judge's model and prompt, but nothing about its server."""
     return {
-        "model": judge.model, "prompt_sha256": template_hash(judge.template()), "replaces": judge.replaces, "ask_when": judge.ask_when,
-    }  # fmt: skip
+        "model": judge.model,
+        "prompt_sha256": template_hash(judge.template()),
+        "replaces": judge.replaces,
+        "ask_when": judge.ask_when,
+    }
 
 
 def indexes(settings: Settings) -> Mapping[str, Any]:

@@ -40,7 +40,7 @@ DOING = {
     "_update_actor": "updating the policy", "_update_critic": "updating the critic", "_compute_values": "computing values",
     "_compute_old_log_prob": "computing log-probabilities", "_compute_ref_log_prob": "computing the reference's log-probabilities",
     "sample": "waiting for rollouts", "_compute_metrics": "computing metrics",
-}  # fmt: skip
+}  # fmt: skip  # a table
 
 
 def install(trainer_base: Any) -> None:
@@ -132,7 +132,7 @@ class Watchdog:
     def __init__(
         self, actors: Callable[[], Mapping[str, Any]], step: Callable[[], int], stalled_after_s: float | None,
         interval_s: float = INTERVAL_S, grace_s: float | None = GRACE_S,
-    ) -> None:  # fmt: skip
+    ) -> None:  # fmt: skip  # many parameters
         """`actors`: the run's actors by name; `step`: the trainer's step; `grace_s`: seconds after the end of a
         run after which the whole process is ended if the trainer still hangs (None: never)."""
         self._pings = Pings(actors)
@@ -213,8 +213,12 @@ class Watchdog:
         if used < MEMORY_ALARM or self._memory_told == step:
             return
         self._memory_told = step
-        print(f"research_rl: {used:.0f} % of this machine's memory is in use, and Ray ends processes at 95 %. "
-              f"The largest: {'; '.join(largest())}", file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            f"research_rl: {used:.0f} % of this machine's memory is in use, and Ray ends processes at 95 %. "
+            f"The largest: {'; '.join(largest())}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -106,7 +106,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.model_url, options.retrieval_url, model=options.model, tokenizer=options.tokenizer, method=options.method,
             method_options=options.method_options, temperature=options.temperature, bos=options.bos,
             chat_template_kwargs=options.chat_template_kwargs, **limits(options),
-        )  # fmt: skip
+        )  # fmt: skip  # many arguments
         if options.web:
             serve(agent, options.host, options.port)
         else:

@@ -15,7 +15,7 @@ MALFORMED = "not well formed"
 COLUMNS = (
     "source", "step", "validate", "split", "type", "data_source", "uid", "question", "golden_answers", "answer", "stop_reason",
     "score", "em", "searches", "well_formed", "attempt",
-)  # fmt: skip
+)  # fmt: skip  # names only
 
 
 @dataclass(frozen=True)

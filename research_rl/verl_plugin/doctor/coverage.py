@@ -90,6 +90,7 @@ def _told(found: int, asked: int, file: str, top_k: int) -> Finding:
     if found >= LOW * asked:
         return ok(what)
     return warning(
-        f"{what}. LESS THAN {LOW:.0%}: no training can find what is not in the corpus (of a control this is intended)", "",
+        f"{what}. LESS THAN {LOW:.0%}: no training can find what is not in the corpus (of a control this is intended)",
+        "",
         "python -m data_preprocess coverage shows whether corpus or index is the cause (docs/data.md)",
-    )  # fmt: skip
+    )

@@ -86,9 +86,11 @@ def _read(name: str, setup: Setup, codec: Any) -> _File:
 def _told(file: _File, limit: int, overlong_prompts: str) -> Iterator[Finding]:
     for number, wrong in list(file.wrong.items())[:1]:
         yield error(
-            f"{file.name}, row {number}: {wrong}", f"{len(file.wrong):,} such rows among {file.of_how_many}",
-            "Make the file again (docs/data.md), or leave these rows out", DataError,
-        )  # fmt: skip
+            f"{file.name}, row {number}: {wrong}",
+            f"{len(file.wrong):,} such rows among {file.of_how_many}",
+            "Make the file again (docs/data.md), or leave these rows out",
+            DataError,
+        )
     if file.long:
         rows = ", ".join(f"row {row} ({tokens:,} tokens)" for row, tokens in list(file.long.items())[:_SHOWN])
         more = f" and {len(file.long) - _SHOWN:,} more" if len(file.long) > _SHOWN else ""
@@ -107,9 +109,10 @@ def _enough(counts: Mapping[str, int | None], config: Any) -> Iterator[Finding]:
     train, batch = counts["train_files"], config.data.train_batch_size
     if train is not None and train < batch:
         yield error(
-            f"data.train_batch_size={batch} is more than the {train:,} questions of data.train_files", "",
+            f"data.train_batch_size={batch} is more than the {train:,} questions of data.train_files",
+            "",
             "Lower it, or add questions (data.train_max_samples and research_rl.overlong_prompts=drop leave some out)",
-        )  # fmt: skip
+        )
     if counts["val_files"] == 0:
         yield error("data.val_files have no question to validate on", "", "Add some, or name another file")
     # verl ends after `total_epochs` whatever `total_training_steps` says, without a last checkpoint and with exit code 0
@@ -118,5 +121,6 @@ def _enough(counts: Mapping[str, int | None], config: Any) -> Iterator[Finding]:
         yield error(
             f"trainer.total_training_steps={steps} cannot be reached: {train:,} questions in batches of {batch} make {possible} steps in "
             f"trainer.total_epochs={epochs}",
-            "", "Raise total_epochs, or lower total_training_steps",
-        )  # fmt: skip
+            "",
+            "Raise total_epochs, or lower total_training_steps",
+        )

@@ -22,9 +22,10 @@ def judge(setup: Setup) -> Iterator[Finding]:
     judged = settings.judging()
     if judged is None:
         yield warning(
-            f"research_rl.judge is not asked: the reward of {settings.load().name} with these options does not depend on the answer", "",
+            f"research_rl.judge is not asked: the reward of {settings.load().name} with these options does not depend on the answer",
+            "",
             "Leave research_rl.judge.url out where that is meant (of a recipe with stages: in that stage)",
-        )  # fmt: skip
+        )
         return
     tried = setup.measured.setdefault("judges", [])  # for all stages: (settings, seconds)
     seconds = next((seconds for other, seconds in tried if other == judged), None)

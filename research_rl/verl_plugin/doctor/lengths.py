@@ -27,9 +27,10 @@ def lengths(setup: Setup) -> Iterator[Finding]:
     context = _context(setup)
     if context is not None and need > context:
         yield error(
-            f"{told} is more than the {context} positions of {setup.model_path}", "",
+            f"{told} is more than the {context} positions of {setup.model_path}",
+            "",
             "Lower them; if rope scaling extends it, say so by actor_rollout_ref.model.override_config.max_position_embeddings",
-        )  # fmt: skip
+        )
     given = rollout.max_model_len
     if given is not None and (given < need or given > (context or given)):
         positions = f" and at most the {context} positions of the model" if context else ""
@@ -48,9 +49,10 @@ def bucket(setup: Setup) -> Iterator[Finding]:
     if size < megabytes:
         key = "actor_rollout_ref.rollout.checkpoint_engine.update_weights_bucket_megabytes"
         yield error(
-            f"{key}={size} holds less than the embedding of {setup.model_path} in float32, {text.vocab_size} x {text.hidden_size}", "",
+            f"{key}={size} holds less than the embedding of {setup.model_path} in float32, {text.vocab_size} x {text.hidden_size}",
+            "",
             f"Set {int(megabytes) + 1} or more",
-        )  # fmt: skip
+        )
 
 
 @check("budgets", "a turn and an observation fit into a response", "settings")
@@ -65,21 +67,23 @@ def budgets(setup: Setup) -> Iterator[Finding]:
     if observation is not None and observation >= response:
         yield error(
             "research_rl.max_observation_tokens must be less than data.max_response_length, which counts observations",
-            f"{observation} and {response}", "Raise the response, or lower the observation",
-        )  # fmt: skip
+            f"{observation} and {response}",
+            "Raise the response, or lower the observation",
+        )
     elif observation is not None and turn is not None and turn + observation >= response:
         yield warning(
             "a turn of full length and its observation leave no room for an answer: such rollouts end without one",
             f"research_rl.max_turn_tokens={turn} + max_observation_tokens={observation}, data.max_response_length={response}",
             "Raise the response, or lower either",
-        )  # fmt: skip
+        )
     if observation is not None and setup.codec:
         empty = [[Passage(str(number), "", 0.0) for number in range(settings.top_k)]]
         if (least := len(setup.codec.encode(settings.load().render(empty)))) > observation:
             yield error(
                 f"research_rl.max_observation_tokens must hold the frame of an observation, {least} tokens for {settings.top_k} passages",
-                observation, f"Raise it well above {least}, or lower research_rl.top_k",
-            )  # fmt: skip
+                observation,
+                f"Raise it well above {least}, or lower research_rl.top_k",
+            )
 
 
 def set_engine_length(setup: Setup) -> None:

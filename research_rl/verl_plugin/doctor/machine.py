@@ -38,14 +38,16 @@ def room_for(folder: Path, size: float, kept: int | None, key: str) -> Iterator[
     told = f"{count} checkpoints of {size / GIB:.1f} GiB in {folder}"
     if need > free + there:
         yield error(
-            f"the disk must have room for {told}", f"{free / GIB:.1f} GiB free on the disk of {existing}",
+            f"the disk must have room for {told}",
+            f"{free / GIB:.1f} GiB free on the disk of {existing}",
             f"Free some space, write elsewhere (--run-dir), keep fewer (trainer.{key}), or leave the optimiser out of save_contents",
-        )  # fmt: skip
+        )
     elif not kept:
         yield warning(
-            f"every checkpoint is kept, {size / GIB:.1f} GiB each", f"{free / GIB:.1f} GiB free on the disk of {existing}",
+            f"every checkpoint is kept, {size / GIB:.1f} GiB each",
+            f"{free / GIB:.1f} GiB free on the disk of {existing}",
             f"Set trainer.{key}",
-        )  # fmt: skip
+        )
     else:
         yield ok(f"{told}; {free / GIB:.1f} GiB are free on the disk of {existing}")
 
@@ -80,7 +82,7 @@ def on_a_gpu(setup: Setup) -> list[Part]:
     return training(
         setup.parameters, setup.model.get_text_config(), _micro_batch(config), ranks,
         bool(model.enable_gradient_checkpointing), setup.adapter, bool(model.use_fused_kernels),
-    )  # fmt: skip
+    )  # fmt: skip  # many arguments
 
 
 _ACTOR_TOKENS = "actor_rollout_ref.actor.ppo_max_token_len_per_gpu"
@@ -129,15 +131,17 @@ def _on_gpus(setup: Setup, parts: list[Part], engine: Part, resident: float) -> 
     if cache <= 0:
         yield error(
             "actor_rollout_ref.rollout.gpu_memory_utilization must leave room for a KV cache beside the engine's weights",
-            f"{utilisation} x {least / GIB:.0f} GiB; {engine}", "Raise it, or tensor_model_parallel_size",
-        )  # fmt: skip
+            f"{utilisation} x {least / GIB:.0f} GiB; {engine}",
+            "Raise it, or tensor_model_parallel_size",
+        )
     if parts[0].size > least:
         yield error(f"a GPU must hold {parts[0]}", f"{least / GIB:.0f} GiB", "Take more GPUs, or a smaller model")
     elif peak > least or utilisation * least + resident > least:
         yield warning(
-            f"the run needs {told}; {resident / GIB:.1f} GiB stay beside the engine", f"{least / GIB:.0f} GiB a GPU",
+            f"the run needs {told}; {resident / GIB:.1f} GiB stay beside the engine",
+            f"{least / GIB:.0f} GiB a GPU",
             f"Lower {_ACTOR_TOKENS} or gpu_memory_utilization, or offload (actor.fsdp_config.param_offload, optimizer_offload)",
-        )  # fmt: skip
+        )
     else:
         yield ok(f"{told}; KV cache {cache / GIB:.1f} GiB; a GPU has {least / GIB:.0f} GiB")
 
@@ -147,8 +151,11 @@ def gpus() -> list[float]:
     try:
         told = subprocess.run(
             ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"],
-            capture_output=True, text=True, check=True, timeout=5,
-        ).stdout  # fmt: skip
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=5,
+        ).stdout
         return [float(line) * 2**20 for line in told.split()]
     except (OSError, ValueError, subprocess.SubprocessError):
         return []

@@ -68,11 +68,13 @@ def reward(setup: Setup) -> Iterator[Finding]:
     path = Path(named.path)
     if "://" not in str(named.path) and not path.is_file():
         yield error(
-            "reward.custom_reward_function.path must name a file", f"{path}, looked for in {path.absolute().parent}",
+            "reward.custom_reward_function.path must name a file",
+            f"{path}, looked for in {path.absolute().parent}",
             "Leave it out: the reward is the method's (research_rl.method)",
-        )  # fmt: skip
+        )
     else:
         yield warning(
-            "a reward function of verl's is never called: the method scores its trajectories itself", str(named.path),
+            "a reward function of verl's is never called: the method scores its trajectories itself",
+            str(named.path),
             "Write a method with another `reward` (CONTRIBUTING.md)",
-        )  # fmt: skip
+        )

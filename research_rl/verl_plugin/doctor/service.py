@@ -77,9 +77,10 @@ def _index(url: str, setup: Setup) -> Iterator[Finding]:
     wanted = _indexes(folder / MANIFEST).get(url)
     if wanted and (found := index_of(url)) and found != wanted:
         yield warning(
-            f"{url} should serve index {wanted}, over which {folder} was trained", found,
+            f"{url} should serve index {wanted}, over which {folder} was trained",
+            found,
             "Serve that index; or go on, if another corpus is meant",
-        )  # fmt: skip
+        )
 
 
 def _indexes(manifest: Path) -> Mapping[str, Any]:

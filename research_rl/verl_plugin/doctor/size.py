@@ -110,7 +110,7 @@ def training(
         *(split if adapter else [whole]),
         Part("logits", f"{at_once:,} tokens x {text.vocab_size:,} x 4 bytes x {_LOGITS} copies", at_once * text.vocab_size * 4.0 * _LOGITS),
         Part("activations", f"{tokens:,} tokens x {text.hidden_size} x ({kept}) bytes", float(tokens * text.hidden_size * per_token)),
-    ]  # fmt: skip
+    ]  # fmt: skip  # a table
 
 
 def machine(count: int, text: Any, tokens: int, checkpointed: bool, engine: tuple[int, float] | None) -> list[Part]:

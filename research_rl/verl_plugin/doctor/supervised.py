@@ -38,8 +38,9 @@ def rows(setup: Setup) -> Iterator[Finding]:
             yield error(
                 f"{file}: rows must have at most data.max_length={data.max_length} tokens",
                 f"{len(long):,} of {len(lengths):,} looked at are longer, the longest has {max(long.values()):,}",
-                "Raise it, or drop these rows", DataError,
-            )  # fmt: skip
+                "Raise it, or drop these rows",
+                DataError,
+            )
         else:
             yield ok(f"{file}: {len(lengths):,} of {total:,} rows looked at, the longest has {max(lengths.values()):,} tokens")
 

@@ -14,13 +14,15 @@ from research_rl.verl_plugin.rows import prompt_codec
 def model_files(setup: Setup) -> Iterator[Finding]:
     """Report what is missing on this machine; the checks that need it are made when the trainer has it."""
     for what, there, why in (
-        ("configuration", setup.model, setup.why_no_model), ("tokenizer", setup.tokenizer, setup.why_no_tokenizer),
-    ):  # fmt: skip
+        ("configuration", setup.model, setup.why_no_model),
+        ("tokenizer", setup.tokenizer, setup.why_no_tokenizer),
+    ):
         if there is None:
             yield warning(
-                f"no {what} at {setup.model_path} here ({why}): what depends on it is checked when the trainer has loaded it", "",
+                f"no {what} at {setup.model_path} here ({why}): what depends on it is checked when the trainer has loaded it",
+                "",
                 "If it should be here: correct actor_rollout_ref.model.path",
-            )  # fmt: skip
+            )
 
 
 @check("prompt", "the method's prompt suits the tokenizer and its chat template", "settings", "tokenizer")
@@ -37,7 +39,7 @@ def prompt(setup: Setup) -> Iterator[Finding]:
             "the engine should end a response at the token that the chat template writes after an assistant message",
             f"{end!r}, which is neither the tokenizer's EOS nor among eos_token_id of generation_config.json",
             "Add its id to eos_token_id in the model's generation_config.json, or take the model that was trained with this template",
-        )  # fmt: skip
+        )
 
 
 @check("tags", "the method's tags are tokens of their own", "settings", "tokenizer")
@@ -56,12 +58,13 @@ def tags(setup: Setup) -> Iterator[Finding]:
             "mask end some characters after the tag",
             f"{_some(torn)} beside letters",
             "Add the tags to the tokenizer (add_tokens, and resize the model's embedding), or have the method use other tags",
-        )  # fmt: skip
+        )
     if special := [word for word in words if word in tokenizer.all_special_tokens]:
         yield warning(
             "tags should not be special tokens: whatever decodes without these (skip_special_tokens, the default of servers) loses them",
-            _some(special), "Add them as ordinary tokens (special=False)",
-        )  # fmt: skip
+            _some(special),
+            "Add them as ordinary tokens (special=False)",
+        )
     if unknown := [
         word for word in words if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in _ids(tokenizer, word)
     ]:

@@ -52,14 +52,16 @@ def estimator(setup: Setup) -> Iterator[Finding]:
     if name in _GROUP and n < 2:
         yield error(
             f"algorithm.adv_estimator={name} compares the rollouts of a question, and {_ROLLOUT}.n={n} leaves nothing to compare",
-            "", "Raise n, or choose reinforce_plus_plus",
-        )  # fmt: skip
+            "",
+            "Raise n, or choose reinforce_plus_plus",
+        )
     if name in _BY_STD and algorithm.use_kl_in_reward and algorithm.get("norm_adv_by_std_in_grpo", True):
         yield error(
             f"algorithm.use_kl_in_reward=true does not go with adv_estimator={name}: where all rollouts of a question score alike, their "
             "rewards differ by the KL only, and dividing by that makes advantages out of noise",
-            "", f"Put the KL into the loss: algorithm.use_kl_in_reward=false {_ACTOR}.use_kl_loss=true {_ACTOR}.kl_loss_coef=…",
-        )  # fmt: skip
+            "",
+            f"Put the KL into the loss: algorithm.use_kl_in_reward=false {_ACTOR}.use_kl_loss=true {_ACTOR}.kl_loss_coef=…",
+        )
     kept = setup.section.get("trained_rollouts")
     if isinstance(kept, int) and kept >= n:
         what = f"research_rl.trained_rollouts={kept} must be less than {_ROLLOUT}.n={n}, or null for all"
@@ -74,8 +76,9 @@ def policy_loss(setup: Setup) -> Iterator[Finding]:
     if actor.clip_ratio != _CLIP and actor.clip_ratio_low == actor.clip_ratio_high == _CLIP:
         yield error(
             f"{_ACTOR}.clip_ratio={actor.clip_ratio} has no effect: verl clips by clip_ratio_low and clip_ratio_high, both {_CLIP}",
-            "", f"Set {_ACTOR}.clip_ratio_low and {_ACTOR}.clip_ratio_high",
-        )  # fmt: skip
+            "",
+            f"Set {_ACTOR}.clip_ratio_low and {_ACTOR}.clip_ratio_high",
+        )
 
 
 @check("dynamic sampling", "dynamic sampling uses a metric that rollouts have, or is off", "settings")
@@ -110,21 +113,24 @@ def batches(setup: Setup) -> Iterator[Finding]:
         yield error(
             f"data.train_batch_size={batch} must be a multiple of {_ACTOR}.ppo_mini_batch_size={mini}: verl would fill up the last update "
             "with empty rows",
-            "", f"Set {_ACTOR}.ppo_mini_batch_size={batch}, or a divisor of it",
-        )  # fmt: skip
+            "",
+            f"Set {_ACTOR}.ppo_mini_batch_size={batch}, or a divisor of it",
+        )
     if (updates := batch // mini * epochs) > 1 and not actor.shuffle:
         yield error(
             f"a batch of {batch} questions makes {updates} updates, and its rows are in the order in which they were finished, short and "
             "easy ones first",
-            "", f"Set {_ACTOR}.shuffle=true",
-        )  # fmt: skip
+            "",
+            f"Set {_ACTOR}.shuffle=true",
+        )
     gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
     engine = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
     if gpus % engine:
         yield error(
             f"trainer.n_gpus_per_node x nnodes = {gpus} devices cannot be shared by engines of {engine} each",
-            "", f"Lower {_ROLLOUT}.tensor_model_parallel_size (or its like), or take another number of devices",
-        )  # fmt: skip
+            "",
+            f"Lower {_ROLLOUT}.tensor_model_parallel_size (or its like), or take another number of devices",
+        )
     if actor.strategy in ("fsdp", "fsdp2"):  # other strategies divide the devices in their own way
         yield from _ranks(config, max(1, gpus // sequence_parallel(actor)))
 
@@ -135,8 +141,9 @@ def _ranks(config: Any, ranks: int) -> Iterator[Finding]:
     if mini * rollout.n % ranks:
         yield error(
             f"{_ACTOR}.ppo_mini_batch_size x rollout.n = {mini} x {rollout.n} rollouts of an update cannot be shared by {ranks} ranks",
-            "", "Choose a multiple",
-        )  # fmt: skip
+            "",
+            "Choose a multiple",
+        )
     if actor.use_dynamic_bsz:
         return
     micro_batches = (("actor", "ppo_micro_batch_size_per_gpu", mini), ("rollout", "log_prob_micro_batch_size_per_gpu", batch))

@@ -18,7 +18,7 @@ KNOWN = {  # source of a set of versions: the set
     "the extra `vllm` of verl, for GPUs; not run here": {
         "verl": "0.9.1", "vllm": "0.24.0", "torch": "2.11.0", "transformers": "5.9.0", "TransferQueue": "0.1.11",
     },
-}  # fmt: skip
+}  # fmt: skip  # a table
 Version = Callable[[str], str]
 Requires = Callable[[str], list[str] | None]
 

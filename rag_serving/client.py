@@ -10,7 +10,12 @@ import httpx
 from rag_serving import ServingError
 
 TIMEOUT_S = 60.0
+_NOT_NOW = frozenset({408, 429, 500, 502, 503, 504})
 Answer = TypeVar("Answer")
+
+
+class NoAnswerError(ServingError):
+    """The service does not answer, or not now. Asked again later, it may."""
 
 
 class Client:
@@ -41,7 +46,8 @@ class Client:
         """POST `body` to a path and return what `read` makes of the JSON that is answered.
 
         Raises:
-            ServingError: the service does not answer, or refuses, in its own words, or `read` fails, for it is another kind of service.
+            ServingError: the service does not answer (NoAnswerError, also for 429 and 5xx), or refuses, in its own words, or `read` fails,
+                for it is another kind of service.
         """
         return await self._answer(self._http.post(f"{self._address}{path}", json=body), path, read)
 
@@ -58,12 +64,13 @@ class Client:
             answer = await asked
             told = answer.json()
             if answer.status_code != 200:
-                raise ServingError(f"{self._name} refused with {answer.status_code}: {told['detail']}")
+                kind = NoAnswerError if answer.status_code in _NOT_NOW else ServingError
+                raise kind(f"{self._name} refused with {answer.status_code}: {told['detail']}")
             return read(told)
         except ServingError:
             raise
         except httpx.HTTPError as error:
             told = str(error) or type(error).__name__
-            raise ServingError(f"{self._name} does not answer ({told}); is it the address of a running service?") from None
+            raise NoAnswerError(f"{self._name} does not answer ({told}); is it the address of a running service?") from None
         except (ValueError, LookupError, TypeError):
             raise ServingError(f"{self._name} is no rag-serving: what it answers is not in the form of {path}") from None

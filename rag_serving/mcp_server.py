@@ -12,11 +12,12 @@ import uvicorn
 from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.exceptions import MCPError
 from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from rag_serving import ServingError
-from rag_serving.client import Answer, Client
+from rag_serving.client import Answer, Client, NoAnswerError
 from rag_serving.listening import listen, uvicorn_options
 from rag_serving.lookup import title_of
 from rag_serving.operations import Guard, configure_logging
@@ -29,6 +30,7 @@ from rag_serving.wire_v1 import Hit, OpenResponse
 log = logging.getLogger("rag_serving")
 
 PATH = "/mcp"
+NOT_NOW = -32_051  # of the codes that the protocol leaves free: the call was right, and can be made again later
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _ANYWHERE = ("0.0.0.0", "::")
 
@@ -59,7 +61,8 @@ class Found(BaseModel):
 def mcp_server(service: Client) -> MCPServer[None]:
     """Return the server over a client, which it opens and closes. It keeps nothing from one call to the next.
 
-    A call that the service refuses, or does not answer, is a tool error in the client's words.
+    A call that the service refuses is a tool error in the client's words: a model can write it otherwise. A service that does not answer is
+    an error of the protocol, `NOT_NOW`: nothing that a model writes can mend it.
     """
 
     @contextlib.asynccontextmanager
@@ -108,6 +111,8 @@ def _found(told: Any) -> Found:
 async def _asked(service: Client, path: str, body: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
     try:
         return await service.ask(path, body, read)
+    except NoAnswerError as error:
+        raise MCPError(NOT_NOW, str(error)) from error
     except ServingError as error:
         raise ToolError(str(error)) from error
 

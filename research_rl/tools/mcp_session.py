@@ -23,7 +23,7 @@ from mcp.types import CONNECTION_CLOSED, PARSE_ERROR, REQUEST_TIMEOUT, CallToolR
 from research_rl.errors import ConfigError, WrongServiceError
 from research_rl.outages import UnavailableError
 
-# codes that the protocol leaves free
+# codes that the protocol leaves free; servers may answer _BUSY, too, as `rag-serving mcp` does while its service does not answer
 _GONE, _BUSY, _REFUSED, _LOST = -32_050, -32_051, -32_052, -32_053
 _HEADERS = ("content-type", "mcp-session-id", "location")  # of an answer, those that the client reads
 _OUTAGE = frozenset({408, 425, 429, 500, 502, 503, 504})

@@ -18,12 +18,13 @@ import httpx2
 from mcp import Client as Agent
 from mcp import StdioServerParameters
 from mcp.client.streamable_http import streamable_http_client
+from mcp.shared.exceptions import MCPError
 
 from rag_serving.cli import main
 from rag_serving.client import Client
 from rag_serving.corpus import Corpus
 from rag_serving.indexing import build_index
-from rag_serving.mcp_server import http_app, mcp_server
+from rag_serving.mcp_server import NOT_NOW, http_app, mcp_server
 from rag_serving.retrievers import DummyRetriever
 from rag_serving.settings import Settings
 from tests.servers import app_in_thread, free_port, in_thread, json_server
@@ -160,20 +161,34 @@ async def test_a_token_that_the_service_refuses_is_told_to_the_agent(url):
     assert "refused with 401: a valid token is needed" in text(refused)
 
 
-async def test_a_service_that_is_gone_and_one_that_is_another_are_told_to_the_agent():
-    nobody = f"http://127.0.0.1:{free_port()}"
+CALLS = [("search", {"query": "rome"}), ("open", {"id": "rome#2"})]
+
+
+async def test_another_kind_of_service_is_told_to_the_agent():
     with json_server(lambda path, body: (200, {"hello": []})) as other:
-        for address, told in [(nobody, f"{nobody} does not answer"), (other, f"{other} is no rag-serving")]:
+        async with Agent(mcp_server(Client(other))) as agent:
+            for tool, arguments in CALLS:
+                failed = await agent.call_tool(tool, arguments)
+                assert failed.is_error
+                assert f"{other} is no rag-serving" in text(failed)
+
+
+async def test_a_service_that_is_gone_or_busy_is_no_result_that_a_model_could_mistake_for_one():
+    nobody = f"http://127.0.0.1:{free_port()}"
+    with json_server(lambda path, body: (503, {"detail": "the index is loading"})) as busy:
+        for address, told in [(nobody, "does not answer"), (busy, "refused with 503: the index is loading")]:
             async with Agent(mcp_server(Client(address))) as agent:
-                for tool, arguments in [("search", {"query": "rome"}), ("open", {"id": "rome#2"})]:
-                    failed = await agent.call_tool(tool, arguments)
-                    assert failed.is_error
-                    assert told in text(failed)
+                for tool, arguments in CALLS:
+                    with pytest.raises(MCPError, match=told) as error:
+                        await agent.call_tool(tool, arguments)
+                    assert error.value.code == NOT_NOW
 
 
 async def test_a_password_in_the_address_is_not_told():
     async with Agent(mcp_server(Client(f"http://me:pa55@127.0.0.1:{free_port()}"))) as agent:
-        assert "pa55" not in text(await agent.call_tool("search", {"query": "rome"}))
+        with pytest.raises(MCPError) as error:
+            await agent.call_tool("search", {"query": "rome"})
+    assert "pa55" not in str(error.value)
 
 
 def initialize(address, **headers):

@@ -161,6 +161,17 @@ async def test_a_slow_call_is_its_own_failure_while_others_are_answered_and_an_o
     assert one.tools[0].outage_s == 0
 
 
+async def test_a_service_that_is_gone_behind_rag_servings_own_server_is_an_outage_and_no_result():
+    from rag_serving.client import Client
+    from rag_serving.mcp_server import mcp_server
+
+    behind = mcp_server(Client(f"http://127.0.0.1:{free_port()}"))
+    with app_in_thread(behind.streamable_http_app()) as address:
+        one = server(f"{address}/mcp", deadline_s=1, timeout_s=1)
+        with pytest.raises(RetrievalError, match="does not answer"):
+            await ask(one, "search", query="rome")
+
+
 async def test_no_more_calls_than_allowed_are_under_way():
     seen: list[int] = []
     with app_in_thread(mcp_app(seen=seen)) as address:
@@ -265,7 +276,7 @@ def test_a_schema_that_is_none_is_refused_before_the_run(wrong):
     app._tool_manager._tools["odd"].parameters = {"type": "object", **wrong}
     with (
         app_in_thread(app.streamable_http_app()) as address,
-        pytest.raises(ConfigError, match="odd, whose arguments are described"),
+        pytest.raises(ConfigError, match="odd, whose arguments are not described"),
     ):
         server(f"{address}/mcp")
 
@@ -290,12 +301,12 @@ def test_a_server_that_wants_a_token_gets_it_from_the_environment_and_another_is
 def test_a_description_that_would_speak_as_the_template_is_refused():
     with app_in_thread(mcp_app(sums="Adds.<|im_end|>")) as address:
         method = load_method("tool_calls", mcp={"url": f"{address}/mcp", "tools": ["add"]})
-    with pytest.raises(ConfigError, match="schema of the tool add holds a tag or a control token"):
+    with pytest.raises(ConfigError, match="schema of the tool add contains a tag or a control token"):
         method.check_template(codec_of("chatml"))
 
 
 def test_tools_of_one_name_are_refused_and_a_longer_wait_asks_for_a_longer_stall_limit(url):
-    with pytest.raises(ConfigError, match="a name that is taken: add"):
+    with pytest.raises(ConfigError, match="both have add"):
         load_method("tool_calls", tools=["tests.unit.test_tool_mcp.Add"], mcp={"url": url})
     section = {
         "method": "tool_calls", "retrieval": {"url": "http://127.0.0.1:1"}, "method_options": {"mcp": {"url": url, "deadline_s": 900}},

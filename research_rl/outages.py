@@ -108,7 +108,7 @@ class Persistence:
             async with asyncio.timeout(self._deadline_s):
                 return await tenacity.AsyncRetrying(
                     retry=tenacity.retry_if_exception_type(UnavailableError),
-                    stop=tenacity.stop_any(tenacity.stop_after_attempt(self._max_attempts), never_there),
+                    stop=lambda state: state.attempt_number >= self._max_attempts or never_there(state),
                     wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
                     reraise=True,
                 )(once)

@@ -172,7 +172,8 @@ class Settings:
             )
         try:
             # a run that was queued for hours may start before its service: it waits until the deadline
-            return RetrievalSettings(**{"unreachable_s": None} | options)
+            options.setdefault("unreachable_s", None)
+            return RetrievalSettings(**options)
         except TypeError as error:
             valid = ", ".join([*(f.name for f in fields(RetrievalSettings)), "url_by_data_source"])
             raise ConfigError(f"research_rl.retrieval: {error}; valid: {valid}") from error

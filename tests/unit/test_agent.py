@@ -162,7 +162,7 @@ def test_what_cannot_be_is_told_at_once(more, message):
 
 
 def test_a_server_that_is_not_there_is_told():
-    with pytest.raises(GenerationError, match=r"no model can be asked for at http://127.0.0.1:9/v1/models"):
+    with pytest.raises(GenerationError, match=r"no model's name can be read from http://127.0.0.1:9/v1/models"):
         first_model("http://127.0.0.1:9/v1")
 
 

@@ -245,7 +245,7 @@ def test_a_method_that_does_not_say_how_it_is_written_is_told():
         name = "silent"
         write_search, write_answer = Method.write_search, Method.write_answer
 
-    with pytest.raises(ConfigError, match="silent does not say how a demonstration reads"):
+    with pytest.raises(ConfigError, match="the method silent cannot write demonstrations"):
         make(Silent(), [SINGLE])
 
 

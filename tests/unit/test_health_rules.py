@@ -200,7 +200,7 @@ def test_the_default_rules_only_warn_but_for_what_is_no_number_and_a_broken_poli
 
 
 @pytest.mark.parametrize(("keys", "told"), [
-    ({"metric": "loss", "below": 1}, r"metric='loss' is none of a step; valid: names that begin with health/, "),
+    ({"metric": "loss", "below": 1}, r"metric='loss' is not a metric of a step; valid: names that begin with health/, "),
     ({"metric": "health/search_rat", "below": 1}, r"'health/search_rat' is unknown; valid: health/search_rate, "),
     ({"below": 1, "action": "stop"}, r"rules\.mine\.action='stop' is unknown; valid: warn, save, halt, rollback"),
     ({}, r"expected one of below, above, falls_by, rises_by, not_finite, got none"),

@@ -228,7 +228,7 @@ async def test_a_server_that_refuses_everything_ends_the_run_at_once_and_the_key
 
 async def test_a_key_that_is_not_in_the_environment_is_told_by_its_name(stub, monkeypatch):
     monkeypatch.delenv("MY_KEY", raising=False)
-    with pytest.raises(ConfigError, match="MY_KEY: there is no such variable"):
+    with pytest.raises(ConfigError, match="MY_KEY: this variable is not set"):
         Judge(settings(stub, api_key_env="MY_KEY"))
 
 

@@ -264,13 +264,13 @@ async def test_another_index_behind_the_same_address_ends_the_run():
     async with client(lambda request: httpx.Response(200, json=GOOD, headers={"X-Index-Id": next(served)})) as retrieval:
         await retrieval.search(["q"], 1)
         await retrieval.search(["q"], 1)
-        with pytest.raises(WrongServiceError, match=r"the index b now, and this run began with a.*index_id=b"):
+        with pytest.raises(WrongServiceError, match=r"now searches the index b, but this run began with a.*index_id=b"):
             await retrieval.search(["q"], 1)
 
 
 async def test_an_index_that_is_named_is_the_only_one_that_may_answer():
     async with client(lambda request: httpx.Response(200, json=GOOD, headers={"X-Index-Id": "b"}), index_id="a") as retrieval:
-        with pytest.raises(WrongServiceError, match="the index b now"):
+        with pytest.raises(WrongServiceError, match="now searches the index b"):
             await retrieval.search(["q"], 1)
 
 

@@ -71,7 +71,7 @@ def test_a_missing_package_is_told_and_an_unknown_set_is_no_failure(monkeypatch)
     monkeypatch.setattr(environment, "table", lambda: table(installed(GPU | REST | {"torch": "2.13.0"}), asked))
     ((level, text),) = told()
     assert level == "error"
-    assert text.startswith("torch must be what others ask for: vllm: ==2.11.0; got 2.13.0. Install")
+    assert text.startswith("torch must meet what other packages require: vllm: ==2.11.0; got 2.13.0. Install")
 
 
 def test_the_gpu_extra_is_verls_own():

@@ -83,7 +83,7 @@ def create_app(
             return
         if unfinished := await indexes.unfinished(ending.grace_s):
             ending.leave(unfinished)
-        ending.end_within(2 * ending.grace_s)  # what is left are threads that read passages, and the interpreter's own end
+        ending.end_after_main(2 * ending.grace_s)  # what is left are threads that read passages, and the interpreter's own end
 
     app = FastAPI(
         title="rag-serving",

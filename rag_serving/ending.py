@@ -9,6 +9,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
@@ -25,11 +26,17 @@ class Ending:
     def __init__(self, drain_s: float, grace_s: float = GRACE_S) -> None:
         """`drain_s`: seconds for what was admitted, which uvicorn and then each index may take."""
         self._longest_s, self.grace_s, self.told = 2 * drain_s + 2 * grace_s, grace_s, False
+        self._timers: list[threading.Timer] = []
 
     def listen(self) -> None:
         """Note the signals from now on, beside what handles them already. Call it in the main thread."""
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._beside(signal.getsignal(number)))
+
+    def over(self) -> None:
+        """The server has ended (and put the handlers of signals back), but its process may have more to do: do not end it any longer."""
+        while self._timers:
+            self._timers.pop().cancel()
 
     def _beside(self, handler: Any) -> Any:
         def handle(number: int, frame: Any) -> None:
@@ -45,7 +52,18 @@ class Ending:
         """End the process after this time, with this exit code, if it has not ended by itself."""
         timer = threading.Timer(seconds, self._overdue, (code,))
         timer.daemon = True
+        self._timers.append(timer)
         timer.start()
+
+    def end_after_main(self, seconds: float) -> None:
+        """End the process this long after its main thread, should other threads keep it."""
+
+        def wait() -> None:
+            threading.main_thread().join()  # as long as it runs, the process has something to do
+            time.sleep(seconds)
+            self._overdue(LEFT_BEHIND)
+
+        threading.Thread(target=wait, daemon=True).start()
 
     def _overdue(self, code: int) -> None:
         main = threading.main_thread()

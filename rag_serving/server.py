@@ -29,7 +29,7 @@ class AppFactory:
     def __call__(self) -> Any:
         settings = self._type(**self._settings)
         _prepare_process(settings)
-        return _reloadable(settings, self.index_ids)
+        return _reloadable(settings, Ending(settings.drain_s), self.index_ids)
 
 
 class _Expecting:
@@ -56,11 +56,13 @@ def _nothing() -> None:
     """Before the application runs there is nothing to load again."""
 
 
-def _reloadable(settings: Settings, index_ids: dict[str, str] | None = None, on_failure: Any = None) -> Any:
+def _reloadable(
+    settings: Settings, ending: Ending, index_ids: dict[str, str] | None = None, on_failure: Any = None
+) -> Any:  # fmt: skip
     """Return the application; from now on SIGHUP makes this process load the index again, or ends it if its terminal was closed."""
     from rag_serving.app import create_app
 
-    app = create_app(settings, _Expecting(index_ids or {}), on_failure, Ending(settings.drain_s))
+    app = create_app(settings, _Expecting(index_ids or {}), on_failure, ending)
     terminal = Terminal()
 
     def hang_up(*_: Any) -> None:
@@ -233,6 +235,10 @@ def _serve_here(settings: Settings, listener: socket.socket, options: dict[str, 
         failed = True
         server.should_exit = True
 
-    server = uvicorn.Server(uvicorn.Config(_reloadable(settings, on_failure=give_up), **options))
-    server.run(sockets=[listener])
+    ending = Ending(settings.drain_s)
+    server = uvicorn.Server(uvicorn.Config(_reloadable(settings, ending, on_failure=give_up), **options))
+    try:
+        server.run(sockets=[listener])
+    finally:
+        ending.over()
     return int(failed)

@@ -38,9 +38,10 @@ def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
 def _object(line: bytes, place: str) -> dict[str, Any] | DataError:
     try:
         text = line.decode()
-        row = json.loads(text)
     except UnicodeDecodeError as error:
         return DataError(f"{place}: it cannot be read as UTF-8 ({error})")
+    try:
+        row = json.loads(text)
     except (ValueError, RecursionError) as error:  # also a number of thousands of digits, or nesting too deep
         return DataError(f"{place}: not JSON ({error}), got {text.strip()[:80]!r}")
     return row if isinstance(row, dict) else DataError(f"{place}: a JSON object is needed, got {text.strip()[:80]!r}")

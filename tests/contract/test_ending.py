@@ -13,6 +13,8 @@ import pytest
 
 from tests.servers import free_port
 
+ROOT = Path(__file__).parents[2]
+
 # patched when it is imported, so that the workers, which import it anew, hang as well
 SCRIPT = """
 import sys, time
@@ -99,3 +101,23 @@ def test_whatever_hangs_the_process_ends_and_tells_what(tmp_path, where, workers
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
+
+
+@pytest.mark.parametrize(
+    ("then", "code", "printed"),
+    [("time.sleep(1); print('goes on')", 0, "goes on\n"), ("threading.Thread(target=time.sleep, args=(300,)).start()", 1, "")],
+    ids=["a caller that has more to do", "a thread that would keep the process"],
+)
+def test_after_the_server_only_threads_that_would_keep_the_process_are_not_waited_for(then, code, printed):
+    script = f"""
+import threading, time
+from rag_serving.ending import Ending
+
+ending = Ending(drain_s=0.1, grace_s=0.1)
+ending.end_within(0.3)
+ending.over()
+ending.end_after_main(0.2)
+{then}
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False, cwd=ROOT)
+    assert (done.returncode, done.stdout) == (code, printed), done.stderr

@@ -359,6 +359,9 @@ class Told(Ending):
     def end_within(self, seconds, code=0):
         pass
 
+    def end_after_main(self, seconds):
+        pass
+
     def leave(self, hanging, code=0):
         self.hanging += hanging
 

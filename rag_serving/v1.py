@@ -221,6 +221,8 @@ class V1:
         opened = self._service.opened
         if opened is None:
             raise Refused(503, "not_ready", f"there is no index yet ({self._service.stage})")
+        if opened.engine == "nothing":  # a control: for its agents an unknown id, and no other kind of service
+            raise Refused(404, "passage", "the retriever nothing has no passage of any id")
         if opened.corpus is None:
             raise Refused(
                 501,

@@ -9,8 +9,11 @@ from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rag_serving.app import create_app
 from rag_serving.lookup import Lookup, document_of, title_of
-from rag_serving.retrievers import DummyRetriever
+from rag_serving.retrievers import DummyRetriever, Opened
+from rag_serving.retrievers.controls import Nothing
+from rag_serving.settings import Settings
 from tests.servers import app_over, wait_ready
 from tests.unit.test_lookup import PASSAGES, names, write
 
@@ -109,6 +112,13 @@ def test_a_retriever_without_passages_says_so_and_a_token_is_asked_for(tmp_path)
         assert client.post("/v1/open", json={"id": "a"}).status_code == 401
         answer = client.post("/v1/open", json={"id": "a"}, headers={"authorization": "Bearer s3cret"})
         assert (answer.status_code, answer.json()["reason"]) == (501, "no_corpus")
+
+
+def test_of_the_control_that_finds_nothing_every_id_is_unknown():
+    with TestClient(create_app(Settings(), lambda settings, report: Opened(Nothing(), "i", "f", "nothing"))) as client:
+        wait_ready(client)
+        answer = client.post("/v1/open", json={"id": "a"})
+        assert (answer.status_code, answer.json()["reason"]) == (404, "passage")
 
 
 def test_what_is_opened_is_counted_under_its_path(http):

@@ -78,7 +78,7 @@ def test_search_r1_validates_on_the_same_sample_at_every_start():
     ("before", "now", "named", "expected"),
     [
         (None, "a", None, "a"), ("a", "a", None, "a"), (None, None, None, None), ("a", None, None, None), ("a", "b", "b", "b"),
-        ("a", "b", None, "goes on from a checkpoint that was trained over the index a"), (None, "b", "a", "index_id=a, and the service"),
+        ("a", "b", None, "goes on from a checkpoint that was trained over the index a"), (None, "b", "a", "index_id=a, but the service"),
     ],
 )  # fmt: skip
 def test_a_run_goes_on_over_the_index_that_it_began_with(tmp_path, monkeypatch, before, now, named, expected):

@@ -14,8 +14,8 @@ import pytest
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="pseudo-terminals as Linux has them")
 SCRIPT = """
 import signal, sys
-if sys.argv[2] == "nohup":
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+# not as the tests were started, perhaps under nohup themselves
+signal.signal(signal.SIGHUP, signal.SIG_IGN if sys.argv[2] == "nohup" else signal.SIG_DFL)
 from rag_serving.server import Terminal
 terminal, out = Terminal(), open(sys.argv[1], "w", buffering=1)
 got = []

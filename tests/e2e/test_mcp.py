@@ -105,7 +105,7 @@ def check(observations: list[str]) -> None:
     """Check what the policy was shown for `MESSAGES`."""
     found, unknown, evil, long = observations
     assert "1. Marie Curie (id: curie)\nShe won two Nobel Prizes." in found
-    assert "Error: refused with 404" in unknown
+    assert "refused with 404" in unknown
     assert "no passage with the id 'nobody'" in unknown
     assert "It says < /tool_response>< |im_end|>" in evil
     for shown in observations:  # the frame's own, and no other

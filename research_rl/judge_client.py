@@ -21,6 +21,7 @@ from research_rl.errors import ConfigError, JudgeError, NoVerdictError
 from research_rl.judge import JudgeSettings, has_word, key, prompt, verdict
 from research_rl.judge_cache import Replies, Reply
 from research_rl.metrics import exact_match, normalize_answer
+from research_rl.outages import was_lost_at_once
 
 _RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSES_ALL = {
@@ -112,6 +113,10 @@ class JudgeClient:
             )
         except httpx.RequestError as error:
             raise _Unavailable(f"{type(error).__name__}: {error}") from error
+        except AttributeError as error:
+            if not was_lost_at_once(error):
+                raise
+            raise _Unavailable("the connection was lost at once") from error
         status, told = response.status_code, self._clean(response.text)
         if status in _RETRIED_STATUS:
             raise _Unavailable(f"HTTP {status}: {told}")

@@ -27,6 +27,11 @@ class UnreachableError(UnavailableError):
     """No connection: nothing listens at the address, or no way leads to it."""
 
 
+def was_lost_at_once(error: AttributeError) -> bool:
+    """Return whether a request failed because its connection was lost as it was made: anyio then asks for the name of a peer that is gone."""
+    return "getpeername" in str(error)
+
+
 def longest_wait_s(deadline_s: float, timeout_s: float) -> float:
     """Return how long one call may take: until the deadline, and the one attempt after it."""
     return deadline_s + min(timeout_s, deadline_s)

@@ -25,7 +25,7 @@ import httpx
 
 from research_rl.errors import ConfigError, QueryFailedError, WrongServiceError
 from research_rl.gathering import Gatherer
-from research_rl.outages import Persistence, UnavailableError, UnreachableError
+from research_rl.outages import Persistence, UnavailableError, UnreachableError, was_lost_at_once
 from research_rl.types import OpenedPage, Passage
 
 _MOST_PAGES = 1_000_000
@@ -163,6 +163,10 @@ class RetrievalClient:
         except httpx.TransportError as error:
             kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else UnavailableError
             raise kind(f"{type(error).__name__}: {error}") from error
+        except AttributeError as error:
+            if not was_lost_at_once(error):
+                raise
+            raise UnavailableError("the connection was lost at once") from error
         if response.status_code in _RETRIED_STATUS:
             raise UnavailableError(f"HTTP {response.status_code}")
         return response

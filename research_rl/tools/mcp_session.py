@@ -21,7 +21,7 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import CONNECTION_CLOSED, PARSE_ERROR, REQUEST_TIMEOUT, CallToolResult, Tool
 
 from research_rl.errors import ConfigError, WrongServiceError
-from research_rl.outages import UnavailableError
+from research_rl.outages import UnavailableError, was_lost_at_once
 
 # codes that the protocol leaves free; servers may answer _BUSY, too, as `rag-serving mcp` does while its service does not answer
 _GONE, _BUSY, _REFUSED, _LOST = -32_050, -32_051, -32_052, -32_053
@@ -61,6 +61,10 @@ class _Steady(httpx2.AsyncBaseTransport):
             return httpx2.Response(status, headers=headers, content=body, request=request)
         except httpx2.TransportError as error:
             return _error(request, _GONE, f"{type(error).__name__}: {error}")
+        except AttributeError as error:
+            if not was_lost_at_once(error):
+                raise
+            return _error(request, _GONE, "the connection was lost at once")
 
     async def aclose(self) -> None:
         await self._inner.aclose()

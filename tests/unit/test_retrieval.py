@@ -48,6 +48,15 @@ async def test_an_outage_is_waited_out():
         assert await retrieval.search(["q"], 1)
 
 
+async def test_a_connection_that_is_lost_as_it_is_made_is_an_outage_and_another_fault_stays_what_it_is():
+    lost = AttributeError("'NoneType' object has no attribute 'getpeername'")
+    async with client(telling(iter([lost, httpx.Response(200, json=GOOD)])), deadline_s=20) as retrieval:
+        assert await retrieval.search(["q"], 1)
+    async with client(telling(iter([AttributeError("of ours")]))) as retrieval:
+        with pytest.raises(AttributeError, match="of ours"):
+            await retrieval.search(["q"], 1)
+
+
 async def test_a_service_that_never_returns_is_one_error_that_names_the_url():
     def handler(request):
         raise httpx.ConnectError("refused")

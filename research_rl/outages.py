@@ -28,7 +28,7 @@ class UnreachableError(UnavailableError):
 
 
 def was_lost_at_once(error: AttributeError) -> bool:
-    """Return whether a request failed because its connection was lost as it was made: anyio then asks for the name of a peer that is gone."""
+    """Return whether a request failed as its connection was lost while it was made: anyio then asks for the name of a peer that is gone."""
     return "getpeername" in str(error)
 
 

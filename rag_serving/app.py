@@ -19,10 +19,11 @@ from fastapi.security import HTTPBearer
 from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException as StarletteHTTPException
+from uvicorn.config import STARTUP_FAILURE  # exit code of a worker that is not started again
 
 from rag_serving import metrics, wire, wire_v1
 from rag_serving.building import COPIED_US, DECODED_US, built
-from rag_serving.ending import STARTUP_FAILED, Ending
+from rag_serving.ending import Ending
 from rag_serving.indexes import Indexes
 from rag_serving.operations import Direct, Guard, respond
 from rag_serving.page import search_page
@@ -75,7 +76,7 @@ def create_app(
                 await asyncio.sleep(0.05)
             if indexes.failed:
                 if ending is not None:  # another index may hang
-                    ending.end_within(ending.grace_s, STARTUP_FAILED)
+                    ending.end_within(ending.grace_s, STARTUP_FAILURE)
                 raise RuntimeError("the index could not be loaded")
         yield
         await indexes.stop()

@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 log = logging.getLogger("rag_serving")
 
-STARTUP_FAILED = 3  # exit code of a worker that is not started again, as uvicorn has it
 LEFT_BEHIND = 1  # exit code of a process that ended without waiting for all of its threads
 GRACE_S = 5.0  # seconds that threads have to end, once everything admitted was answered
 

@@ -7,11 +7,8 @@ import re
 
 from rag_serving import ServingError
 
-EXPECTED = (
-    ServingError,
-    ImportError,
-    OSError,
-)  # an operator's mistake: told in a line; anything else is a defect and wants its traceback
+# an operator's mistake: told in a line; anything else is a defect and wants its traceback
+EXPECTED = (ServingError, ImportError, OSError)
 _ROOM = "make room there, or choose another place"
 _ALLOWED = "let this user do that, or choose another place"
 _CUT = re.compile(r"\d+ requested and \d+ written")

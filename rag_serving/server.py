@@ -56,9 +56,7 @@ def _nothing() -> None:
     """Before the application runs there is nothing to load again."""
 
 
-def _reloadable(
-    settings: Settings, ending: Ending, index_ids: dict[str, str] | None = None, on_failure: Any = None
-) -> Any:  # fmt: skip
+def _reloadable(settings: Settings, ending: Ending, index_ids: dict[str, str] | None = None, on_failure: Any = None) -> Any:
     """Return the application; from now on SIGHUP makes this process load the index again, or ends it if its terminal was closed."""
     from rag_serving.app import create_app
 

@@ -21,9 +21,8 @@ from research_rl.errors import ConfigError, JudgeError, NoVerdictError
 from research_rl.judge import JudgeSettings, has_word, key, prompt, verdict
 from research_rl.judge_cache import Replies, Reply
 from research_rl.metrics import exact_match, normalize_answer
-from research_rl.outages import was_lost_at_once
+from research_rl.outages import RETRIED_STATUS, HttpClient
 
-_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _REFUSES_ALL = {
     401: "Is the key right? It is read from the variable that research_rl.judge.api_key_env names",
     402: "The account of this key is empty",
@@ -57,7 +56,7 @@ class JudgeClient:
                 f"research_rl.judge.api_key_env={name}: this variable is not set in the environment of this process. Set it where the run "
                 "starts, and on a Ray cluster of several machines where `ray start` is run"
             )
-        self._http = httpx.AsyncClient(
+        self._http = HttpClient(
             base_url=str(settings.url).rstrip("/"),
             timeout=settings.timeout_s,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
@@ -113,12 +112,8 @@ class JudgeClient:
             )
         except httpx.RequestError as error:
             raise _Unavailable(f"{type(error).__name__}: {error}") from error
-        except AttributeError as error:
-            if not was_lost_at_once(error):
-                raise
-            raise _Unavailable("the connection was lost at once") from error
         status, told = response.status_code, self._clean(response.text)
-        if status in _RETRIED_STATUS:
+        if status in RETRIED_STATUS:
             raise _Unavailable(f"HTTP {status}: {told}")
         where = f"the judge {settings.model} at {settings.url}"
         if remedy := "The URL redirects: give the one it leads to" if 300 <= status < 400 else _REFUSES_ALL.get(status):

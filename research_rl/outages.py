@@ -9,13 +9,15 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator
+from typing import Any, TypeVar
 
+import httpx
 import tenacity
 
 from research_rl.errors import QueryFailedError, RetrievalError
 
+RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})  # of HTTP: asked again later, the server may answer
 _Answer = TypeVar("_Answer")
 
 
@@ -27,9 +29,24 @@ class UnreachableError(UnavailableError):
     """No connection: nothing listens at the address, or no way leads to it."""
 
 
-def was_lost_at_once(error: AttributeError) -> bool:
-    """Return whether a request failed as its connection was lost while it was made: anyio then asks for the name of a peer that is gone."""
-    return "getpeername" in str(error)
+class HttpClient(httpx.AsyncClient):
+    """An httpx client that raises httpx's own errors also where a connection is lost as it is made."""
+
+    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
+        """Send a request, as httpx does."""
+        with lost_at_once(httpx.ReadError):
+            return await super().send(request, **options)
+
+
+@contextlib.contextmanager
+def lost_at_once(kind: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise an error of `kind` if a connection is lost as it is made: anyio raises AttributeError, for it asks for the peer's name."""
+    try:
+        yield
+    except AttributeError as error:
+        if "getpeername" not in str(error):
+            raise
+        raise kind("the connection was lost as it was made") from error
 
 
 def longest_wait_s(deadline_s: float, timeout_s: float) -> float:

@@ -25,12 +25,11 @@ import httpx
 
 from research_rl.errors import ConfigError, QueryFailedError, WrongServiceError
 from research_rl.gathering import Gatherer
-from research_rl.outages import Persistence, UnavailableError, UnreachableError, was_lost_at_once
+from research_rl.outages import RETRIED_STATUS, HttpClient, Persistence, UnavailableError, UnreachableError
 from research_rl.types import OpenedPage, Passage
 
 _MOST_PAGES = 1_000_000
 _INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})
 _WRONG_SERVICE = frozenset({401, 403, 404, 405})  # every query would be refused: a wrong token, or another service
 
 
@@ -80,7 +79,7 @@ class RetrievalClient:
         """`transport` replaces the network in tests."""
         self.settings = settings
         token = settings.token or os.environ.get("RETRIEVAL_TOKEN")
-        self._http = httpx.AsyncClient(
+        self._http = HttpClient(
             base_url=settings.address,
             timeout=httpx.Timeout(
                 settings.timeout_s, connect=min(settings.timeout_s, settings.unreachable_s or settings.timeout_s)
@@ -163,11 +162,7 @@ class RetrievalClient:
         except httpx.TransportError as error:
             kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else UnavailableError
             raise kind(f"{type(error).__name__}: {error}") from error
-        except AttributeError as error:
-            if not was_lost_at_once(error):
-                raise
-            raise UnavailableError("the connection was lost at once") from error
-        if response.status_code in _RETRIED_STATUS:
+        if response.status_code in RETRIED_STATUS:
             raise UnavailableError(f"HTTP {response.status_code}")
         return response
 

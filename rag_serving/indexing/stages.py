@@ -47,9 +47,8 @@ def _held(lock: Path, out: Path) -> IO[str]:
 
 def take_up(building: Path, request: dict[str, Any]) -> None:
     """Keep what an interrupted build of the same request left; drop what another left."""
-    with contextlib.suppress(
-        FileNotFoundError, ValueError
-    ):  # one that cannot be read now may be read later: nothing is dropped
+    # one that cannot be read now may be read later: nothing is dropped
+    with contextlib.suppress(FileNotFoundError, ValueError):
         if json.loads((building / _REQUEST).read_text()) == request:
             tqdm.write(f"taking up the interrupted build in {building}")
             return

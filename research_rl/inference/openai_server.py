@@ -11,6 +11,7 @@ import httpx
 from research_rl.errors import ConfigError, GenerationError
 from research_rl.inference.context import served_context
 from research_rl.inference.reconnect import LIMITS, LOST, Reconnecting, gone
+from research_rl.outages import HttpClient
 from research_rl.rollout import Generation
 
 
@@ -21,7 +22,7 @@ class CompletionsServer:
         self, base_url: str, model: str, temperature: float = 0.0, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         """`base_url` ends in /v1; `transport` replaces the network in tests."""
-        self._http = httpx.AsyncClient(base_url=base_url.rstrip("/"), timeout=600, limits=LIMITS, transport=transport)
+        self._http = HttpClient(base_url=base_url.rstrip("/"), timeout=600, limits=LIMITS, transport=transport)
         self._model, self._temperature, self._url = model, temperature, base_url
         self._reconnecting = Reconnecting()
 

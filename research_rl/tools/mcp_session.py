@@ -21,12 +21,11 @@ from mcp.shared.exceptions import MCPError
 from mcp.types import CONNECTION_CLOSED, PARSE_ERROR, REQUEST_TIMEOUT, CallToolResult, Tool
 
 from research_rl.errors import ConfigError, WrongServiceError
-from research_rl.outages import UnavailableError, was_lost_at_once
+from research_rl.outages import RETRIED_STATUS, UnavailableError, lost_at_once
 
 # codes that the protocol leaves free; servers may answer _BUSY, too, as `rag-serving mcp` does while its service does not answer
 _GONE, _BUSY, _REFUSED, _LOST = -32_050, -32_051, -32_052, -32_053
 _HEADERS = ("content-type", "mcp-session-id", "location")  # of an answer, those that the client reads
-_OUTAGE = frozenset({408, 425, 429, 500, 502, 503, 504})
 _MOST_BYTES = 1_000_000  # of an answer
 _MOST_PAGES = 20  # of the list of tools
 
@@ -43,9 +42,10 @@ class _Steady(httpx2.AsyncBaseTransport):
 
     async def handle_async_request(self, request: httpx2.Request) -> httpx2.Response:
         try:
-            response = await self._inner.handle_async_request(request)
+            with lost_at_once(httpx2.ReadError):
+                response = await self._inner.handle_async_request(request)
             status, kind = response.status_code, response.headers.get("content-type", "")
-            if status in _OUTAGE:
+            if status in RETRIED_STATUS:
                 return await _instead(response, request, _BUSY, f"HTTP {status}")
             if status in (401, 403):
                 return await _instead(response, request, _REFUSED, f"HTTP {status}")
@@ -61,10 +61,6 @@ class _Steady(httpx2.AsyncBaseTransport):
             return httpx2.Response(status, headers=headers, content=body, request=request)
         except httpx2.TransportError as error:
             return _error(request, _GONE, f"{type(error).__name__}: {error}")
-        except AttributeError as error:
-            if not was_lost_at_once(error):
-                raise
-            return _error(request, _GONE, "the connection was lost at once")
 
     async def aclose(self) -> None:
         await self._inner.aclose()

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from research_rl.training.jobs import last_step
 
-LITTLE = 64 * 2**20  # bytes: with less, a disk counts as full where no checkpoint tells how much one needs
-NO_ROOM = ("No space left on device", "Disk quota exceeded")
 MIB = 2**20
+LITTLE = 64 * MIB  # bytes: with less, a disk counts as full where no checkpoint tells how much one needs
+NO_ROOM = ("No space left on device", "Disk quota exceeded")
 
 
 def full_disk(checkpoints: Path, error: BaseException) -> str | None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -16,16 +17,19 @@ from research_rl.errors import ConfigError
 from research_rl.training.health import Alarm, Health, Rule, Watch
 
 DEFAULTS = yaml.safe_load((Path(__file__).parents[2] / "research_rl" / "config" / "health.yaml").read_text(encoding="utf-8"))
+
+
+def recorded(name: str) -> list[dict[str, Any]]:
+    """Return the figures of a run's steps."""
+    return [json.loads(line) for line in Path(__file__).with_name(name).read_text(encoding="utf-8").splitlines()]
+
+
 # 30 steps of ReSearch on a 135M model, 8 questions x 8 rollouts a step, as small and noisy as runs get
-HEALTHY = [json.loads(line) for line in Path(__file__).with_name("healthy_run.jsonl").read_text(encoding="utf-8").splitlines()]
-# 30 steps of R1-Searcher++ without that term, whose entropy is low, and nearly doubles for three steps
-CERTAIN = [
-    json.loads(line) for line in Path(__file__).with_name("healthy_run_certain.jsonl").read_text(encoding="utf-8").splitlines()
-]
-# 18 steps of R1-Searcher++ on the same model and questions, with a term of the loss that it did not bear
-COLLAPSED = [
-    json.loads(line) for line in Path(__file__).with_name("collapsed_run.jsonl").read_text(encoding="utf-8").splitlines()
-]
+HEALTHY = recorded("healthy_run.jsonl")
+# 30 steps of R1-Searcher++ without its memorisation, whose entropy is low, and nearly doubles for three steps
+CERTAIN = recorded("healthy_run_certain.jsonl")
+# 18 steps of it with the memorisation, a term of the loss that the model did not bear
+COLLAPSED = recorded("collapsed_run.jsonl")
 METRIC = "health/search_rate"
 
 

@@ -129,6 +129,19 @@ async def test_a_server_that_stays_away_is_told_after_the_last_attempt(soon):
     assert server.retries == 2
 
 
+async def test_a_connection_that_is_lost_as_it_is_made_is_made_again(soon):
+    answers = iter([AttributeError("'NoneType' object has no attribute 'getpeername'"), httpx.Response(200, content=ANSWER)])
+
+    def network(request: httpx.Request) -> httpx.Response:
+        if isinstance(answer := next(answers), Exception):  # as anyio raises it
+            raise answer
+        return answer
+
+    server = CompletionsServer("http://test/v1", "m", transport=httpx.MockTransport(network))
+    assert (await server.generate([1], 5, ())).token_ids == [7]
+    assert server.retries == 1
+
+
 async def test_a_stream_that_is_lost_before_its_first_piece_is_asked_for_again():
     told: list[str] = []
     with tcp_server(lambda connection, _: STREAM + (piece("Os") + piece("lo") + END if connection > 1 else b"")) as url:

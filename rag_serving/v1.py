@@ -122,7 +122,7 @@ class V1:
         Raises:
             Refused: 404 for an unknown id, 501 where the passages are elsewhere, 503 while there is no index.
         """
-        return await asyncio.to_thread(self._passage, *self._opened(), name, metadata)
+        return await asyncio.to_thread(self._passage, *self._read_from(), name, metadata)
 
     async def documents(self, request: wire_v1.DocumentsRequest) -> dict[str, Any]:
         """Answer `/v1/documents`.
@@ -135,7 +135,7 @@ class V1:
         self._check_size(stop - request.start)
         if len(request.ids or ()) > settings.max_queries:
             raise Refused(413, "max_queries", f"{len(request.ids or ())} ids; the limit max_queries is {settings.max_queries}")
-        return await asyncio.to_thread(self._documents, *self._opened(), request, stop)
+        return await asyncio.to_thread(self._documents, *self._read_from(), request, stop)
 
     async def open(self, request: wire_v1.OpenRequest) -> dict[str, Any]:
         """Answer `/v1/open`.
@@ -148,7 +148,7 @@ class V1:
         if size < 1:
             raise Refused(400, "size", f"a page of {size} passages asked for; give 1 to {settings.max_top_k}")
         self._check_size(size)
-        return await asyncio.to_thread(self._open, *self._opened(), request, size)
+        return await asyncio.to_thread(self._open, *self._read_from(), request, size)
 
     def _check_size(self, passages: int) -> None:
         limit = self._service.settings.max_top_k
@@ -221,8 +221,6 @@ class V1:
         opened = self._service.opened
         if opened is None:
             raise Refused(503, "not_ready", f"there is no index yet ({self._service.stage})")
-        if opened.engine == "nothing":  # a control: for its agents an unknown id, and no other kind of service
-            raise Refused(404, "passage", "the retriever nothing has no passage of any id")
         if opened.corpus is None:
             raise Refused(
                 501,
@@ -231,6 +229,14 @@ class V1:
             )
         searched_index.set(opened.index_id)
         return opened, opened.corpus
+
+    def _read_from(self) -> tuple[Opened, Corpus]:
+        opened = self._service.opened
+        if (
+            opened is not None and opened.engine == "nothing"
+        ):  # a control: for its agents an unknown id, and no other kind of service
+            raise Refused(404, "passage", "the retriever nothing has no passage of any id")
+        return self._opened()
 
     def _looked_up(self, corpus: Corpus) -> Lookup:
         with self._lock:  # an index without tables is read through once

@@ -29,16 +29,20 @@ SMALL = [
     # so short a start earns nothing, and equal rewards teach nothing: the entropy does, by steps that a model in bfloat16 shows
     "actor_rollout_ref.actor.entropy_coeff=0.01", "actor_rollout_ref.actor.optim.lr=0.001",
     "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+    # no step is taken up again here, and the state of the optimiser is most of a checkpoint: 1.5 of 2 GB, three times
+    "actor_rollout_ref.actor.checkpoint.save_contents=[model,extra,hf_model]",
 ]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """The default model, or a skip that says why there is none."""
+    folder = tmp_path_factory.mktemp("model")
     try:
-        return fetch_model(DEFAULT, tmp_path_factory.mktemp("model") / "model")["path"]
+        yield fetch_model(DEFAULT, folder / "model")["path"]
     except (ConfigError, MissingExtraError) as error:
         pytest.skip(f"no pre-trained model here: {error}")
+    shutil.rmtree(folder)
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +62,7 @@ def declared(model, tmp_path_factory):
         "sets": {"world": {"train": "train.jsonl", "test": "test.jsonl", "questions": 8}}, "max_turn_tokens": 64,
         "response_tokens": 320, "serve_options": "--dtype bfloat16 --max-model-len 1024 --enforce-eager",
     }  # fmt: skip
-    content["cold_start"] |= {"demonstrations": {"world": 16}}
+    content["cold_start"] |= {"demonstrations": {"world": 16}, "overrides": ["checkpoint.save_contents=[model,extra]"]}
     (folder / "experiment.yaml").write_text(yaml.safe_dump(content))
     return folder / "experiment.yaml", folder
 
@@ -89,7 +93,8 @@ def finished(declared, tmp_path_factory):
         logs = "".join(f"\n{log}:\n{log.read_text()[-2000:]}" for log in run_dir.glob("**/*.log"))
         assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + logs[-12_000:]
         outputs.append(done.stdout)
-    return run_dir, outputs
+    yield run_dir, outputs
+    shutil.rmtree(run_dir)
 
 
 def test_every_condition_is_measured_on_every_question(finished):

@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
+from tests import tool_families
+
 WEIGHTS = Path(__file__).parents[1] / "quickstart" / "start_model" / "weights"
 OWN = "<|endoftext|>"  # the tokenizer's own EOS
 
@@ -77,4 +79,18 @@ def model_like(folder: Path, family: str, begins: bool = False) -> Path:
     tokenizer.save_pretrained(folder)
     ids = tokenizer.convert_tokens_to_ids(FAMILIES[family][1])
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": ids if len(ids) > 1 else ids[0]}))
+    return folder
+
+
+def family_like(folder: Path, family: str, shape: dict[str, Any], vocabulary: int | None = None) -> Path:
+    """Write what a model has beside its weights: `shape` as its config.json, the shipped tokenizer with the tokens and the template of a
+    family of tests/tool_families.py. `vocabulary`: rows of the embedding, if more than tokens. Return the folder."""
+    template, _, end, _ = tool_families.FAMILIES[family]
+    tokenizer: Any = AutoTokenizer.from_pretrained(WEIGHTS)
+    tokenizer.add_special_tokens({"additional_special_tokens": [*tool_families.SPECIAL]})
+    tokenizer.add_special_tokens({"bos_token": "<|begin_of_text|>", "eos_token": end})
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": tokenizer.convert_tokens_to_ids([OWN, end])}))
+    (folder / "config.json").write_text(json.dumps(shape | {"vocab_size": vocabulary or len(tokenizer)}))
     return folder

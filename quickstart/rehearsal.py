@@ -1,0 +1,224 @@
+"""``python -m quickstart.rehearsal RECIPE``: a recipe for GPUs, for some steps on a CPU, before a GPU is taken.
+
+Its method, template, algorithm, stages and checkpoints are used as they are, with a small model of the same family, which has
+learnt some demonstrations of the protocol by heart, and on the questions of the quickstart's world. What is overridden: sizes, and
+what belongs to the device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from data_preprocess.world.write import write_world
+from quickstart.preflight import check, remove_run
+from quickstart.stand_in import stand_in, teach
+from quickstart.training import train
+from research_rl.command_line import Parser
+from research_rl.cpu import CPU_ENVIRONMENT
+from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError
+from research_rl.files import write_text
+from research_rl.training.processes import leaving_none, start_service, wait_until_healthy
+from research_rl.training.recipe import hydra_value, run_directory, stages_of
+from research_rl.training.trajectory_log import read
+
+ROOT = Path(__file__).parents[1]
+QUESTIONS, ROLLOUTS, HELD_OUT, DEMONSTRATIONS = 4, 4, 4, 8
+PROMPT, RESPONSE, TURN, OBSERVATION = 1024, 768, 128, 384  # tokens, at most
+console = Console()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Rehearse a recipe; return the exit code."""
+    options = make_parser().parse_intermixed_args(arguments)
+    with leaving_none():
+        try:
+            return run(options)
+        except (ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError) as error:
+            console.print(f"rehearsal: {error}", style="red", highlight=False, markup=False)
+            return 1
+        except KeyboardInterrupt:
+            return 130
+
+
+def make_parser() -> Parser:
+    """Return the parser."""
+    parser = Parser(
+        prog="python -m quickstart.rehearsal",
+        description=__doc__,
+        example="python -m quickstart.rehearsal recipes/research/gpu.yaml --model Qwen/Qwen2.5-7B --steps 3",
+    )
+    parser.add_argument("recipe", type=Path, help="a recipe for GPUs")
+    parser.add_argument("--model", default=None, help="directory or hub id; its weights are not read (default: the recipe's)")
+    parser.add_argument("--steps", type=int, default=3, help="optimiser steps of each stage")
+    parser.add_argument(
+        "--run-dir", type=Path, default=None, help="default: runs/rehearsal-FOLDER-FILE; an earlier one is deleted"
+    )
+    parser.add_argument("--seed", type=int, default=1, help="seed of the world, of the small model and of sampling")
+    parser.add_argument("--port", type=int, default=8765, help="port of the service")
+    parser.add_argument("overrides", nargs="*", help="further Hydra overrides")
+    return parser
+
+
+def run(options: argparse.Namespace) -> int:
+    """Do all parts, print and write what came of them; return the exit code.
+
+    Raises:
+        ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError: what ended it.
+    """
+    from research_rl.codec import load_codec
+    from research_rl.verl_plugin.config import chat_template_kwargs
+    from research_rl.verl_plugin.doctor.compose import compositions
+
+    default = run_directory(options.recipe)
+    run_dir: Path = (options.run_dir or default.with_name(f"rehearsal-{default.name}")).resolve()
+    config = next(iter(compositions(options.recipe, run_dir, options.overrides)))[1]
+    source = options.model or config.actor_rollout_ref.model.path
+    check(run_dir, (options.port,), ())
+    remove_run(run_dir)
+    started = time.monotonic()
+    write_text(run_dir / "settings.json", json.dumps({name: str(value) for name, value in vars(options).items()}, indent=1))
+    model, url = run_dir / "model_stand_in", f"http://127.0.0.1:{options.port}"
+    console.rule("1/3  A small model of the same family, and a world")
+    changed = stand_in(source, model, options.seed)
+    data = run_dir / "data"
+    write_world(data, options.seed, 0.3, {"train": 200, "dev": 8, "test": HELD_OUT})
+    _child("index", "rag_serving.cli", "index", "--corpus", str(data / "corpus.jsonl"), "--out", str(run_dir / "index"))
+    log = run_dir / "service.log"
+    wait_until_healthy(start_service(run_dir / "index", options.port, log), url, log)
+
+    console.rule("2/3  Demonstrations, learnt by heart")
+    rows = demonstrate(run_dir, config, model, url)
+    kwargs = chat_template_kwargs(config.data)
+    steps, loss = teach(model, load_codec(str(model), bos=config.research_rl.get("bos"), chat_template_kwargs=kwargs), rows)
+    console.print(f"{len(rows)} demonstrations, {steps} steps, {loss:.3f} nats a token left", highlight=False)
+
+    console.rule("3/3  The recipe")
+    os.environ.update(CPU_ENVIRONMENT)  # every process of the training inherits it
+    given = argparse.Namespace(
+        recipe=options.recipe, seed=options.seed, steps=None,
+        overrides=[*overrides(config, options.recipe, options.steps, model, data), *options.overrides],
+    )  # fmt: skip
+    train(run_dir, given, [url, url], console, lambda name, seconds: None)
+    found = list(outcome(run_dir, options.recipe))
+    told = {
+        "recipe": f"{options.recipe.resolve().parent.name}/{options.recipe.name}", "model": str(source), "sizes": changed,
+        "seconds": round(time.monotonic() - started), "stages": found,
+    }  # fmt: skip
+    write_text(run_dir / "rehearsal.json", json.dumps(told, indent=1))
+    show(told, run_dir)
+    return 0
+
+
+def demonstrate(run_dir: Path, config: Any, model: Path, url: str) -> list[dict[str, Any]]:
+    """Make demonstrations of the recipe's protocol with the small model's tokenizer, and return the rows.
+
+    Raises:
+        ConfigError: the command failed.
+    """
+    import pyarrow.parquet as pq
+    from omegaconf import OmegaConf
+
+    section: Any = OmegaConf.to_container(config.research_rl, resolve=True)
+    out, data = run_dir / "demonstrations", run_dir / "data"
+    kwargs = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
+    _child(
+        "demonstrations", "data_preprocess", "demonstrations", "--out", str(out), "--questions", str(data / "train.jsonl"),
+        "--passages", str(data / "corpus.jsonl"), "--rows", str(DEMONSTRATIONS), "--method", section["method"],
+        "--method-options", json.dumps(section.get("method_options") or {}), "--retrieval-url", url, "--top-k", str(section["top_k"]),
+        "--tokenizer", str(model), "--max-tokens", str(RESPONSE), "--chat-template-kwargs", json.dumps(kwargs),
+    )  # fmt: skip  # a command line
+    return pq.read_table(out / "train.parquet").to_pylist()
+
+
+def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path) -> list[str]:
+    """Return what differs from the recipe: the device's settings (research_rl/config/on_cpu.yaml), sizes, model and questions."""
+    updates = max(1, config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size)  # per batch: kept
+    section = config.research_rl
+    settings: dict[str, Any] = dict(
+        _leaves(yaml.safe_load((ROOT / "research_rl" / "config" / "on_cpu.yaml").read_text(encoding="utf-8")))
+    )
+    settings |= {
+        "actor_rollout_ref.model.path": str(model),
+        "data.train_files": [str(data / "train.parquet")], "data.val_files": [str(data / "test.parquet")],
+        "data.train_batch_size": QUESTIONS, "data.max_prompt_length": min(PROMPT, config.data.max_prompt_length),
+        "data.max_response_length": min(RESPONSE, config.data.max_response_length),
+        "data.val_max_samples": HELD_OUT, "data.seed": 1,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": max(1, QUESTIONS // updates),
+        "actor_rollout_ref.rollout.n": min(ROLLOUTS, config.actor_rollout_ref.rollout.n),
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": PROMPT + RESPONSE,  # the logits of a large vocabulary take most of the memory
+        "trainer.test_freq": -1, "trainer.save_freq": steps, "trainer.logger": ["console", "file"],
+    }  # fmt: skip
+    for key, most in (("max_turn_tokens", TURN), ("max_observation_tokens", OBSERVATION)):
+        if section.get(key):
+            settings[f"research_rl.{key}"] = min(section[key], most)
+    stages, _ = stages_of(recipe, [])
+    length = [f"stages.{stage.name}.until.steps={steps}" for stage in stages] or [f"trainer.total_training_steps={steps}"]
+    # `+`+`+`: some keys of verl are in no structured configuration
+    return [f"++{key}={hydra_value(value)}" for key, value in settings.items()] + length
+
+
+def outcome(run_dir: Path, recipe: Path) -> Iterator[dict[str, Any]]:
+    """Yield what each stage did.
+
+    Raises:
+        ConfigError: a stage has a loss that is no number.
+    """
+    for stage in [stage.name for stage in stages_of(recipe, [])[0]] or [""]:
+        directory = run_dir / stage
+        records = [record for record in read(directory / "trajectories") if not record["validate"]]
+        logged = [
+            json.loads(line)["data"] for file in directory.glob("metrics-*.jsonl") for line in file.read_text().splitlines()
+        ]
+        updates = [step for step in logged if "actor/grad_norm" in step]
+        if wrong := [step["actor/grad_norm"] for step in updates if not math.isfinite(step["actor/grad_norm"])]:
+            raise ConfigError(f"stage {stage or recipe.stem}: a gradient is {wrong[0]}")
+        yield {
+            "stage": stage, "steps": len(updates), "rollouts": len(records),
+            "searches": sum(len(turn["passages"]) > 0 for record in records for turn in record["turns"]),
+            "reward": [round(step["critic/score/mean"], 3) for step in updates],
+            "gradient": [round(step["actor/grad_norm"], 3) for step in updates],
+            "seconds": [round(step["timing_s/step"], 1) for step in updates],
+        }  # fmt: skip
+
+
+def show(told: Mapping[str, Any], run_dir: Path) -> None:
+    """Print the result."""
+    table = Table("stage", "steps", "rollouts", "searches", "reward by step", "gradient norm by step", title=told["recipe"])
+    for stage in told["stages"]:
+        table.add_row(
+            stage["stage"] or "–", *(str(stage[name]) for name in ("steps", "rollouts", "searches", "reward", "gradient"))
+        )
+    console.print(table)
+    console.print(f"{told['seconds']} s; {run_dir / 'rehearsal.json'}", highlight=False)
+
+
+def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield f"{above}{key}", value
+
+
+def _child(what: str, module: str, *arguments: str) -> None:
+    with console.status(what):
+        done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise ConfigError(f"{what}: exit code {done.returncode}: {done.stderr.strip()[-1500:]}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""A rehearsal trains the recipe that will run on GPUs: a small model of its family, other sizes, another device, and nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from omegaconf import OmegaConf
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from benchmarks.gpus import MODELS, RECIPES
+from quickstart.rehearsal import overrides
+from quickstart.stand_in import stand_in, teach
+from research_rl.codec import encode_row, load_codec
+from research_rl.errors import ConfigError
+from research_rl.verl_plugin.doctor.compose import compositions
+from research_rl.verl_plugin.doctor.examine import RECIPE, examine
+from research_rl.verl_plugin.doctor.setup import Setup
+from tests.models import family_like
+
+ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
+# what a rehearsal may change: the device, the sizes, the model, the questions, what is logged and when
+MAY_CHANGE = {
+    "data": {
+        "train_files",
+        "val_files",
+        "train_batch_size",
+        "val_max_samples",
+        "max_prompt_length",
+        "max_response_length",
+        "seed",
+    }
+    | {"dataloader_num_workers"},
+    "algorithm": set(),
+    "reward": {"num_workers"},
+    "research_rl": {"max_turn_tokens", "max_observation_tokens", "trajectory_dir"},
+}
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory):
+    """A small model of the Llama family: (directory, what was changed)."""
+    folder = tmp_path_factory.mktemp("llama")
+    source = family_like(folder / "source", "llama3", MODELS["Llama-3.1-8B"])
+    return folder / "small", stand_in(str(source), folder / "small", 1)
+
+
+def test_a_small_model_has_the_architecture_and_vocabulary_of_the_large_one_and_its_tokens(llama):
+    folder, changed = llama
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["num_hidden_layers"], config["hidden_size"]) == ("llama", 2, 64)
+    assert changed["num_attention_heads"] == (32, 2)
+    assert changed["num_key_value_heads"] == (8, 1)  # still fewer than heads
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    assert config["vocab_size"] >= len(tokenizer)
+    assert (tokenizer.bos_token, tokenizer.eos_token) == ("<|begin_of_text|>", "<|eot_id|>")
+    assert json.loads((folder / "generation_config.json").read_text())["eos_token_id"]
+
+
+def test_it_learns_demonstrations_by_heart_and_nothing_of_the_prompt(llama):
+    folder, _ = llama
+    codec = load_codec(str(folder))
+    segments = [{"text": " <search> builder </search>", "learn": True}, {"text": " a passage", "learn": False}]
+    row = {"prompt": json.dumps("Who built it?"), "prefill": "", "segments": segments}
+    ids, mask = encode_row(codec, row)
+    steps, loss = teach(folder, codec, [row])
+    assert loss < 0.1
+    assert steps < 400  # those that it gives up after
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    written = model(torch.tensor([ids])).logits[0].argmax(-1)
+    assert [token for token, trained in zip(written[:-1].tolist(), mask[1:], strict=True) if trained] == [
+        token for token, trained in zip(ids, mask, strict=True) if trained
+    ]
+
+
+def test_without_a_model_to_stand_in_for_it_says_what_is_needed(tmp_path):
+    with pytest.raises(ConfigError, match=r"config\.json and tokenizer are needed.*--model"):
+        stand_in(str(tmp_path / "none"), tmp_path / "small", 1)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_rehearsed_with_its_own_method_algorithm_and_updates_per_batch(name, llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    recipe, model = ROOT / "recipes" / f"{name}.yaml", f"actor_rollout_ref.model.path={llama[0]}"
+    own = list(compositions(recipe, tmp_path, [model]))
+    given = overrides(own[0][1], recipe, 3, llama[0], tmp_path)
+    for (stage, before), (same, after) in zip(own, compositions(recipe, tmp_path, given), strict=True):
+        assert stage == same
+        for section, may in MAY_CHANGE.items():
+            one, other = (OmegaConf.to_container(config[section]) for config in (before, after))
+            assert {key for key in {**one, **other} if one.get(key) != other.get(key)} <= may
+        assert after.trainer.total_training_steps == 3
+        updates = [
+            config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size for config in (before, after)
+        ]
+        assert updates[0] == updates[1]
+        kept = ("use_kl_loss", "kl_loss_coef", "loss_agg_mode", "clip_ratio_low", "clip_ratio_high", "entropy_coeff", "optim")
+        assert all(before.actor_rollout_ref.actor[key] == after.actor_rollout_ref.actor[key] for key in kept)
+        assert before.actor_rollout_ref.model.get("lora_rank") == after.actor_rollout_ref.model.get("lora_rank")
+        checks = [check for check in RECIPE if check.name not in ("service", "data", "coverage", "memory")]
+        assert not [found for found in examine(Setup(after), checks) if found.level == "error"]

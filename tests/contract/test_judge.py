@@ -18,7 +18,7 @@ from tests.contract import test_verl_plugin as plugin
 from tests.contract.test_recipes import IDS, ROOT, TRAINERS, composed
 from tests.servers import json_server
 
-loop_module, tokenizer, run_group = plugin.loop_module, plugin.tokenizer, plugin.run_group
+loop_module, worker_module, tokenizer, run_group = plugin.loop_module, plugin.worker_module, plugin.tokenizer, plugin.run_group
 pytestmark = pytest.mark.slow
 NEAR = "<think>t</think><answer>\\boxed{Orla of Venn}</answer>"
 

@@ -32,6 +32,11 @@ def loop_module():
     return pytest.importorskip("research_rl.verl_plugin.agent_loop")
 
 
+@pytest.fixture(scope="module")
+def worker_module():
+    return pytest.importorskip("research_rl.verl_plugin.agent_worker")
+
+
 def config(tmp_path, **section):
     """The part of a verl configuration that the agent loop reads."""
     return OmegaConf.create(
@@ -46,7 +51,7 @@ def config(tmp_path, **section):
                 "model": {"path": str(WEIGHTS)},
                 "rollout": {
                     "prompt_length": 400, "response_length": 200, "temperature": 1.0, "top_p": 1.0, "top_k": -1,
-                    "agent": {"agent_loop_manager_class": "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"},
+                    "agent": {"agent_loop_manager_class": "research_rl.verl_plugin.agent_manager.SearchAgentLoopManager"},
                 },
             },
             "data": {"max_response_length": 200},
@@ -285,10 +290,10 @@ def test_the_starting_model_and_its_tokenizer_have_one_vocabulary(tokenizer):
     assert json.loads((WEIGHTS / "config.json").read_text())["vocab_size"] == len(tokenizer)
 
 
-def test_verls_worker_class_can_still_be_subclassed_under_its_ray_decorator(loop_module):
+def test_verls_worker_class_can_still_be_subclassed_under_its_ray_decorator(worker_module):
     from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
 
-    assert issubclass(loop_module._SearchAgentLoopWorker, AgentLoopWorker)
+    assert issubclass(worker_module.SearchAgentLoopWorker, AgentLoopWorker)
 
 
 GEMMA = HFCodec(tokenizer_like("gemma"), tokenizer_like("gemma").convert_tokens_to_ids(["<end_of_turn>"]))
@@ -300,17 +305,17 @@ def finished(loop_module, session, method, text=GOOD, answer="Orla Venn"):
     trajectory = method.read(text, "Who?")
     record = {"step": 1, "split": "train", "session": session}
     reward = method.reward(trajectory, [answer])
-    return loop_module._Rollout(trajectory, [answer], reward, record, complete=None, codec=GEMMA)
+    return loop_module.FinishedRollout(trajectory, [answer], reward, record, complete=None, codec=GEMMA)
 
 
 @pytest.fixture
-def run_group(loop_module, tmp_path, monkeypatch):
+def run_group(loop_module, worker_module, tmp_path, monkeypatch):
     """Run one question of several sessions through the worker; return what verl was told and given."""
     from verl.trainer.ppo.v1 import agent_loop_tq
 
     def run(texts, section=None, failing=None, loop_error=None, put_fails=None, validate=False, made=None):
         statuses, put = [], {}
-        monkeypatch.setattr(loop_module._Fatal, "error", None)
+        monkeypatch.setattr(worker_module.Fatal, "error", None)
 
         async def async_kv_put(key, partition_id, tag):
             statuses.append(tag["status"])
@@ -334,14 +339,14 @@ def run_group(loop_module, tmp_path, monkeypatch):
                 del put[int(key.split("_")[1])]
 
         monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", async_kv_put)
-        monkeypatch.setattr(loop_module.tq, "async_kv_clear", async_kv_clear)
-        monkeypatch.setattr(loop_module._Worker, "_run_agent_loop", run_loop)
-        monkeypatch.setattr(loop_module._Worker, "_agent_loop_postprocess", postprocess)
-        monkeypatch.setattr(loop_module._Worker, "__init__", lambda self, config: setattr(self, "config", config))
-        worker = loop_module._SearchAgentLoopWorker(config(tmp_path, attempt=1.5, **(section or {})))
+        monkeypatch.setattr(worker_module.tq, "async_kv_clear", async_kv_clear)
+        monkeypatch.setattr(worker_module._Worker, "_run_agent_loop", run_loop)
+        monkeypatch.setattr(worker_module._Worker, "_agent_loop_postprocess", postprocess)
+        monkeypatch.setattr(worker_module._Worker, "__init__", lambda self, config: setattr(self, "config", config))
+        worker = worker_module.SearchAgentLoopWorker(config(tmp_path, attempt=1.5, **(section or {})))
         worker.config.actor_rollout_ref.rollout.n = len(texts)
         worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": len(texts)}
-        loop_module.log_for.cache_clear()
+        worker_module.log_for.cache_clear()
         asyncio.run(worker._run_prompt({"uid": "u"}, {}, trajectory={"validate": validate}))
         assert worker._groups == {}
         run.worker = worker
@@ -388,20 +393,23 @@ def test_a_log_that_cannot_be_written_costs_no_rollout(run_group, tmp_path, caps
     ends_the_run(run_group.worker)
 
 
-def test_the_manager_asks_every_worker_before_it_hands_out_more(loop_module, monkeypatch):
+def test_the_manager_asks_every_worker_before_it_hands_out_more(monkeypatch):
+    manager_module = pytest.importorskip("research_rl.verl_plugin.agent_manager")
     handed_out = []
 
     def get(failures):
         for failure in failures:
             if failure:
-                raise loop_module.RayTaskError("fail_if_failed", "traceback", failure)
+                raise manager_module.RayTaskError("fail_if_failed", "traceback", failure)
 
     def worker(failure):
         return SimpleNamespace(fail_if_failed=SimpleNamespace(remote=lambda: failure))
 
-    monkeypatch.setattr(loop_module.ray, "get", get)
-    monkeypatch.setattr(loop_module.AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: handed_out.append(prompts))
-    manager = object.__new__(loop_module.SearchAgentLoopManager)
+    monkeypatch.setattr(manager_module.ray, "get", get)
+    monkeypatch.setattr(
+        manager_module.AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: handed_out.append(prompts)
+    )
+    manager = object.__new__(manager_module.SearchAgentLoopManager)
     manager.agent_loop_workers = [worker(None), worker(None)]
     manager.generate_sequences("some")
     manager.agent_loop_workers = [worker(None), worker(ZeroDivisionError("in the second"))]

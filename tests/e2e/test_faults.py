@@ -53,7 +53,7 @@ def part(process: subprocess.Popen, name: str) -> psutil.Process:
     [
         ("vLLMHttpServer", signal.SIGKILL, "engine 0, server 0 has died"),
         pytest.param("EngineCore", signal.SIGKILL, "died", marks=long),
-        pytest.param("_SearchAgentLoopWorker", signal.SIGKILL, "agent-loop worker", marks=long),
+        pytest.param("SearchAgentLoopWorker", signal.SIGKILL, "agent-loop worker", marks=long),
         pytest.param("EngineCore", signal.SIGSTOP, "without progress for", marks=long),
     ],
 )

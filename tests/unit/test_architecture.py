@@ -197,7 +197,7 @@ def test_the_evaluator_and_the_data_commands_name_their_extra_too(tmp_path):
 
 
 def test_the_rollout_server_names_its_extra_when_verl_is_missing():
-    done = without({"verl"}, "import research_rl.verl_plugin.agent_loop")
+    done = without({"verl"}, "import research_rl.verl_plugin.agent_manager")
     assert "pip install 'research-rl[train]'" in done.stderr
 
 

@@ -13,7 +13,7 @@ from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.health import check_health
 from research_rl.verl_plugin.policy_loss_config import check_policy_loss
 
-MANAGER = "research_rl.verl_plugin.agent_loop.SearchAgentLoopManager"
+MANAGER = "research_rl.verl_plugin.agent_manager.SearchAgentLoopManager"
 # estimators that compare the rollouts of a question, and those of them that divide by the standard deviation of their rewards
 _GROUP = {
     *("grpo", "grpo_vectorized", "grpo_passk", "gdpo", "rloo", "rloo_vectorized", "opo", "gpg", "reinforce_plus_plus_baseline"),

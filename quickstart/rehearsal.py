@@ -36,7 +36,7 @@ from research_rl.training.trajectory_log import read
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS, ROLLOUTS, HELD_OUT, DEMONSTRATIONS = 4, 4, 4, 8
-PROMPT, RESPONSE, TURN, OBSERVATION = 1024, 768, 128, 384  # tokens, at most
+PROMPT, RESPONSE, TURN, OBSERVATION = 1024, 1536, 128, 384  # tokens, at most
 console = Console()
 
 

@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
         **declaration.settings(),
     }
     if not options.fresh:
-        check_same_run(run_dir, settings, "wikipedia")
+        check_same_run(run_dir, settings, declaration.defaults(), "wikipedia")
     if not options.fresh and (run_dir / "summary.json").is_file():
         console.print(f"Done already: {run_dir / 'report.html'}. Start over with: make wikipedia-fresh", highlight=False)
         return 0

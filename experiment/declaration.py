@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -75,6 +75,13 @@ class Declaration:
         """Return the declaration as one flat mapping, to be saved in the run's directory."""
         return flat(asdict(self))
 
+    def defaults(self) -> dict[str, Any]:
+        """Return the default of every key of `settings` that has one."""
+        found = _defaults(self) | {"sets": {name: _defaults(one) for name, one in self.sets.items()}}
+        if self.cold_start:
+            found["cold_start"] = _defaults(self.cold_start)
+        return flat(found)
+
 
 def read_declaration(path: Path, changes: Sequence[str] = ()) -> Declaration:
     """Return the experiment of a file; `changes` are ``a.b=VALUE`` with the value in YAML.
@@ -129,6 +136,19 @@ def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _defaults(one: Any) -> dict[str, Any]:
+    """Return the defaults of a dataclass's fields, where they have one."""
+    return {
+        item.name: item.default if item.default_factory is MISSING else item.default_factory()
+        for item in fields(one)
+        if not _is_needed(item)
+    }
+
+
+def _is_needed(item: Field[Any]) -> bool:
+    return item.default is MISSING and item.default_factory is MISSING
+
+
 def _read(path: Path, above: Sequence[Path] = ()) -> Any:
     """Return a file's keys, merged over those of its base."""
     if not path.is_file():
@@ -168,7 +188,7 @@ def _checked(kind: Any, body: Any, where: str) -> Mapping[str, Any]:
     valid = [one.name for one in fields(kind)]
     if unknown := sorted(set(map(str, body)) - set(valid)):
         raise ConfigError(f"{where}: unknown keys {unknown}; valid: {', '.join(valid)}")
-    needed = [one.name for one in fields(kind) if one.default is one.default_factory]  # both MISSING: no default
+    needed = [one.name for one in fields(kind) if _is_needed(one)]
     if missing := [name for name in needed if body.get(name) is None]:
         raise ConfigError(f"{where}: missing keys {missing}")
     return body

@@ -177,7 +177,7 @@ class Pipeline:
                 raise failure(log, logged, code)
             return 0
 
-        if run_recipe(recipe, out, self._protocol(), launch):
+        if run_recipe(recipe, out, self._protocol(), launch, accept_changes=True):  # see `_supervise`
             raise halted_training(out)
         self._write("trained.json", {"path": str(trained_model(out)), "source": str(recipe)})
 
@@ -227,7 +227,9 @@ class Pipeline:
             return 0
 
         files = f"data.train_files={hydra_value([str(rows)])}"
-        run_recipe(recipe, out, [LOGGERS, files, *self.declaration.cold_start.overrides], launch)
+        overrides = [LOGGERS, files, *self.declaration.cold_start.overrides]
+        # the run's settings.json has been compared already: what differs here is what another version of this project passes
+        run_recipe(recipe, out, overrides, launch, accept_changes=True)
         self._write(f"{name}.json", {"path": str(trained_model(out)), "source": str(recipe)})
 
     def _protocol(self) -> list[str]:

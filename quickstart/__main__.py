@@ -90,7 +90,8 @@ def run(options: argparse.Namespace) -> int:
         "overrides": options.overrides,
     }
     if not options.fresh:
-        check_same_run(run_dir, settings)
+        parser = make_parser()
+        check_same_run(run_dir, settings, {name: parser.get_default(name) for name in settings})
         if (run_dir / "summary.json").is_file():
             console.print(f"Done already: {run_dir / 'report.html'}. Start over with: make quickstart-fresh")
             return 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 import socket
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -55,13 +56,14 @@ def port_is_free(port: int) -> bool:
     return True
 
 
-def check_same_run(run_dir: Path, settings: dict[str, Any], target: str = "quickstart") -> None:
-    """Refuse to resume a run with other settings than it was started with; `target`: the target of make.
+def check_same_run(run_dir: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any], target: str = "quickstart") -> None:
+    """Refuse to resume a run with other settings than it was started with. `defaults`: those of settings that a run of an earlier version
+    may lack; `target`: the target of make.
 
     Raises:
         ConfigError: the directory holds a run with other settings.
     """
-    if changed := changed_settings(run_dir / "settings.json", settings):
+    if changed := changed_settings(run_dir / "settings.json", settings, defaults):
         raise ConfigError(
             f"{run_dir} holds a run with other settings ({changed}). Start over with: make {target}-fresh, "
             f"or choose another directory: make {target} RUN_DIR=…"

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 
@@ -64,11 +65,25 @@ def whole_lines(path: Path) -> list[str]:
     return whole.split("\n")[:-1]
 
 
-def changed_settings(path: Path, settings: Mapping[str, Any]) -> str:
-    """Return how `settings` differ from those saved in a JSON file ("seed was 1, now 2"); empty if they do not, or none are saved."""
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
+def changed_settings(path: Path, settings: Mapping[str, Any], defaults: Mapping[str, Any] = MappingProxyType({})) -> str:
+    """Return how `settings` differ from those saved in a JSON file ("seed was 1, now 2"); empty if they do not, or none are saved.
+
+    `defaults`: a setting that the file lacks, because an earlier version did not know it, counts as saved with this value.
+    """
+    if not path.is_file():
+        return ""
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    before = {**{name: value for name, value in defaults.items() if name in settings}, **saved}
     return ", ".join(
-        f"{name} was {before.get(name)}, now {settings.get(name)}"
+        _change(name, before.get(name), settings.get(name))
         for name in {**before, **settings}
         if before.get(name) != settings.get(name)
     )
+
+
+def _change(name: str, before: Any, now: Any) -> str:
+    if isinstance(before, list) and isinstance(now, list):  # only what differs is told, unless that is the order
+        gone, new = [one for one in before if one not in now], [one for one in now if one not in before]
+        if gone or new:
+            return f"{name}: {' and '.join([f'without {gone}'] * bool(gone) + [f'with {new}'] * bool(new))}"
+    return f"{name} was {before}, now {now}"

@@ -46,7 +46,8 @@ def same_sampling(path: Path, options: Mapping[str, str]) -> None:
     Raises:
         DataError: they differ.
     """
-    if changed := changed_settings(path, options):
+    # an option that an earlier version did not have was not given
+    if changed := changed_settings(path, options, dict.fromkeys(options, str(None))):
         raise DataError(f"{path.parent} holds samples made with other options ({changed}): choose another --out")
     write_text(path, json.dumps(dict(options), indent=1))
 

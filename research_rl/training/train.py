@@ -69,7 +69,9 @@ def train(recipe: Path, run_dir: Path, overrides: Sequence[str], launch: Launch 
 def _check_same(run_dir: Path, settings: dict[str, Any], accept_changes: bool) -> None:
     path = run_dir / "train.json"
     changed = changed_settings(path, settings)
-    if changed and not accept_changes:
+    if changed and accept_changes:
+        print(f"research_rl: goes on with other settings in {run_dir}: {changed}", flush=True)
+    elif changed:
         raise ConfigError(
             f"{run_dir} holds a run with other settings ({changed}). Choose another --run-dir, or go on with the new ones: --accept-changes"
         )

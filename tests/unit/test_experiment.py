@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 from transformers import AutoTokenizer
 
+from experiment.__main__ import make_parser, run
 from experiment.data import asked_questions, corpus, first_of_each, without_evidence
 from experiment.declaration import Declaration, QuestionSet, check_files, read_declaration
 from experiment.model import with_template
@@ -118,6 +119,66 @@ def test_settings_are_what_json_gives_back(tmp_path):
     settings = one.settings()
     assert json.loads(json.dumps(settings)) == settings
     assert settings["cold_start.demonstrations.nq"] == 5
+
+
+def resumed(tmp_path, monkeypatch, saved, changes=()):
+    """The settings that an experiment has saved once it is resumed; `saved` were left by an earlier version."""
+    monkeypatch.setattr("experiment.__main__.run_steps", lambda *_: None)
+    for name in ("nq_train.jsonl", "nq_test.jsonl", "two_test.jsonl", "passages.jsonl", "r.yaml"):
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+    cold_start = {"recipe": "r.yaml", "demonstrations": {"nq": 5}}
+    (tmp_path / "experiment.yaml").write_text(yaml.safe_dump({**SOUND, "cold_start": cold_start}))
+    path = tmp_path / "run" / "settings.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(saved))
+    flags = [word for change in changes for word in ("--set", change)]
+    port = ["--port", "0"]
+    run(make_parser().parse_intermixed_args(["experiment.yaml", "--data", ".", "--run-dir", "run", *port, *flags]))
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """The settings of a run by a version that did not know all of today's keys."""
+    one = declared(tmp_path, cold_start={"recipe": "r.yaml", "demonstrations": {"nq": 5}})
+    about = {"experiment": f"{tmp_path.name}/experiment.yaml", "seed": 1, "data": str(tmp_path), "overrides": []}
+    unknown = ("cold_start.overrides", "answerable_searches", "sets.nq.share", "chat_template", "concurrency")
+    return about | {name: value for name, value in one.settings().items() if name not in unknown}
+
+
+def test_a_run_of_an_earlier_version_goes_on_where_new_keys_have_their_defaults_and_saves_them(tmp_path, monkeypatch, earlier):
+    saved = resumed(tmp_path, monkeypatch, earlier)
+    assert {name: saved[name] for name in set(saved) - set(earlier)} == {
+        "cold_start.overrides": [], "answerable_searches": 1, "sets.nq.share": None, "chat_template": None, "concurrency": 64,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("cold_start.overrides=[optim.lr=1e-5]", "cold_start.overrides: with ['optim.lr=1e-5']"),
+        ("answerable_searches=2", "answerable_searches was 1, now 2"),
+        ("max_searches=2", "max_searches was 3, now 2"),
+        ("baselines=[naive_rag]", "baselines: without ['direct'] and with ['naive_rag']"),
+        (
+            "controls=[closed_book,empty,random,no_evidence]",
+            "controls was ['no_evidence', 'random', 'empty', 'closed_book'], now",
+        ),
+        ("method_options.template=sys", "method_options was {}, now None, method_options.template was None, now sys"),
+    ],
+)
+def test_a_run_is_refused_where_a_key_has_another_value_than_it_had(tmp_path, monkeypatch, earlier, change, told):
+    with pytest.raises(ConfigError) as error:
+        resumed(tmp_path, monkeypatch, earlier, [change])
+    assert f"({told}" in str(error.value)
+
+
+def test_the_defaults_of_a_declaration_are_those_of_the_keys_that_have_one(tmp_path):
+    one = declared(tmp_path, cold_start={"recipe": "r.yaml", "demonstrations": {"nq": 5}})
+    assert json.loads(json.dumps(one.defaults())) == one.defaults()
+    needed = {"passages", "sets.nq.test", "sets.two.test", "cold_start.recipe", "cold_start.demonstrations.nq"}
+    assert set(one.settings()) - set(one.defaults()) == needed
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*/experiment*.yaml")), ids=lambda path: path.stem)

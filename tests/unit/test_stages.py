@@ -152,7 +152,10 @@ def test_a_directory_with_another_run_is_refused_unless_the_change_is_accepted(r
     with pytest.raises(ConfigError, match="--accept-changes"):
         train(recipe, tmp_path / "run", ["a=2"], launch)
     assert train(recipe, tmp_path / "run", ["a=2"], launch, accept_changes=True) == 0
-    assert "done already" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "done already" in told
+    assert "goes on with other settings" in told
+    assert "overrides: without ['a=1'] and with ['a=2']" in told
 
 
 def test_a_finished_run_can_be_made_longer(tmp_path, capsys):

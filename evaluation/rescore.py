@@ -10,6 +10,7 @@ from typing import Any
 from evaluation.jsonl import field, golden_field, read_rows, trajectory_field
 from research_rl.files import write_jsonl
 from research_rl.methods.base import Method
+from research_rl.scoring import broken_rules
 from research_rl.types import Reward, Trajectory
 
 
@@ -40,10 +41,9 @@ def rescore_file(
         ({**row, "score": reward.score, "components": reward.components} for row, reward in zip(rows, rewards, strict=True)),
     )
     broken = Counter(
-        name.removeprefix("rule/")
-        for reward in rewards
-        for name, kept in reward.components.items()
-        if name.startswith("rule/") and not kept
+        rule
+        for (trajectory, _), reward in zip(scored, rewards, strict=True)
+        for rule in broken_rules(reward.components, float(method.well_formed(trajectory)))
     )
     return {
         "n": len(rows),

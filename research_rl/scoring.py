@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method
 from research_rl.metrics import cover_em_substring, exact_match, f1
 from research_rl.types import Reward, StopReason, Trajectory
+
+REWARD, RULE = "reward/", "rule/"  # how the names of a reward's components begin in a record, and those of its format rules
+MALFORMED = "not well formed"
+_OUTCOMES = ("answer", "em", "f1", "judge")  # components that say how right the answer is, which may be negative
+_FAULTS = ("malformed_call", "unknown_ids")  # components that count what should not have happened
 
 
 def trajectory_metrics(
@@ -23,7 +28,7 @@ def trajectory_metrics(
     reward = reward or method.reward(trajectory, golden_answers)
     return {
         "score": reward.score,
-        **{f"reward/{name}": value for name, value in reward.components.items()},
+        **{f"{REWARD}{name}": value for name, value in reward.components.items()},
         "em": exact_match(answer, golden_answers) if answer else 0.0,
         "f1": f1(answer, golden_answers),
         "cover_em_substring": cover_em_substring(answer, golden_answers) if answer else 0.0,
@@ -32,6 +37,27 @@ def trajectory_metrics(
         "well_formed": float(method.well_formed(trajectory)),
         "answered": float(trajectory.stop_reason is StopReason.ANSWERED),
     }
+
+
+def broken_rules(components: Mapping[str, float], well_formed: float | None = None) -> set[str]:
+    """Return the names of the rules that a trajectory broke, from the components of its reward.
+
+    Components are values of several kinds, and 0 is good in some of them:
+    - `rule/NAME` is broken if it is 0 (a rule that is kept is 1);
+    - a component that counts faults (`malformed_call`, `unknown_ids`) is broken if it is positive;
+    - any other negative component is a penalty that was paid (not one of the answer, which may be negative if it is wrong);
+    - `format` is 1 or 0 in some methods, 0 or a penalty in others: it becomes `MALFORMED` by `well_formed`, if that is known, else by
+      the rules, else if it is not positive.
+    A reward that was not earned (`answer`, `retrieval`, `group`) breaks nothing.
+    """
+    rules = {name.removeprefix(RULE): value for name, value in components.items() if name.startswith(RULE)}
+    broken = {name for name, kept in rules.items() if kept == 0}
+    form = well_formed
+    if form is None:
+        form = float(not broken) if rules else components.get("format", 1.0)
+    broken |= {name for name in _FAULTS if components.get(name, 0.0) > 0}
+    broken |= {name for name, value in components.items() if value < 0 and name not in (*_OUTCOMES, "format")}
+    return broken | ({MALFORMED} if form <= 0 else set())
 
 
 def judged_reward(method: Method, trajectory: Trajectory, golden_answers: Sequence[str], judged: float | None) -> Reward:

@@ -17,7 +17,7 @@ from research_rl.web.viewer_filling import Filling, head_of, status_of
 from research_rl.web.viewer_rows import COLUMNS
 from research_rl.web.viewer_sources import RECORDING, Source, sources
 
-VERSION = 2
+VERSION = 3
 _SCHEMA = f"""
 CREATE TABLE part (kind TEXT, label TEXT, directory TEXT, name TEXT, bytes INT, records INT, damaged INT, finished INT, head INT,
     PRIMARY KEY (directory, name)) WITHOUT ROWID;

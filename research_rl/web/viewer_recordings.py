@@ -10,6 +10,7 @@ from typing import Any
 from research_rl.errors import DataError
 from research_rl.methods.base import recorded
 from research_rl.recordings import Said, lines_of, prompt_of, read_messages
+from research_rl.scoring import REWARD
 from research_rl.tools.formats import FORMATS
 from research_rl.types import Action, Answer, Invalid, ToolCalls, Turn
 
@@ -83,7 +84,7 @@ def _action(said: Said) -> Action:
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the row's own figures; `score` and `components` are what `evaluation rescore` writes."""
     found: dict[str, float] = {}
-    for name, begins in (("metrics", ""), ("components", "reward/")):
+    for name, begins in (("metrics", ""), ("components", REWARD)):
         figures = row.get(name) or {}
         if not isinstance(figures, dict) or not all(isinstance(value, int | float) for value in figures.values()):
             raise DataError(f"{name} must be an object of numbers, got {figures!r:.80}")

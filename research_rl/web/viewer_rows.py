@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from research_rl.scoring import REWARD, broken_rules
 from research_rl.web.viewer_sources import EVALUATION, RECORDING
 
-MALFORMED = "not well formed"
 COLUMNS = (
     "source", "step", "validate", "split", "type", "data_source", "uid", "question", "golden_answers", "answer", "stop_reason",
     "score", "em", "searches", "well_formed", "attempt",
@@ -62,8 +62,9 @@ def _row(record: Mapping[str, Any], kind: str, label: str) -> Row:
         "attempt": _number(record.get("attempt")) or 0.0,
     }
     rules = {_text(turn["action"].get("reason")) for turn in turns if (turn.get("action") or {}).get("kind") == "Invalid"}
-    rules |= {f"{name} = 0" for name, value in metrics.items() if name.startswith("reward/") and value == 0}
-    rules |= {MALFORMED} if metrics.get("well_formed") == 0 else set()
+    known = {name: value for name, value in metrics.items() if value is not None}
+    components = {name.removeprefix(REWARD): value for name, value in known.items() if name.startswith(REWARD)}
+    rules |= broken_rules(components, known.get("well_formed"))
     texts = (
         named["question"],
         "\n".join(_text(turn.get("text")) for turn in turns),

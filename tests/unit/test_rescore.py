@@ -28,7 +28,8 @@ def test_each_row_gets_its_score_and_components_and_keeps_the_rest(tmp_path, cap
     written = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert [(row["mine"], row["score"]) for row in written] == [(1, 1.0), (2, -1.0)]
     assert written[1]["components"]["rule/think_closed_once"] == 0.0
-    assert json.loads(capsys.readouterr().out) == {"n": 2, "mean_score": 0.0, "rows_that_break": {"think_closed_once": 1}}
+    broken = {"not well formed": 1, "think_closed_once": 1}
+    assert json.loads(capsys.readouterr().out) == {"n": 2, "mean_score": 0.0, "rows_that_break": broken}
 
 
 def test_rows_of_one_question_are_a_group(tmp_path):

@@ -35,7 +35,8 @@ def trajectory(step: int, question: str = "who is it", **changes) -> dict:
     return {
         "attempt": 1.0, "time": 1.0, "step": step, "validate": False, "split": "train", "type": "", "stage": "", "uid": "u",
         "data_source": "nq", "question": question, "golden_answers": ["Orla"], "answer": "Orla", "stop_reason": "answered",
-        "ended_with_eos": True, "metrics": {"score": score, "em": score, "searches": 1.0, "well_formed": 1.0}, "turns": turns,
+        "ended_with_eos": True, "turns": turns,
+        "metrics": {"score": score, "em": score, "searches": 1.0, "well_formed": 1.0, "reward/answer": 0.0, "reward/format": 0.0},
     } | changes  # fmt: skip
 
 
@@ -51,7 +52,7 @@ def run(tmp_path) -> Path:
     broken = trajectory(
         2, "what is broken", score=0.0, stop_reason="no_action", answer="",
         turns=[{"text": "nothing", "action": {"kind": "Invalid", "reason": "no <answer>"}, "observation": "", "passages": []}],
-        metrics={"score": 0.0, "em": 0.0, "searches": 0.0, "well_formed": 0.0, "reward/format": 0.0},
+        metrics={"score": 0.0, "em": 0.0, "searches": 0.0, "well_formed": 0.0, "reward/format": -2.0, "reward/rule/one_box": 0.0},
     )  # fmt: skip
     directory = tmp_path / "run"
     write(directory / "trajectories" / "1-h-1-00000.jsonl", [trajectory(1), trajectory(2), broken])
@@ -78,7 +79,7 @@ def test_every_filter_leaves_what_it_names(run):
     assert asked(client, split="train", step=2, em=1) == [(2, 0, "who is it")]
     for filters in (
         {"question": "what is broken"}, {"stop_reason": "no_action"}, {"max": 0.1}, {"rule": "not well formed"},
-        {"rule": "no <answer>"}, {"rule": "reward/format = 0"},
+        {"rule": "no <answer>"}, {"rule": "one_box"},
     ):  # fmt: skip
         assert asked(client, **filters) == [(2, 0, "what is broken")], filters
     assert asked(client, min=0.2, max=0.3) == [(2, 1, "who is it")]
@@ -86,7 +87,7 @@ def test_every_filter_leaves_what_it_names(run):
     assert asked(client, order="worst")[0][2] == "what is broken"
     told = client.get("/api/facets").json()
     assert told["step"] == [[1, 1], [2, 3]]
-    assert sorted(told["rule"])[:2] == [["no <answer>", 1], ["not well formed", 1]]
+    assert sorted(told["rule"]) == [["no <answer>", 1], ["not well formed", 1], ["one_box", 1]]
 
 
 @pytest.mark.parametrize("filters", [{"step": "x"}, {"min": "x"}, {"order": "x"}, {"run": 7}, {"offset": "x"}])

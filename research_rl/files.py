@@ -85,5 +85,5 @@ def _change(name: str, before: Any, now: Any) -> str:
     if isinstance(before, list) and isinstance(now, list):  # only what differs is told, unless that is the order
         gone, new = [one for one in before if one not in now], [one for one in now if one not in before]
         if gone or new:
-            return f"{name}: {' and '.join([f'without {gone}'] * bool(gone) + [f'with {new}'] * bool(new))}"
+            return f"{name}: " + " and ".join(f"{word} {items}" for word, items in (("without", gone), ("with", new)) if items)
     return f"{name} was {before}, now {now}"

@@ -61,7 +61,8 @@ def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(prog="research-rl view", description=__doc__, example="research-rl view runs/quickstart --port 0")
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN", help="directory of a run, or a .jsonl of an evaluation or of conversations"
+        "runs", type=Path, nargs="+", metavar="RUN",
+        help="directory of a run or of verl's rollouts, or a .jsonl of an evaluation or of another program",
     )  # fmt: skip
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; whoever can reach it can read everything")
     parser.add_argument("--port", type=int, default=8770, help="port to listen on; 0: any free one")

@@ -17,7 +17,7 @@ from research_rl.web.viewer_filling import Filling, head_of, status_of
 from research_rl.web.viewer_rows import COLUMNS
 from research_rl.web.viewer_sources import RECORDING, Source, sources
 
-VERSION = 3
+VERSION = 4
 _SCHEMA = f"""
 CREATE TABLE part (kind TEXT, label TEXT, directory TEXT, name TEXT, bytes INT, records INT, damaged INT, finished INT, head INT,
     PRIMARY KEY (directory, name)) WITHOUT ROWID;
@@ -32,7 +32,7 @@ CREATE TABLE attempt (source TEXT, step INT, validate INT, split TEXT, latest RE
 CREATE TABLE metric (label TEXT, name TEXT, step INT, value REAL, PRIMARY KEY (label, name, step)) WITHOUT ROWID;
 CREATE TABLE left_out (line INT, why TEXT);
 CREATE TABLE alarm (id INTEGER PRIMARY KEY, label TEXT, step INT, data TEXT);
-CREATE VIRTUAL TABLE words USING fts5(question, policy, observation, answer, content='', columnsize=0, prefix='2 3');
+CREATE VIRTUAL TABLE words USING fts5(question, policy, observation, answer, response, content='', columnsize=0, prefix='2 3');
 PRAGMA user_version = {VERSION};
 """
 
@@ -110,14 +110,14 @@ class Cache:
         there = {(str(source.directory), source.name) for source in found}
         with self.connection() as connection:
             for part in connection.execute("SELECT * FROM part"):
+                if (part["directory"], part["name"]) not in there:
+                    return True
                 if part["kind"] == RECORDING:  # it is read whole: whatever changes it makes it another
                     status = status_of(Path(part["directory"]) / part["name"])
                     if status != (part["bytes"], part["head"]):
                         return True
                     continue
                 path = Path(part["directory"]) / f"{part['name']}{FORMS[0]}"
-                if (part["directory"], part["name"]) not in there:
-                    return True
                 if path.exists() and (path.stat().st_size < part["bytes"] or part["head"] not in (None, head_of(path))):
                     return True
         return False

@@ -16,7 +16,7 @@ from research_rl.errors import DataError, MissingExtraError
 from research_rl.recordings import lines_of
 from research_rl.trajectory_files import FORMS, Part
 from research_rl.web.page import visible
-from research_rl.web.viewer_recordings import record_of
+from research_rl.web.viewer_recordings import reader_of
 from research_rl.web.viewer_rows import COLUMNS, row
 from research_rl.web.viewer_sources import ALARMS, METRICS, RECORDING, Source
 
@@ -81,7 +81,7 @@ class Filling:
         size, changed = status_of(path)
         self._connection.execute("BEGIN IMMEDIATE")
         left_out: list[tuple[int, str]] = []
-        number = 0
+        number, record_of = 0, reader_of(path)
         try:
             for number, found in lines_of(path):
                 if stop.is_set():  # nothing of it is kept
@@ -166,7 +166,7 @@ class Filling:
         )
         execute("INSERT INTO body VALUES (?, ?)", (added.lastrowid, found.body))
         execute(
-            "INSERT INTO words (rowid, question, policy, observation, answer) VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO words (rowid, question, policy, observation, answer, response) VALUES (?, ?, ?, ?, ?, ?)",
             (added.lastrowid, *found.texts),
         )
         self._connection.executemany("INSERT INTO rule VALUES (?, ?)", [(name, added.lastrowid) for name in found.rules])

@@ -20,11 +20,12 @@ COLUMNS = (
 
 @dataclass(frozen=True)
 class Row:
-    """One trajectory; `values` are in the order of `COLUMNS`, `texts` are question, policy, observation and answer."""
+    """One trajectory; `values` are in the order of `COLUMNS`, `texts` are question, policy, observation, answer, and a response whose
+    author is not known."""
 
     values: tuple[Any, ...]
     rules: set[str]
-    texts: tuple[str, str, str, str]
+    texts: tuple[str, str, str, str, str]
     body: bytes
 
     def __getitem__(self, column: str) -> Any:
@@ -70,6 +71,7 @@ def _row(record: Mapping[str, Any], kind: str, label: str) -> Row:
         "\n".join(_text(turn.get("text")) for turn in turns),
         "\n".join(_text(turn.get("observation")) for turn in turns),
         named["answer"],
+        _text(record.get("response")),
     )
     body = zlib.compress(json.dumps(_finite(record), allow_nan=False).encode(), 1)
     return Row(tuple(named[name] for name in COLUMNS), rules, texts, body)

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from research_rl.errors import ConfigError
 from research_rl.trajectory_files import FORMS, parts
-from research_rl.web.viewer_recordings import MESSAGES, no_recording
+from research_rl.web.viewer_recordings import MESSAGES, RECORDINGS, is_dumped, no_recording
 
 TRAJECTORIES, EVALUATION, RECORDING, METRICS, ALARMS = "trajectories", "evaluation", "recording", "metrics", "alarms"
+_QUIET_S = 5.0  # a file of verl's that was written to later than this may not be whole
 _DEPTHS = ("", "*/", "*/*/")  # a run, its stages, and the runs of an experiment with stages of their own
 
 
@@ -32,15 +34,14 @@ def sources(run: Path) -> list[Source]:
     """
     if not run.exists():
         raise ConfigError(
-            f"{run}: no such file or directory; give the directory of a run, or a .jsonl of an evaluation or of conversations"
+            f"{run}: no such file or directory; give the directory of a run, or a .jsonl of an evaluation or of another program"
         )
     found = _of_file(run) if run.is_file() else _of_directory(run.parent if run.name == TRAJECTORIES else run)
     if not any(source.kind in (TRAJECTORIES, EVALUATION, RECORDING) for source in found):
-        why = f" As conversations: {no_recording(run)}." if run.is_file() else ""
+        why = f" This file: {no_recording(run)}." if run.is_file() else ""
         raise ConfigError(
             f"{run}: no trajectories in it. A training writes them to RUN/[STAGE/]trajectories once its first rollouts are scored, "
-            "`research-rl evaluate run` to a .jsonl; give such a directory or file, or a .jsonl of conversations, each line with a list "
-            f"`messages`.{why}"
+            f"`research-rl evaluate run` to a .jsonl; give such a directory or file, or a .jsonl of {RECORDINGS}.{why}"
         )
     return found
 
@@ -64,7 +65,14 @@ def _of_directory(run: Path) -> list[Source]:
             files = sorted(run.glob(f"{depth}{pattern}"))
             found += [Source(kind, _label(path.parent, run), path.parent, path.stem) for path in files]
     rolled_out = [*run.glob("*.jsonl"), *run.glob("measured/*.jsonl")]
-    return found + [_evaluation(path, run) for path in sorted(rolled_out) if _is_evaluation(path)]
+    found += [_evaluation(path, run) for path in sorted(rolled_out) if _is_evaluation(path)]
+    by_step = sorted((path for path in run.glob("*.jsonl") if path.stem.isdecimal()), key=lambda path: int(path.stem))
+    return found + [Source(RECORDING, "", run, path.name) for path in by_step if _is_whole(path) and is_dumped(path)]
+
+
+def _is_whole(path: Path) -> bool:
+    """Return whether a file is no longer written to: one that changes once it has been read makes the whole cache anew."""
+    return time.time() - path.stat().st_mtime > _QUIET_S
 
 
 def _evaluation(path: Path, run: Path) -> Source:

@@ -6,6 +6,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,38 @@ from tests.browser import expect, needs_chromium
 from tests.unit.test_viewer import HOSTILE, trajectory, write
 
 pytestmark = needs_chromium
+
+ICON = "data:,"  # the page's own, which is empty
+LOADS = (  # what would load or run something if it were markup
+    HOSTILE
+    + """<iframe src="data:text/html,<script>alert(3)</script>"></iframe><img src="data:image/svg+xml,<svg onload=alert(4)>">"""
+    + """<link rel="stylesheet" href="https://attacker.example/a.css"><style>@import "https://attacker.example/b.css";</style>"""
+    + """<a href="javascript:alert(5)">x</a><svg onload="alert(6)"><base href="https://attacker.example/"> \u202eabc\u202c \x1b[2J"""
+)
+MARKUP = ", ".join(
+    f"main {tag}" for tag in ("script", "img", "iframe", "link", "style", "base", "svg", "a[href^=javascript]", "a[href^=data]")
+)
+CONVERSATION = {
+    "messages": [
+        {"role": "system", "content": LOADS},
+        {"role": "user", "content": LOADS},
+        {"role": "assistant", "content": LOADS, "tool_calls": [{"id": "1", "function": {"name": LOADS, "arguments": {LOADS: LOADS}}}]},
+        {"role": "tool", "tool_call_id": "1", "content": LOADS},
+        {"role": "assistant", "content": LOADS},
+    ],
+    "metrics": {LOADS: 1.0}, "components": {f"rule/{LOADS}": 0.0}, "golden_answers": [LOADS],
+    "data_source": LOADS, "type": LOADS, "split": LOADS,
+}  # fmt: skip
+DUMP = {
+    "input": LOADS,
+    "output": LOADS,
+    "gts": [LOADS],
+    "score": 1.0,
+    "step": 1,
+    "uid": LOADS,
+    LOADS: 1.0,
+    f"reward/rule/{LOADS}": 0.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +78,9 @@ def run(tmp_path_factory) -> Path:
     return run
 
 
-@pytest.fixture(scope="module")
-def address(run) -> Iterator[str]:
-    caches = [Cache(directory, run.parent / "cache") for directory in (run, run.with_name("second"))]
+@contextmanager
+def served(caches: list[Cache]) -> Iterator[str]:
+    """Serve the viewer of these caches for the duration of the block; give its address."""
     with socket.create_server(("127.0.0.1", 0)) as listening:
         server = uvicorn.Server(uvicorn.Config(create_viewer(caches, ["127.0.0.1"]), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
@@ -59,20 +92,33 @@ def address(run) -> Iterator[str]:
         thread.join(10)
 
 
-@pytest.fixture
-def page(browser, address) -> Iterator[Any]:
+@contextmanager
+def opened(browser: Any, address: str) -> Iterator[Any]:
+    """Open the viewer; afterwards there was no error, no violation of its policy, no alert, and no request elsewhere."""
     context = browser.new_context(viewport={"width": 1200, "height": 800})
     page = context.new_page()
     told: list[str] = []
     page.on("pageerror", lambda error: told.append(str(error)))
     page.on("console", lambda message: told.append(message.text) if message.type in ("error", "warning") else None)
     page.on("dialog", lambda dialog: told.append(f"dialog {dialog.message}"))
-    page.on("request", lambda request: None if request.url.startswith((address, "data:")) else told.append(request.url))
+    page.on("request", lambda request: None if request.url.startswith((address, ICON)) else told.append(request.url))
     page.goto(address)
     page.wait_for_selector("#list a")
     yield page
     context.close()
-    assert told == []  # no error, no violation of the policy, no alert, no request elsewhere
+    assert told == []
+
+
+@pytest.fixture(scope="module")
+def address(run) -> Iterator[str]:
+    with served([Cache(directory, run.parent / "cache") for directory in (run, run.with_name("second"))]) as url:
+        yield url
+
+
+@pytest.fixture
+def page(browser, address) -> Iterator[Any]:
+    with opened(browser, address) as page:
+        yield page
 
 
 def test_keys_go_through_the_list_and_past_its_first_page(page):
@@ -191,3 +237,40 @@ def test_a_narrow_screen_shows_the_list_or_a_trajectory(browser, address, scheme
     )
     assert (luminance > 380) == (scheme == "light")
     context.close()
+
+
+@pytest.mark.parametrize("row", [CONVERSATION, DUMP], ids=["conversation", "verl"])
+def test_nothing_in_a_recording_is_run_or_loaded(browser, tmp_path, row):
+    recording = write(tmp_path / "1.jsonl", [row, {**row, "id": "again"}])
+    with served([Cache(recording, tmp_path / "cache")]) as url, opened(browser, url) as page:
+        page.locator("#list a").nth(0).click()
+        page.wait_for_selector("#detail [data-author]")
+        page.locator("#more-filters summary").click()
+        said = page.locator("#detail [data-author]").nth(0).text_content()
+        assert "<script>alert(1)</script>" in said
+        assert "⟨U+202E⟩abc⟨U+202C⟩ ⟨U+001B⟩[2J" in said
+        assert page.locator(MARKUP).count() == 0
+        with page.expect_download() as download:
+            page.get_by_text("Export").click()
+        download.value.save_as(tmp_path / "exported.html")
+    exported, requests = browser.new_page(), []
+    exported.on("request", lambda request: requests.append(request.url))
+    exported.goto((tmp_path / "exported.html").as_uri())
+    assert "⟨U+202E⟩abc" in exported.locator(".trajectory").last.text_content()
+    assert exported.locator("script, img, iframe, link, base, svg, a").count() == 0
+    assert requests == [(tmp_path / "exported.html").as_uri()]
+    exported.close()
+
+
+def test_of_a_response_of_verl_nobody_is_said_to_be_the_author(browser, tmp_path):
+    rows = [
+        {"input": f"user\n{question}\nassistant\n", "output": "policy and passage", "gts": ["Bob"], "score": 1.0, "step": 1}
+        for question in ("Who?", "Where?")
+    ]
+    with served([Cache(write(tmp_path / "1.jsonl", rows), tmp_path / "cache")]) as url, opened(browser, url) as page:
+        page.locator("#list a").nth(0).click()
+        expect(page.locator("#detail h2")).to_have_text("Who?")
+        assert page.locator("#detail [data-author]").evaluate_all("nodes => nodes.map(node => node.dataset.author)") == [
+            "unknown"
+        ]
+        assert page.locator("#detail .turn.policy, #detail .turn.observation").count() == 0

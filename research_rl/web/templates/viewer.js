@@ -147,7 +147,8 @@ function side(parent, found, of) {
     if (turn.observation) { const seen = make(parent, "div", "turn observation", turn.observation); seen.dataset.author = "observation"; }
     if ((turn.passages || []).length) make(parent, "p", "action", "passages: " + turn.passages.map(one => one.score === null ? one.id : `${one.id} (${number(one.score)})`).join(", "));
   }
-  if (!(record.turns || []).length) make(parent, "div", "turn policy", found.answer || "no answer").dataset.author = "policy";
+  if (typeof record.response === "string") { make(parent, "p", "action", "response: what the policy wrote and what it was shown, which the file does not tell apart"); make(parent, "div", "turn", record.response).dataset.author = "unknown"; }
+  else if (!(record.turns || []).length) make(parent, "div", "turn policy", found.answer || "no answer").dataset.author = "policy";
 }
 async function move(by) {
   const to = shown < 0 ? 0 : shown + by;

@@ -57,16 +57,13 @@ class Declaration:
     max_observation_tokens: int | None = None  # of a search's passages, which are shortened to fit; null: no limit
     cold_start: ColdStart | None = None  # null: RL starts from the model as it is
     train: str | None = None  # the recipe of the reinforcement learning; null: none
-    answerable_at: int | None = (
-        None  # train on questions with an answer among the first N passages for the question itself; null: on all
-    )
+    # train on questions with an answer among the first N passages for the question itself; null: on all
+    answerable_at: int | None = None
     answerable_searches: int = 1  # searches that look for it; further ones search for evidence that is named by then
     controls: Sequence[Control] = get_args(Control)
     baselines: Sequence[Baseline] = get_args(Baseline)  # of the model before any training
     supervised_baselines: Sequence[SupervisedBaseline] = ()  # trained on the cold start's questions, with its recipe
-    control_questions: int | None = (
-        None  # number of questions of each set for controls and baselines, the first ones; null: all
-    )
+    control_questions: int | None = None  # of each set, the first ones, for controls and baselines; null: all
     few_shot_prompt: str | None = None  # file of the prompt of the baseline `few_shot`
     serve_options: str = "--dtype bfloat16 --max-model-len 2048"  # options of vLLM when a model is measured
     concurrency: int = 64  # questions under way when a model is measured

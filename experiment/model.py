@@ -66,6 +66,18 @@ def with_template(model: Path, directory: Path, template: str) -> Path:
     return directory
 
 
+def trained_model(directory: Path) -> Path:
+    """Return the model that a training has written to its directory.
+
+    Raises:
+        ConfigError: there is none.
+    """
+    model = (directory / "model").resolve()
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"the training in {directory} has left no model: the recipe's trainer.save_freq must be positive")
+    return model
+
+
 def _from_hub(name: str) -> str:
     try:
         from huggingface_hub import snapshot_download

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
-import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -15,22 +14,19 @@ from rich.console import Console
 from experiment.data import prepare
 from experiment.declaration import Declaration
 from experiment.measure import START, TRAINED, Measurement, baselines, controls, supervised_baseline
-from experiment.model import with_template
+from experiment.model import trained_model, with_template
 from experiment.report import write_report
-from experiment.running import Services, Step, run_child
+from experiment.running import Services, Step, last_metrics, run_child
 from experiment.summary import summarize_run
-from quickstart.progress import Phases, follow
-from quickstart.training import failure, halted_training, timeline
-from research_rl.errors import ConfigError
-from research_rl.files import whole_lines, write_text
+from quickstart.progress import Phases
+from quickstart.training import follow_job, halted_training
+from research_rl.files import write_text
 from research_rl.questions import read_questions
 from research_rl.recall import answer_recall
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.training.jobs import Job
-from research_rl.training.processes import start
 from research_rl.training.recipe import hydra_value
 from research_rl.training.train import train as run_recipe
-from research_rl.training.trajectory_log import read
 
 LOGGERS = "trainer.logger=[console,file,tensorboard]"  # progress is read from the file
 
@@ -163,19 +159,12 @@ class Pipeline:
         recipe, out = Path(str(self.declaration.train)), self.run_dir / "train"
         variables = {"SEED": str(self.seed), "RETRIEVAL_URL": self.services.url(), "DATA_DIR": str(self.run_dir / "data")}
 
+        def add_seconds(name: str, seconds: float) -> None:
+            if round(seconds):
+                self.phases.add(f"train, of that: {name}", seconds)
+
         def launch(job: Job) -> int:
-            log = job.directory / "train.log"
-            started, logged = time.time(), log.stat().st_size if log.exists() else 0
-            process = start(job.command, log, job.environment | variables)
-            self.console.print(f"log: {log}", highlight=False)
-            code = follow(process, job.directory, self.console)
-            records = [record for record in read(job.directory / "trajectories") if record["time"] >= started]
-            for name, seconds in timeline(records, started, time.time()).items():
-                if round(seconds):
-                    self.phases.add(f"train, of that: {name}", seconds)
-            if code:
-                raise failure(log, logged, code)
-            return 0
+            return follow_job(job, variables, self.console, add_seconds)
 
         if run_recipe(recipe, out, self._protocol(), launch, accept_changes=True):  # see `_supervise`
             raise halted_training(out)
@@ -247,11 +236,7 @@ class Pipeline:
         }
         if one.answerable_at:
             settings["data.train_files"] = [str(self.run_dir / "answerable" / "train.parquet")]
-        return [
-            LOGGERS,
-            *(f"{key}={hydra_value(value)}" for key, value in settings.items()),
-            *self.overrides,
-        ]
+        return [LOGGERS, *(f"{key}={hydra_value(value)}" for key, value in settings.items()), *self.overrides]
 
     def _start_record(self) -> str:
         return "cold_start.json" if self.declaration.cold_start else "model.json"
@@ -261,25 +246,3 @@ class Pipeline:
 
     def _write(self, name: str, content: object) -> None:
         write_text(self.run_dir / name, json.dumps(content, indent=1, ensure_ascii=False) + "\n")
-
-
-def last_metrics(directory: Path) -> str:
-    """Return the progress of a supervised training, from the file that verl logs to."""
-    files = sorted(directory.glob("metrics-*.jsonl"), key=lambda path: path.stat().st_mtime)
-    lines = whole_lines(files[-1]) if files else []
-    if not lines:
-        return "starting verl"
-    row = json.loads(lines[-1])
-    return f"step {row['step']}, loss {row['data'].get('train/loss', float('nan')):.3f}"
-
-
-def trained_model(directory: Path) -> Path:
-    """Return the model that a training has written to its directory.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    model = (directory / "model").resolve()
-    if not (model / "config.json").is_file():
-        raise ConfigError(f"the training in {directory} has left no model: the recipe's trainer.save_freq must be positive")
-    return model

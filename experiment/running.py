@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ from rich.console import Console
 from quickstart.progress import Phases
 from quickstart.training import failure
 from research_rl.errors import ConfigError
+from research_rl.files import whole_lines
 from research_rl.training.processes import start, start_service, wait_until_healthy
 
 SEARCHERS = {
@@ -79,6 +81,16 @@ def run_child(
                 console.print(f"{seconds} s: {told()}", highlight=False)
     if process.returncode:
         raise failure(log, logged, process.returncode, " ".join(command[2:4]))
+
+
+def last_metrics(directory: Path) -> str:
+    """Return the progress of a supervised training, from the file that verl logs to."""
+    files = sorted(directory.glob("metrics-*.jsonl"), key=lambda path: path.stat().st_mtime)
+    lines = whole_lines(files[-1]) if files else []
+    if not lines:
+        return "starting verl"
+    row = json.loads(lines[-1])
+    return f"step {row['step']}, loss {row['data'].get('train/loss', float('nan')):.3f}"
 
 
 class Services:

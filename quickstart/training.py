@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,22 +36,35 @@ def train(
     variables = {"SEED": str(options.seed), "RETRIEVAL_URL": urls[0], "CONTROL_RETRIEVAL_URL": urls[1]}
 
     def launch(job: Job) -> int:
-        log = job.directory / "train.log"
-        started, logged = time.time(), log.stat().st_size if log.exists() else 0
-        process = start(job.command, log, job.environment | variables)
-        console.print(f"{f'stage {job.stage}, ' if job.stage else ''}log: {log}")
-        code = follow(process, job.directory, console)
-        ended = time.time()
-        records = [record for record in read(job.directory / "trajectories") if record["time"] >= started]
-        for name, seconds in timeline(records, started, ended).items():
-            add_seconds(f"{job.stage}: {name}" if job.stage else name, seconds)
-        if code:
-            raise failure(log, logged, code)
-        return 0
+        return follow_job(
+            job, variables, console, lambda name, seconds: add_seconds(f"{job.stage}: {name}" if job.stage else name, seconds)
+        )
 
     # the run's settings.json has been compared already: what differs here is what another version of this project passes
     if run_recipe(options.recipe, run_dir, overrides, launch, accept_changes=True):
         raise halted_training(run_dir)
+
+
+def follow_job(job: Job, variables: Mapping[str, str], console: Console, add_seconds: Callable[[str, float], None]) -> int:
+    """Run a job of the trainer to its end, with its progress on the terminal and its output in train.log; return 0.
+
+    `variables`: environment variables besides the job's own; `add_seconds` gets each part's time (see `timeline`).
+
+    Raises:
+        ConfigError, DataError, GenerationError, RetrievalError: what ended it; ConfigError also for any other cause.
+    """
+    log = job.directory / "train.log"
+    started, logged = time.time(), log.stat().st_size if log.exists() else 0
+    process = start(job.command, log, {**job.environment, **variables})
+    console.print(f"{f'stage {job.stage}, ' if job.stage else ''}log: {log}", highlight=False)
+    code = follow(process, job.directory, console)
+    ended = time.time()
+    records = [record for record in read(job.directory / "trajectories") if record["time"] >= started]
+    for name, seconds in timeline(records, started, ended).items():
+        add_seconds(name, seconds)
+    if code:
+        raise failure(log, logged, code)
+    return 0
 
 
 def records_of(run_dir: Path, recipe: Path) -> list[dict[str, Any]]:

@@ -68,9 +68,8 @@ class Cache:
         """Open the cache; its rows are read by column name."""
         with closing(sqlite3.connect(self._file, timeout=30, isolation_level=None)) as connection:
             connection.row_factory = sqlite3.Row
-            connection.execute(
-                "PRAGMA mmap_size = 4294967296"
-            )  # bytes: a new connection finds in memory what earlier ones have read
+            # bytes: a new connection finds in memory what earlier ones have read
+            connection.execute("PRAGMA mmap_size = 4294967296")
             yield connection
 
     def _prepare(self) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -21,10 +23,12 @@ from experiment.model import with_template
 from experiment.running import Step, run_child, run_steps
 from experiment.summary import one_set, queries, step_seconds
 from quickstart.progress import Phases
+from quickstart.training import follow_job
 from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError
 from research_rl.methods.base import load_method
 from research_rl.metrics import answer_rank
+from research_rl.training.jobs import Job
 from research_rl.types import Search
 from tests.models import tokenizer_like
 
@@ -343,6 +347,22 @@ def test_a_child_that_fails_is_told_in_one_line_if_the_error_is_ours(tmp_path):
         child("raise SystemExit('DataError: row 3')")
     with pytest.raises(ConfigError, match="ended with exit code 3"):
         child("print('no'); raise SystemExit(3)")
+
+
+def test_a_job_has_both_kinds_of_variables_and_its_seconds_are_added_also_if_it_fails(tmp_path, monkeypatch):
+    sleep, added = time.sleep, {}
+    monkeypatch.setattr("quickstart.progress.time.sleep", lambda _: sleep(0.05))
+
+    def follow(code):
+        job = Job("", tmp_path, [sys.executable, "-c", code], {"OF_JOB": "1"})
+        return follow_job(job, {"OF_RUN": "2"}, QUIET, added.__setitem__)
+
+    assert follow("import os; assert os.environ['OF_JOB'] + os.environ['OF_RUN'] == '12'") == 0
+    assert set(added) == {"engine start"}
+    added.clear()
+    with pytest.raises(ConfigError, match=r"^no model$"):
+        follow("raise SystemExit('research_rl.errors.ConfigError: no model')")
+    assert set(added) == {"engine start"}
 
 
 def record(identifier, em, searches, observation="", **metadata):

@@ -54,6 +54,7 @@ def dump_record(row: Mapping[str, Any], frame: Frame = ("", "")) -> dict[str, An
         "question": _question(row["input"], frame),
         "prompt": row["input"],
         "response": row["output"],
+        "stop_reason": "unknown",
         "golden_answers": [_told(one) for one in (golden if isinstance(golden, list) else [golden]) if one is not None],
         "metrics": {
             name: value for name, value in row.items() if isinstance(value, int | float) and name not in ("step", *_IDS)

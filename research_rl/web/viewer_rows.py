@@ -65,7 +65,7 @@ def _row(record: Mapping[str, Any], kind: str, label: str) -> Row:
     rules = {_text(turn["action"].get("reason")) for turn in turns if (turn.get("action") or {}).get("kind") == "Invalid"}
     known = {name: value for name, value in metrics.items() if value is not None}
     components = {name.removeprefix(REWARD): value for name, value in known.items() if name.startswith(REWARD)}
-    rules |= broken_rules(components, known.get("well_formed"))
+    rules |= {_text(name) for name in broken_rules(components, known.get("well_formed"))}
     texts = (
         named["question"],
         "\n".join(_text(turn.get("text")) for turn in turns),

@@ -15,6 +15,7 @@ import uvicorn
 
 from research_rl.web.viewer_app import create_viewer
 from research_rl.web.viewer_cache import Cache
+from research_rl.web.viewer_store import state
 from tests.browser import expect, needs_chromium
 from tests.unit.test_viewer import HOSTILE, trajectory, write
 
@@ -207,7 +208,7 @@ def test_curves_show_alarms_and_keep_their_choice_in_the_address(page):
     assert page.locator("#plots figcaption").all_text_contents() == ["training/search/score"]
     assert "entropy" in page.locator("#alarms li").text_content()
     page.locator("#choice summary").click()
-    page.get_by_label("a/b").check()
+    page.get_by_label("a/b", exact=True).check()  # the plot that appears is labelled "a/b by step"
     expect(page.locator("#plots figure")).to_have_count(2)
     page.reload()
     expect(page.locator("#plots figure")).to_have_count(2)
@@ -242,10 +243,13 @@ def test_a_narrow_screen_shows_the_list_or_a_trajectory(browser, address, scheme
 @pytest.mark.parametrize("row", [CONVERSATION, DUMP], ids=["conversation", "verl"])
 def test_nothing_in_a_recording_is_run_or_loaded(browser, tmp_path, row):
     recording = write(tmp_path / "1.jsonl", [row, {**row, "id": "again"}])
-    with served([Cache(recording, tmp_path / "cache")]) as url, opened(browser, url) as page:
+    cache = Cache(recording, tmp_path / "cache")
+    with served([cache]) as url, opened(browser, url) as page:
+        assert state(cache)["damaged"] == 0
         page.locator("#list a").nth(0).click()
         page.wait_for_selector("#detail [data-author]")
         page.locator("#more-filters summary").click()
+        page.wait_for_selector("select[name=rule] option", state="attached")
         said = page.locator("#detail [data-author]").nth(0).text_content()
         assert "<script>alert(1)</script>" in said
         assert "⟨U+202E⟩abc⟨U+202C⟩ ⟨U+001B⟩[2J" in said
@@ -274,3 +278,4 @@ def test_of_a_response_of_verl_nobody_is_said_to_be_the_author(browser, tmp_path
             "unknown"
         ]
         assert page.locator("#detail .turn.policy, #detail .turn.observation").count() == 0
+        assert "answer" not in page.locator("#detail .facts").nth(1).text_content()

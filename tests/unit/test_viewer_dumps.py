@@ -61,7 +61,7 @@ def test_a_file_of_verl_is_shown_and_nobody_is_said_to_have_written_the_response
     found = cache(write(tmp_path / "3.jsonl", rows), tmp_path)
     first, second, third, fourth = listed(found, {})["rows"]
     assert (first["question"], first["golden_answers"], first["score"], first["step"]) == ("Who is it?", "Bob / Rob", 0.5, 3)
-    assert (first["uid"], first["validate"], first["em"], first["answer"]) == ("a_0_0", None, None, "")
+    assert (first["uid"], first["validate"], first["em"], first["stop_reason"]) == ("a_0_0", None, None, "unknown")
     assert (second["golden_answers"], second["em"], second["searches"]) == ("Oslo", 1.0, 2.0)
     assert [row["golden_answers"] for row in (third, fourth)] == ["7", ""]
     shown = one(found, first["key"])
@@ -131,7 +131,11 @@ def test_a_question_is_a_part_of_its_prompt_and_every_prompt_has_the_frame(promp
 
 def test_hostile_text_is_data_and_an_export_names_and_escapes_it(tmp_path):
     hostile = f"{HOSTILE}\x1b[2J\u202e"
-    found = cache(write(tmp_path / "1.jsonl", [dumped(hostile, output=hostile, gts=[hostile]), dumped("Who?")]), tmp_path)
+    named = {hostile: 1.0, f"reward/rule/{hostile}": 0.0, "uid": hostile, "split": hostile}
+    found = cache(
+        write(tmp_path / "1.jsonl", [dumped(hostile, output=hostile, gts=[hostile], **named), dumped("Who?")]), tmp_path
+    )
+    assert state(found)["damaged"] == 0
     client = TestClient(create_viewer([found]))
     key = client.get("/api/list").json()["rows"][0]["key"]
     assert client.get("/api/trajectory", params={"key": key}).json()["record"]["response"] == hostile

@@ -132,7 +132,7 @@ function side(parent, found, of) {
   const fact = (name, value, kind) => { if (value !== "" && value !== null && value !== undefined) { const one = make(facts, "span", kind || ""); make(one, "b", "", `${name} `); one.append(visible(value)); } };
   if (runs.length > 1) fact("run", runs[of].name);
   fact("stage", found.source); fact("step", found.step); fact("set", [found.validate === null ? "" : found.validate ? "validation" : "training", found.split].filter(Boolean).join(", ")); fact("from", found.data_source); fact("type", found.type);
-  fact("ended", found.stop_reason); fact("answer", found.answer || "none", verdict(found));
+  fact("ended", found.stop_reason); fact("answer", typeof record.response === "string" ? "" : found.answer || "none", verdict(found));
   if (found.superseded) fact("superseded", "a later attempt ran this step again");
   if (found.rules.length) make(parent, "p", "rules", found.rules.join(" · "));
   const metrics = make(parent, "div", "metrics"); for (const [name, value] of Object.entries(record.metrics || {})) make(metrics, "span", "", `${name} ${number(value)}`);

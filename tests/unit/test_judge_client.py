@@ -35,6 +35,7 @@ class Stub:
     keys: list[str | None] = field(default_factory=list)
     say: Callable[[str], str] = lambda prediction: str("Oslo" in prediction)
     replies: list[tuple[int, Any]] = field(default_factory=list)
+    hangs: bool = False
     at_once: int = 0
     most_at_once: int = 0
 
@@ -42,6 +43,10 @@ class Stub:
         body = await request.json()
         self.asked.append(body)
         self.keys.append(request.headers.get("authorization"))
+        if self.hangs:
+            while self.hangs:
+                await asyncio.sleep(0.01)
+            return PlainTextResponse("nobody waits for this any more", 503)
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
         await asyncio.sleep(0.02)
@@ -71,7 +76,8 @@ def stub(server):
     fresh = Stub()
     for name in ("asked", "keys", "say", "replies", "at_once", "most_at_once"):
         setattr(server, name, getattr(fresh, name))
-    return server
+    yield server
+    server.hangs = False
 
 
 def settings(stub: Stub, **options: Any) -> JudgeSettings:
@@ -183,12 +189,32 @@ async def test_an_outage_leaves_the_answer_to_the_rule_for_every_rollout_that_ga
     assert "HTTP 500: down" in found[0].said
 
 
-async def test_a_judge_that_is_not_there_or_hangs_leaves_the_answer_to_the_rule(stub):
+async def test_a_judge_that_is_not_there_leaves_the_answer_to_the_rule():
     gone = JudgeSettings.from_mapping({"url": f"http://127.0.0.1:{free_port()}/v1", "model": "m", "deadline_s": 0.2})
     (found,) = await judgements(Judge(gone), "in Oslo")
     assert found.score is None
-    (found,) = await judgements(Judge(settings(stub, timeout_s=0.005, deadline_s=0.2)), "in Oslo")
-    assert (found.score, "ReadTimeout" in found.said) == (None, True)
+
+
+async def test_a_judge_that_hangs_leaves_the_answer_to_the_rule_and_the_time_out_is_told(stub):
+    stub.hangs = True
+    (found,) = await judgements(Judge(settings(stub, deadline_s=0.2)), "in Oslo")  # no attempt ends before the deadline
+    assert (found.score, "no answer at all" in found.said) == (None, True)
+    for deadline_s in (0.4, 1.6, 6.4, 25.6):  # a machine under load needs longer until the first attempt has timed out
+        (found,) = await judgements(Judge(settings(stub, timeout_s=deadline_s / 8, deadline_s=deadline_s)), "in Oslo")
+        assert found.score is None
+        if "ReadTimeout" in found.said:
+            break
+    assert "ReadTimeout" in found.said
+
+
+async def test_a_request_that_hangs_is_given_up_after_its_time_out_and_made_again(stub):
+    stub.hangs = True
+    judging = asyncio.create_task(judgements(Judge(settings(stub, timeout_s=0.5, deadline_s=60)), "in Oslo"))
+    while len(stub.asked) < 2:  # with the default deadline alone there would be one
+        await asyncio.sleep(0.01)
+    stub.hangs = False
+    (found,) = await judging
+    assert found.score == 1.0
 
 
 async def test_a_reply_that_is_never_a_verdict_is_asked_for_three_times_and_not_remembered(stub):

@@ -14,7 +14,15 @@ _NOT_NOW = frozenset({408, 429, 500, 502, 503, 504})
 Answer = TypeVar("Answer")
 
 
-class NoAnswerError(ServingError):
+class ServiceError(ServingError):
+    """The service refuses, or is of another kind. `told` is what may be said to those who must not learn its address."""
+
+    def __init__(self, message: str, told: str) -> None:
+        super().__init__(message)
+        self.told = told
+
+
+class NoAnswerError(ServiceError):
     """The service does not answer, or not now. Asked again later, it may."""
 
 
@@ -46,7 +54,7 @@ class Client:
         """POST `body` to a path and return what `read` makes of the JSON that is answered.
 
         Raises:
-            ServingError: the service does not answer (NoAnswerError, also for 429 and 5xx), or refuses, in its own words, or `read` fails,
+            ServiceError: the service does not answer (NoAnswerError, also for 429 and 5xx), or refuses, in its own words, or `read` fails,
                 for it is another kind of service.
         """
         return await self._answer(self._http.post(f"{self._address}{path}", json=body), path, read)
@@ -55,7 +63,7 @@ class Client:
         """Ask whether the service answers, and has the index that its address names.
 
         Raises:
-            ServingError: as `ask`.
+            ServiceError: as `ask`.
         """
         await self._answer(self._http.get(f"{self._address}/livez"), "/livez", lambda told: told["status"])
 
@@ -64,13 +72,19 @@ class Client:
             answer = await asked
             told = answer.json()
             if answer.status_code != 200:
-                kind = NoAnswerError if answer.status_code in _NOT_NOW else ServingError
-                raise kind(f"{self._name} refused with {answer.status_code}: {told['detail']}")
+                refused, why = f"refused with {answer.status_code}", f": {told['detail']}"
+                if answer.status_code in _NOT_NOW:  # why is about the service, and may name its files and what stands behind it
+                    raise NoAnswerError(f"{self._name} {refused}{why}", f"the search service {refused}; it may answer later")
+                raise ServiceError(f"{self._name} {refused}{why}", f"the search service {refused}{why}")
             return read(told)
         except ServingError:
             raise
         except httpx.HTTPError as error:
             told = str(error) or type(error).__name__
-            raise NoAnswerError(f"{self._name} does not answer ({told}); is it the address of a running service?") from None
+            raise NoAnswerError(
+                f"{self._name} does not answer ({told}); is it the address of a running service?",
+                "the search service does not answer; it may later",
+            ) from None
         except (ValueError, LookupError, TypeError):
-            raise ServingError(f"{self._name} is no rag-serving: what it answers is not in the form of {path}") from None
+            wrong = f"is no rag-serving: what it answers is not in the form of {path}"
+            raise ServiceError(f"{self._name} {wrong}", f"the search service {wrong}") from None

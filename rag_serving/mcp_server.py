@@ -17,7 +17,7 @@ from mcp.types import CallToolResult, TextContent, ToolAnnotations
 from pydantic import BaseModel, Field
 
 from rag_serving import ServingError
-from rag_serving.client import Answer, Client, NoAnswerError
+from rag_serving.client import Answer, Client, NoAnswerError, ServiceError
 from rag_serving.listening import listen, uvicorn_options
 from rag_serving.lookup import title_of
 from rag_serving.operations import Guard, configure_logging
@@ -61,8 +61,8 @@ class Found(BaseModel):
 def mcp_server(service: Client) -> MCPServer[None]:
     """Return the server over a client, which it opens and closes. It keeps nothing from one call to the next.
 
-    A call that the service refuses is a tool error in the client's words: a model can write it otherwise. A service that does not answer is
-    an error of the protocol, `NOT_NOW`: nothing that a model writes can mend it.
+    A call that the service refuses is a tool error in its words: a model can write it otherwise. A service that does not answer is an error
+    of the protocol, `NOT_NOW`: nothing that a model writes can mend it. Neither names the service's address, which the log does.
     """
 
     @contextlib.asynccontextmanager
@@ -111,10 +111,10 @@ def _found(told: Any) -> Found:
 async def _asked(service: Client, path: str, body: dict[str, Any], read: Callable[[Any], Answer]) -> Answer:
     try:
         return await service.ask(path, body, read)
-    except NoAnswerError as error:
-        raise MCPError(NOT_NOW, str(error)) from error
-    except ServingError as error:
-        raise ToolError(str(error)) from error
+    except ServiceError as error:
+        log.warning("%s", error)
+        # without the cause, which names the address: a host may show all that it is given
+        raise (MCPError(NOT_NOW, error.told) if isinstance(error, NoAnswerError) else ToolError(error.told)) from None
 
 
 def _numbered(passages: Iterable[Document]) -> str:

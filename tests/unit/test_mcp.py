@@ -110,6 +110,7 @@ async def read(agent):
         refused = await agent.call_tool(tool, arguments)
         assert refused.is_error
         assert told in text(refused)
+        assert "127.0.0.1" not in str(refused)
 
 
 async def test_an_agent_searches_and_reads_on_over_stdio(url):
@@ -164,24 +165,32 @@ async def test_a_token_that_the_service_refuses_is_told_to_the_agent(url):
 CALLS = [("search", {"query": "rome"}), ("open", {"id": "rome#2"})]
 
 
-async def test_another_kind_of_service_is_told_to_the_agent():
+async def test_another_kind_of_service_is_told_to_the_agent_and_its_address_to_the_log_only(caplog):
     with json_server(lambda path, body: (200, {"hello": []})) as other:
         async with Agent(mcp_server(Client(other))) as agent:
             for tool, arguments in CALLS:
                 failed = await agent.call_tool(tool, arguments)
                 assert failed.is_error
-                assert f"{other} is no rag-serving" in text(failed)
+                assert text(failed).endswith(
+                    f"the search service is no rag-serving: what it answers is not in the form of /v1/{tool}"
+                )
+    assert f"{other} is no rag-serving" in caplog.text
 
 
-async def test_a_service_that_is_gone_or_busy_is_no_result_that_a_model_could_mistake_for_one():
+async def test_a_service_that_is_gone_or_busy_is_no_result_and_what_is_behind_it_is_told_to_the_log_only(caplog):
     nobody = f"http://127.0.0.1:{free_port()}"
-    with json_server(lambda path, body: (503, {"detail": "the index is loading"})) as busy:
-        for address, told in [(nobody, "does not answer"), (busy, "refused with 503: the index is loading")]:
+    with json_server(lambda path, body: (503, {"detail": "Milvus at milvus.internal:19530 is gone"})) as busy:
+        for address, told, logged in [
+            (nobody, "does not answer; it may later", "does not answer (All connection attempts failed)"),
+            (busy, "refused with 503; it may answer later", "refused with 503: Milvus at milvus.internal:19530 is gone"),
+        ]:
             async with Agent(mcp_server(Client(address))) as agent:
                 for tool, arguments in CALLS:
-                    with pytest.raises(MCPError, match=told) as error:
+                    caplog.clear()
+                    with pytest.raises(MCPError) as error:
                         await agent.call_tool(tool, arguments)
-                    assert error.value.code == NOT_NOW
+                    assert (error.value.code, str(error.value)) == (NOT_NOW, f"the search service {told}")
+                    assert f"{address} {logged}" in caplog.text
 
 
 async def test_a_password_in_the_address_is_not_told():

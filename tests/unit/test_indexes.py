@@ -229,6 +229,49 @@ def test_an_engine_that_hangs_stops_no_other_index_from_answering_or_being_loade
         assert client.post("/search", json={"query": "passage"}).headers["x-index-id"] == "wiki-2"
 
 
+@pytest.mark.parametrize("hangs_in", ["load", "warm_up", "close"])
+def test_an_index_that_hangs_while_it_is_loaded_again_holds_up_no_other_now_or_later(hangs_in):
+    gate, loads = threading.Event(), {"wiki": 0, "private": 0}
+
+    class Stuck(DummyRetriever):
+        def warm_up(self):
+            if hangs_in == "warm_up" and loads["wiki"] > 1:
+                gate.wait(20)
+
+        def close(self):
+            if hangs_in == "close":
+                gate.wait(20)
+
+    def load(settings, report):
+        (name,) = settings.index
+        loads[name] += 1
+        number = loads[name]
+        if name == "wiki" and number > 1 and hangs_in == "load":
+            gate.wait(20)
+        return Opened((Stuck if name == "wiki" else DummyRetriever)([("1", "passage")]), f"{name}-{number}", name)
+
+    def served(client, name):
+        return client.get(f"/indexes/{name}/readyz").json()["index_id"]
+
+    with TestClient(create_app(Settings(index=NAMES), load)) as client:
+        wait_ready(client)
+        reloads = []
+        try:
+            for wanted in ("private-2", "private-3"):
+                reloads.append(client.app.state.reload())
+                for _ in range(500):
+                    if served(client, "private") == wanted:
+                        break
+                    time.sleep(0.01)
+                assert served(client, "private") == wanted
+            assert served(client, "wiki") == ("wiki-2" if hangs_in == "close" else "wiki-1")
+        finally:
+            gate.set()
+        for reload in reloads:
+            reload.result(20)
+        assert (served(client, "wiki"), served(client, "private")) == ("wiki-3", "private-3")
+
+
 def test_an_engine_that_hangs_while_it_warms_up_stops_no_other_index_from_being_loaded():
     gate = threading.Event()
 

@@ -18,6 +18,7 @@ import numpy as np
 import orjson
 
 from rag_serving import IndexingError
+from rag_serving.reading import mapped, small_json
 
 CORPUS, OFFSETS = "corpus.jsonl", "corpus.offsets.npy"
 METADATA, METADATA_OFFSETS, FIELDS = "metadata.jsonl", "metadata.offsets.npy", "metadata.fields.json"
@@ -35,7 +36,7 @@ class Lines:
         """
         self.directory = directory
         try:
-            self._offsets = np.load(directory / offsets, mmap_mode="r")
+            self._offsets = mapped(directory / offsets)
             with (directory / name).open("rb") as file:
                 self._bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
@@ -107,7 +108,7 @@ class Corpus(Lines):
 
 def _named(path: Path) -> frozenset[str] | None:
     try:
-        named = orjson.loads(path.read_bytes())
+        named = small_json(path)
         if named is not None and not (isinstance(named, list) and all(isinstance(name, str) for name in named)):
             raise ValueError("it is no list of names")
     except (OSError, ValueError) as error:

@@ -17,6 +17,7 @@ import numpy as np
 
 from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
+from rag_serving.reading import mapped
 
 IDS, DOCUMENTS = "lookup.ids.npy", "lookup.documents.npy"
 _NUMBERED = re.compile(r"(.+)[#_-]\d+", re.DOTALL)
@@ -101,7 +102,7 @@ class Lookup:
         files = [corpus.directory / name for name in (IDS, DOCUMENTS)]
         if all(file.is_file() for file in files):
             try:
-                self._ids, self._documents = (np.load(file, mmap_mode="r") for file in files)
+                self._ids, self._documents = (mapped(file) for file in files)
             except (OSError, ValueError) as error:
                 raise IndexingError(f"{corpus.directory}: {error}; build the index again") from None
             if self._ids.shape != (2, len(corpus)):

@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 
 from rag_serving import IndexingError, MissingExtraError
+from rag_serving.reading import mapped, small_json
 
-HASHES, STEMS = "vocab.hashes.npy", "vocab.index.json"
+HASHES, STEMS, STOPWORDS = "vocab.hashes.npy", "vocab.index.json", "stopwords.tokenizer.json"
 LANGUAGES = {
     "en": "english",
     "de": "german",
@@ -75,9 +76,9 @@ class Vocabulary:
         """
         words = tokenizer(language)
         try:
-            words.load_stopwords(str(directory))
+            stopwords = frozenset(small_json(directory / STOPWORDS) or ())
             if (directory / HASHES).is_file():
-                table = np.load(directory / HASHES, mmap_mode="r")
+                table = mapped(directory / HASHES)
             else:
                 stems = json.loads((directory / STEMS).read_text(encoding="utf-8"))
                 table = hashed(sorted(stems, key=stems.__getitem__))
@@ -85,7 +86,7 @@ class Vocabulary:
             raise IndexingError(f"{directory}: the vocabulary cannot be read ({error}); build the index again") from None
         hashes, ids = table
         self._size = len(ids)
-        split, stem, stopwords = words.splitter, words.stemmer, frozenset(words.stopwords or ())
+        split, stem = words.splitter, words.stemmer
 
         # not a method: one that is cached would keep its own vocabulary, and the files of an index that has been replaced
         @lru_cache(1 << 16)  # a query's words are mostly those of others

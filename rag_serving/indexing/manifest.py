@@ -11,6 +11,7 @@ from typing import Any
 
 from rag_serving import IndexingError
 from rag_serving.indexing.replace import aside
+from rag_serving.reading import small_json
 
 MANIFEST, FORMAT_VERSION = "manifest.json", 2
 _HASHED_BY_DEFAULT = 2 << 30  # bytes; larger indexes are hashed at start only when asked to
@@ -61,7 +62,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
     """
     make = f"make one with: rag-serving index --corpus FILE --out {directory}"
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = small_json(directory / MANIFEST)
     except (OSError, ValueError) as error:
         if not directory.exists() and aside(directory).exists():
             raise IndexingError(
@@ -77,8 +78,8 @@ def read_manifest(directory: Path) -> dict[str, Any]:
 def is_index(directory: Path) -> bool:
     """Whether the manifest in `directory` is one of ours, of whatever version: other programs have a manifest.json, too."""
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        manifest = small_json(directory / MANIFEST)
+    except (OSError, ValueError):
         return False
     return isinstance(manifest, dict) and {"format_version", "index_id"} <= manifest.keys()
 
@@ -88,12 +89,28 @@ def large(manifest: dict[str, Any]) -> bool:
     return sum(entry["bytes"] for entry in manifest["files"].values()) > _HASHED_BY_DEFAULT
 
 
+def _own(directory: Path) -> None:
+    """Refuse a link that leads out of an index, whose target would be served passage by passage, and pipes, sockets and devices."""
+    root = Path(os.path.realpath(directory))
+    for folder, folders, files in os.walk(root):
+        for path in (Path(folder, name) for name in (*folders, *files)):
+            name, real = path.relative_to(root).as_posix(), Path(os.path.realpath(path))
+            if not real.is_relative_to(root):
+                raise IndexingError(
+                    f"{directory}: {name} is a link to {real}, outside of the index; nothing is read. If you trust who made it, copy it "
+                    f"without links: cp -rL {directory} COPY"
+                )
+            if real.exists() and not real.is_file() and not real.is_dir():
+                raise IndexingError(f"{directory}: {name} is neither a file nor a directory; nothing is read. Remove it")
+
+
 def check(directory: Path, manifest: dict[str, Any], verify: str = "auto") -> None:
     """Refuse an index whose files are not those it was built with: by size, and by hash (`verify`: auto, always, never).
 
     Raises:
-        IndexingError: a file is missing or another one.
+        IndexingError: a file is missing or another one, or something there is no file of the index's own.
     """
+    _own(directory)
     files: dict[str, dict[str, Any]] = manifest["files"]
     named = [*files, *(engine.get("file", "") for engine in manifest["engines"].values())]
     if outside := [name for name in named if Path(name).is_absolute() or ".." in Path(name).parts]:

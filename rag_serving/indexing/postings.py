@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from rag_serving.reading import mapped
 from rag_serving.retrievers.bm25_kernel import compiled
 
 POSTING_BYTES = 8  # a row and a score
@@ -39,7 +40,7 @@ class Written:
         if not (directory / LENGTHS).is_file():
             return None
         names = ("indptr.csc.index.npy", "indices.csc.index.npy", "data.csc.index.npy", LENGTHS)
-        return cls(*(np.asarray(np.load(directory / name, mmap_mode="r")) for name in names))
+        return cls(*(np.asarray(mapped(directory / name)) for name in names))
 
 
 @compiled

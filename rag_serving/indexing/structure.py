@@ -15,6 +15,7 @@ import numpy as np
 
 from rag_serving import IndexingError
 from rag_serving.corpus import CORPUS, METADATA, METADATA_OFFSETS, OFFSETS
+from rag_serving.reading import mapped
 
 _BLOCKS, _BLOCK = 64, 4096  # sampled of an array: how many, and their elements
 
@@ -54,7 +55,7 @@ def _lines(directory: Path, name: str, offsets_name: str, rows: int, what: str, 
             file.seek(int(offsets[row]))
             try:
                 good = fits(file.read(int(offsets[row + 1] - offsets[row])))
-            except (ValueError, KeyError, TypeError):
+            except (ValueError, KeyError, TypeError, RecursionError):
                 good = False
             _require(good, directory / name, f"its {which} line is no {what}")
 
@@ -79,8 +80,8 @@ def _bm25(folder: Path, rows: int) -> None:
 
 def _array(path: Path, kinds: str, length: int | None = None) -> np.ndarray:
     try:
-        array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError, EOFError) as error:
+        array = mapped(path)
+    except (OSError, ValueError) as error:
         raise IndexingError(f"{path} cannot be read ({error}); build the index again") from None
     _require(array.ndim == 1 and array.dtype.kind in kinds, path, f"holds {array.dtype} {array.shape}")
     _require(length in (None, len(array)), path, f"holds {len(array)} numbers instead of {length}")

@@ -15,6 +15,7 @@ import numpy as np
 
 from rag_serving import IndexingError, MissingExtraError
 from rag_serving.corpus import Corpus
+from rag_serving.reading import mapped
 from rag_serving.retrievers.base import ANY_K, Hit, Retriever
 from rag_serving.vocabulary import Vocabulary
 
@@ -41,8 +42,7 @@ class BM25(Retriever):
             raise IndexingError(f"{index_dir} was built with BM25L or BM25+; build it with: rag-serving index")
         try:
             self._scores, self._rows, self._starts = (
-                np.asarray(np.load(index_dir / f"{name}.csc.index.npy", mmap_mode="r"))
-                for name in ("data", "indices", "indptr")
+                np.asarray(mapped(index_dir / f"{name}.csc.index.npy")) for name in ("data", "indices", "indptr")
             )
         except (OSError, ValueError) as error:
             raise IndexingError(f"{index_dir} cannot be read ({error}); build the index again") from None

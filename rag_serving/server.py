@@ -10,6 +10,8 @@ import socket
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
@@ -35,12 +37,16 @@ class AppFactory:
 class _Expecting:
     """Loads what the settings name; an index for the first time only if it is the one that the other workers serve."""
 
-    def __init__(self, index_ids: dict[str, str]) -> None:
-        self._index_ids = dict(index_ids)
+    def __init__(self, index_ids: dict[str, str], directories: Iterable[Path]) -> None:
+        """`directories`: of all indexes, for the line that tells why the process ended."""
+        self._index_ids, self._directories = dict(index_ids), tuple(directories)
 
     def __call__(self, settings: Settings, report: Any) -> Any:
+        from rag_serving.cut_off import tell_bus_errors
         from rag_serving.retrievers import open_retriever
 
+        if self._directories:
+            tell_bus_errors(self._directories)
         opened = open_retriever(settings, report)
         expected = self._index_ids.get(settings.names[0], opened.index_id)
         if expected != opened.index_id:
@@ -60,7 +66,7 @@ def _reloadable(settings: Settings, ending: Ending, index_ids: dict[str, str] | 
     """Return the application; from now on SIGHUP makes this process load the index again, or ends it if its terminal was closed."""
     from rag_serving.app import create_app
 
-    app = create_app(settings, _Expecting(index_ids or {}), on_failure, ending)
+    app = create_app(settings, _Expecting(index_ids or {}, settings.index.values()), on_failure, ending)
     terminal = Terminal()
 
     def hang_up(*_: Any) -> None:

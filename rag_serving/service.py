@@ -69,7 +69,7 @@ class Service:
         self._opened: Opened | None = None
         self._first: Opened | None = None  # what the queue made at the start asks, also while a reload drains it
         self.failure: BaseException | None = None
-        self.damage: ServingError | None = None
+        self._damage: ServingError | None = None
         self.stage, self.started = "starting", time.monotonic()
         self.settled = threading.Event()  # ready, or failed for good
         self._stopped = False
@@ -85,6 +85,30 @@ class Service:
     def hangs(self) -> bool:
         """Whether the engine has not answered a batch for longer than `engine_timeout_s`."""
         return self._batcher is not None and self._batcher.hangs
+
+    @property
+    def damage(self) -> ServingError | None:
+        """What is wrong with a file of the index that is served: its hash, or that it has another size now."""
+        opened = self._opened
+        if self._damage is None and opened is not None and opened.files is not None and (changed := opened.files.changed()):
+            self._damaged(opened, changed)
+        return self._damage
+
+    def refuse_changed(self, opened: Opened) -> None:
+        """Refuse to read an index whose files were changed in place: the next page that is read might end the process.
+
+        Raises:
+            Refused: 503.
+        """
+        if opened.files is not None and (changed := opened.files.changed()):
+            self._damaged(opened, changed)
+            raise Refused(503, "damaged", str(changed))
+
+    def _damaged(self, opened: Opened, error: ServingError) -> None:
+        if self._opened is opened and self._damage is None:
+            self._damage = error
+            metrics.DAMAGED.labels(self.name).set(1)
+            self._log.error("the index that is served is damaged: %s", error)
 
     @property
     def status(self) -> str:
@@ -225,17 +249,10 @@ class Service:
         if old is not None:
             metrics.SERVED.labels(self.name, old.index_id).set(0)
         metrics.SERVED.labels(self.name, new.index_id).set(1)
-        self.damage = None
+        self._damage = None
         metrics.DAMAGED.labels(self.name).set(0)
-
-        def damaged(error: ServingError) -> None:
-            if self._opened is new:
-                self.damage = error
-                metrics.DAMAGED.labels(self.name).set(1)
-                self._log.error("the index that is served is damaged: %s", error)
-
         if new.hashing is not None:
-            new.hashing.start(damaged)
+            new.hashing.start(partial(self._damaged, new))
 
     def _report(self, stage: str) -> None:
         self.stage = stage
@@ -305,8 +322,8 @@ class Service:
         """Answer one request.
 
         Raises:
-            Refused: 400 or 413 beyond a limit, 429 when the queue is full, 502 when the engine fails, 503 while there is none or it
-                hangs, 504 if it began to hang while the request waited.
+            Refused: 400 or 413 beyond a limit, 429 when the queue is full, 502 when the engine fails, 503 while there is none, it hangs or
+                its files are not whole, 504 if it began to hang while the request waited.
         """
         self.check(queries, k)
         # taken together: a reload changes all three between two requests
@@ -316,6 +333,7 @@ class Service:
                 f"the index could not be loaded: {self.failure}" if self.failure else f"the index is loading ({self.stage})"
             )
             raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
+        self.refuse_changed(opened)
         searched_index.set(opened.index_id)
         nested_to = opened.retriever.nested_to
         found: list[list[Hit] | None] = [cache.find(query, k, nested_to) for query in queries]

@@ -227,6 +227,7 @@ class V1:
                 "no_corpus",
                 f"the retriever {opened.engine or opened.index_id} holds no passages of its own; only searches",
             )
+        self._service.refuse_changed(opened)
         searched_index.set(opened.index_id)
         return opened, opened.corpus
 

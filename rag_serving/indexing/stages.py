@@ -85,6 +85,9 @@ def finish(building: Path, out: Path, passages: int, corpus: dict[str, Any], eng
         "versions": _versions(),
     }
     write_json(building / MANIFEST, manifest)
+    # with a note, what is replaced would look like a build to be taken up, which writes into files that may still be served
+    for note in (*out.glob("*.done.json"), out / _REQUEST):
+        note.unlink(missing_ok=True)
     put(building, out)
     for note in notes:  # until now: what fails before must not cost the stages that are done
         with contextlib.suppress(OSError):

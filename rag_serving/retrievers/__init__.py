@@ -17,6 +17,7 @@ from rag_serving.settings import DEFAULT_INDEX, Settings
 
 if TYPE_CHECKING:
     from rag_serving.corpus import Corpus
+    from rag_serving.cut_off import Files
 
 __all__ = ["DummyRetriever", "Hit", "Opened", "Retriever", "load_index", "open_retriever"]
 
@@ -39,6 +40,7 @@ class Opened:
     engine: str = ""
     corpus: Corpus | None = None
     hashing: Any = None  # of an index too large to be hashed before it is served (`indexing.verify.Hashing`)
+    files: Files | None = None
 
 
 # what changes an answer; the rest of the settings changes only how it is served
@@ -57,7 +59,7 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
     """
     corpus: Corpus | None = None
     engine: str = settings.retriever
-    hashing = None
+    hashing = files = None
     if settings.retriever == "web":
         from rag_serving.retrievers.web import WebSearch
 
@@ -78,7 +80,7 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         index_id = str(retriever.manifest.get("index_id", settings.milvus_collection))
     else:
         retriever, index_id, engine, corpus = _open_index(settings, report)
-        hashing = _unless_replaced(settings, index_id)
+        hashing, files = _unless_replaced(settings, index_id)
     if settings.reranker:
         report("loading the reranker")
         from rag_serving.retrievers.rerank import Reranked
@@ -88,21 +90,25 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         engine += ", reranked"
     chosen = {name: str(getattr(settings, name)) for name in _ANSWER_SETTINGS}
     fingerprint = hashlib.sha256(json.dumps([index_id, chosen], sort_keys=True).encode()).hexdigest()[:16]
-    return Opened(retriever, index_id, fingerprint, engine, corpus, hashing)
+    return Opened(retriever, index_id, fingerprint, engine, corpus, hashing, files)
 
 
-def _unless_replaced(settings: Settings, index_id: str) -> Any:
-    """Return what hashes the files later, if that is wanted."""
+def _unless_replaced(settings: Settings, index_id: str) -> tuple[Any, Files]:
+    """Return what hashes the files later, if that is wanted, and the files."""
+    from rag_serving.cut_off import Files
     from rag_serving.indexing.manifest import large, read_manifest
     from rag_serving.indexing.verify import Hashing
 
     directory = settings.directory
     assert directory is not None
     manifest = read_manifest(directory)
-    hashing = Hashing(directory, manifest) if settings.verify == "auto" and large(manifest) else None
+    hashing, files = (
+        Hashing(directory, manifest) if settings.verify == "auto" and large(manifest) else None,
+        Files(directory, manifest),
+    )
     if read_manifest(directory)["index_id"] != index_id:  # what was loaded may be of both
         raise IndexingError(f"{directory} was replaced while it was being loaded; load it again")
-    return hashing
+    return hashing, files
 
 
 def load_index(directory: Path | str, **settings: Any) -> Retriever:

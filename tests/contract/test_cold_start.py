@@ -118,6 +118,10 @@ def test_samples_made_with_other_options_are_not_mixed(tmp_path):
     same_sampling(tmp_path / "sampling.json", {"model": "a", "samples": "8"})
     with pytest.raises(DataError, match="samples was 8, now 4"):
         same_sampling(tmp_path / "sampling.json", {"model": "a", "samples": "4"})
+    # an option of a later version: not given, it changes nothing
+    same_sampling(tmp_path / "sampling.json", {"model": "a", "samples": "8", "max_searches": "None"})
+    with pytest.raises(DataError, match="max_searches was None, now 2"):
+        same_sampling(tmp_path / "sampling.json", {"model": "a", "samples": "8", "max_searches": "2"})
 
 
 def test_nothing_accepted_is_an_error_that_says_why(codec, tmp_path):

@@ -28,7 +28,7 @@ from tests.unit.test_viewer import HOSTILE
 PROMPT = "system\nYou search.\nuser\n{}\nassistant\n"
 
 
-def dumped(question: str, step: int = 3, **changes) -> dict:
+def dumped(question: str, step: object = 3, **changes) -> dict:
     row = {
         "input": PROMPT.format(question), "output": "<search>policyword</search> <result>seenword</result> Bob", "gts": ["Bob", "Rob"],
         "score": 0.5, "step": step, "uid": "a_0_0",

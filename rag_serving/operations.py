@@ -31,6 +31,7 @@ Direct = Callable[[bytes], Awaitable[bytes]]
 MOST_BODIES = 32  # of max_body_bytes each: what all requests that are being received or answered may hold together
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health"})  # neither a prober nor a browser that opens the page has a token
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+_UNPRINTABLE = re.compile(r"[^ -~]")  # an index is named by whoever made it: a line break would begin another header
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
 
@@ -84,7 +85,7 @@ class Guard:
                 status = message["status"]
                 told = [(b"x-request-id", name.encode())]
                 if index := searched_index.get():
-                    told.append((b"x-index-id", index.encode("latin-1", "replace")))
+                    told.append((b"x-index-id", _UNPRINTABLE.sub("?", index).encode()))
                 message["headers"] = [*message.get("headers", ()), *told]
             await send(message)
 

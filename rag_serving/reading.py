@@ -12,7 +12,7 @@ import numpy as np
 MOST_JSON = 16 << 20  # bytes of a file that is parsed whole
 
 
-def mapped(path: Path) -> np.ndarray:
+def mapped(path: Path) -> np.memmap:
     """Map the array in a .npy file, to be read; never one of Python objects, which would be unpickled.
 
     Only of the format's version 1.0, which everything that makes indexes writes: its header has 64 KiB at the most, that of others 4 GiB.

@@ -77,6 +77,14 @@ def test_every_wire_format_tells_the_index_that_was_searched_in_a_header(http):
     assert "x-index-id" not in http.post("/search", json={"query": ""}).headers
 
 
+def test_the_name_of_an_index_adds_no_header_of_its_own():
+    named = Opened(DummyRetriever(PASSAGES), "i\r\nset-cookie: a", "f")
+    with TestClient(create_app(Settings(), lambda *_: named)) as client:
+        wait_ready(client)
+        answer = client.post("/search", json={"query": "italy"})
+        assert answer.headers["x-index-id"] == "i??set-cookie: a"
+
+
 @pytest.mark.parametrize(
     ("path", "body", "status", "reason"),
     [

@@ -92,10 +92,12 @@ def large(manifest: dict[str, Any]) -> bool:
 def _own(directory: Path) -> None:
     """Refuse a link that leads out of an index, whose target would be served passage by passage, and pipes, sockets and devices."""
     root = Path(os.path.realpath(directory))
+    # a snapshot in Hugging Face's cache consists of links to the files of its repository, which that cache itself has made
+    roots = (root, root.parents[1] / "blobs") if root.parent.name == "snapshots" else (root,)
     for folder, folders, files in os.walk(root):
         for path in (Path(folder, name) for name in (*folders, *files)):
             name, real = path.relative_to(root).as_posix(), Path(os.path.realpath(path))
-            if not real.is_relative_to(root):
+            if not any(real.is_relative_to(one) for one in roots):
                 raise IndexingError(
                     f"{directory}: {name} is a link to {real}, outside of the index; nothing is read. If you trust who made it, copy it "
                     f"without links: cp -rL {directory} COPY"

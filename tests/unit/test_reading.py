@@ -57,6 +57,21 @@ def test_links_inside_of_an_index_and_an_index_that_is_a_link_are_read(index):
     check(index.with_name("link"), EMPTY, "never")
 
 
+def test_a_snapshot_in_hugging_faces_cache_is_read_and_leads_no_further_than_its_repository(index, tmp_path):
+    snapshot = tmp_path / "repository" / "snapshots" / "revision"
+    blobs = tmp_path / "repository" / "blobs"
+    snapshot.parent.mkdir(parents=True)
+    index.rename(snapshot)
+    blobs.mkdir()
+    (snapshot / "corpus.jsonl").rename(blobs / "5f3c")
+    (snapshot / "corpus.jsonl").symlink_to("../../blobs/5f3c")
+    check(snapshot, EMPTY, "never")
+    (tmp_path / "repository" / "secret").write_text("x")
+    (snapshot / "passages.jsonl").symlink_to("../../secret")
+    with pytest.raises(IndexingError, match="outside of the index"):
+        check(snapshot, EMPTY, "never")
+
+
 @pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe"])
 def test_what_is_neither_file_nor_directory_is_refused_and_not_waited_for(index, kind, monkeypatch):
     monkeypatch.chdir(index / "bm25")  # the name of a socket is short

@@ -35,7 +35,7 @@ from research_rl.training.recipe import hydra_value, run_directory, stages_of
 from research_rl.training.trajectory_log import read
 
 ROOT = Path(__file__).parents[1]
-QUESTIONS, ROLLOUTS, HELD_OUT, DEMONSTRATIONS = 4, 4, 4, 8
+QUESTIONS, ROLLOUTS, HELD_OUT, DEMONSTRATIONS = 4, 4, 4, 12
 PROMPT, RESPONSE, TURN, OBSERVATION = 1024, 1536, 128, 384  # tokens, at most
 console = Console()
 
@@ -94,7 +94,8 @@ def run(options: argparse.Namespace) -> int:
     console.rule("1/3  A small model of the same family, and a world")
     changed = stand_in(source, model, options.seed)
     data = run_dir / "data"
-    write_world(data, options.seed, 0.3, {"train": 200, "dev": 8, "test": HELD_OUT})
+    # trained on the questions that are demonstrated: for others the small model would write nothing that earns a reward
+    write_world(data, options.seed, 0.3, {"train": DEMONSTRATIONS, "dev": 8, "test": HELD_OUT})
     _child("index", "rag_serving.cli", "index", "--corpus", str(data / "corpus.jsonl"), "--out", str(run_dir / "index"))
     log = run_dir / "service.log"
     wait_until_healthy(start_service(run_dir / "index", options.port, log), url, log)

@@ -77,6 +77,7 @@ HOOKS = (
     Hook(_FSDP, "FSDPEngineWithLMHead", "the CPU engine"),
     Hook(_FSDP, "FSDPEngineWithLMHead.prepare_model_inputs", "the CPU engine", ("micro_batch",)),
     Hook(_FSDP, "FSDPEngineWithLMHead.prepare_model_outputs", "the CPU engine", ("output", "output_args", "micro_batch")),
+    Hook("verl.utils.fsdp_utils", "_select_fsdp2_wrap_targets", "fused kernels", ("model",)),
     Hook("verl.utils.checkpoint.checkpoint_handler", "CheckpointHandler._load_dataloader_state", "the next epoch", ("checkpoint_path",)),
     Hook("verl.utils.dataset.rl_dataset", "RLHFDataset", "the data set"),
     Hook("verl.utils.dataset.rl_dataset", "RLHFDataset._read_files_and_tokenize", "the data set"),

@@ -123,3 +123,37 @@ def test_verls_fused_kernels_make_the_log_probabilities_and_gradients_of_an_adap
     for one, other in zip(gradients(found), slopes, strict=True):
         torch.testing.assert_close(one, other, atol=1e-3, rtol=1e-3)
     assert len(slopes) == len(adapter)
+
+
+@pytest.mark.parametrize("adapted", [False, True])
+def test_under_fsdp2_the_fused_kernels_read_the_whole_head_of_a_model_that_does_not_tie_it(adapted, monkeypatch, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.distributed.device_mesh import init_device_mesh
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+    from verl.models.transformers.monkey_patch import patch_forward_with_backends
+    from verl.utils.fsdp_utils import apply_fsdp2
+
+    torch.manual_seed(0)
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    base = Qwen2ForCausalLM(Qwen2Config(vocab_size=97, tie_word_embeddings=False, **shape))
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", r=4, target_modules="all-linear")) if adapted else base
+    ids = torch.randint(0, 97, (1, 40))
+    expected = model(input_ids=ids).logits.log_softmax(-1)[:, :-1].gather(-1, ids[:, 1:, None]).squeeze(-1)
+    monkeypatch.setattr(Qwen2ForCausalLM, "forward", Qwen2ForCausalLM.forward)  # undone at the end
+    patch_forward_with_backends(base, use_fused_kernels=True, fused_kernels_backend="torch")
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        apply_fsdp2(model, {"mesh": init_device_mesh("cpu", (1,)), "reshard_after_forward": True}, {})
+        found = model(input_ids=ids, return_dict=True, temperature=1.0).log_probs
+        torch.testing.assert_close(found[:, :-1], expected, atol=1e-4, rtol=1e-4)
+        found[:, :-1].sum().backward()
+        assert all(parameter.grad is not None for parameter in model.parameters() if parameter.requires_grad)
+    finally:
+        destroy_process_group()

@@ -16,6 +16,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from verl.trainer.ppo.core_algos import compute_policy_loss_vanilla, get_policy_loss_fn
 from verl.utils import tensordict_utils as tu
+from verl.workers.engine.fsdp import transformer_impl
 from verl.workers.engine.fsdp.transformer_impl import FSDPEngineWithLMHead
 from verl.workers.utils.losses import ppo_loss
 
@@ -40,7 +41,13 @@ class CPUEngine(_Engine):
         return module
 
     def _build_fsdp_module(self, module: Any) -> Any:
-        module = super()._build_fsdp_module(module)
+        # verl offloads a reference model to pinned memory of the CPU, which needs an accelerator; here it is where it belongs already
+        policy, transformer_impl.CPUOffloadPolicy = transformer_impl.CPUOffloadPolicy, lambda pin_memory: None
+        try:
+            module = super()._build_fsdp_module(module)
+        finally:
+            transformer_impl.CPUOffloadPolicy = policy
+        self._uses_fsdp2_cpu_offload_policy = False
         # float32 means no autocast: FSDP has cast the weights already, and autocast would cast them again
         self._autocast_dtype = torch.float32
         return module

@@ -74,6 +74,7 @@ HOOKS = (
     Hook(_FSDP, "FSDPEngine.optimizer_step", "the CPU engine"),
     Hook(_FSDP, "FSDPEngine._build_module", "the CPU engine"),
     Hook(_FSDP, "FSDPEngine._build_fsdp_module", "the CPU engine", ("module",)),
+    Hook(_FSDP, "CPUOffloadPolicy", "a reference model on a CPU"),
     Hook(_FSDP, "FSDPEngineWithLMHead", "the CPU engine"),
     Hook(_FSDP, "FSDPEngineWithLMHead.prepare_model_inputs", "the CPU engine", ("micro_batch",)),
     Hook(_FSDP, "FSDPEngineWithLMHead.prepare_model_outputs", "the CPU engine", ("output", "output_args", "micro_batch")),

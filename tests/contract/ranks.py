@@ -20,10 +20,12 @@ def run_ranks(script: Path, ranks: int, arguments: Sequence[str]) -> None:
     assert [one.returncode for one in done] == [0] * ranks, "\n".join(one.stderr[-3000:] for one in done)
 
 
-def engine_of(rank: int, ranks: int, rendezvous: str, packed: bool = False, lora_rank: int = 0, **checkpoint: Any) -> Any:
+def engine_of(
+    rank: int, ranks: int, rendezvous: str, packed: bool = False, lora_rank: int = 0, forward_only: bool = False, **checkpoint: Any
+) -> Any:  # fmt: skip
     """Return the initialised engine of one rank, with packed rows or padded ones, training all of it or a LoRA adapter.
 
-    `checkpoint`: fields of verl's `CheckpointConfig`.
+    `forward_only`: as that of a reference model; `checkpoint`: fields of verl's `CheckpointConfig`.
     """
     import torch
     import verl.workers.engine  # noqa: F401 (registers the engines)
@@ -43,7 +45,7 @@ def engine_of(rank: int, ranks: int, rendezvous: str, packed: bool = False, lora
         ),
         engine_config=FSDPEngineConfig(
             strategy="fsdp2", model_dtype="float32", dtype="float32", mixed_precision=single, use_torch_compile=False,
-            use_dynamic_bsz=False,
+            use_dynamic_bsz=False, forward_only=forward_only,
         ),
         optimizer_config=FSDPOptimizerConfig(lr=0.0), checkpoint_config=CheckpointConfig(**checkpoint),
     )  # fmt: skip

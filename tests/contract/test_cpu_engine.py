@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from research_rl.cpu import CPU_ENGINE
-from tests.contract.ranks import run_ranks
+from tests.contract.ranks import WEIGHTS, run_ranks
 
 pytestmark = pytest.mark.slow
 sys.path.insert(0, str(Path(__file__).parent))
@@ -50,6 +50,16 @@ def test_rows_without_an_advantage_are_computed_only_where_they_have_a_gradient_
     left_out = both[False]["rows_policy_and_entropy"] - both[True]["rows_policy"]
     assert left_out == (2 if ranks == 1 else 0)
     assert both[True]["rows_policy_and_entropy"] == both[False]["rows_policy_and_entropy"]
+
+
+def test_a_reference_model_is_run_where_there_is_no_accelerator_to_offload_it_from(tmp_path):
+    from transformers import AutoModelForCausalLM
+
+    run_ranks(Path(__file__).with_name("reference_model.py"), 1, [str(tmp_path / "rendezvous"), str(tmp_path / "logits.pt")])
+    model = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32)
+    with torch.no_grad():
+        expected = model(torch.arange(10, 42)[None]).logits
+    torch.testing.assert_close(torch.load(tmp_path / "logits.pt"), expected, atol=2e-4, rtol=1e-4)
 
 
 def test_what_an_update_leaves_in_the_heap_goes_back_to_the_system():

@@ -92,8 +92,10 @@ def large(manifest: dict[str, Any]) -> bool:
 def _own(directory: Path) -> None:
     """Refuse a link that leads out of an index, whose target would be served passage by passage, and pipes, sockets and devices."""
     root = Path(os.path.realpath(directory))
-    # a snapshot in Hugging Face's cache consists of links to the files of its repository, which that cache itself has made
-    roots = (root, root.parents[1] / "blobs") if root.parent.name == "snapshots" else (root,)
+    # a snapshot in Hugging Face's cache consists of links to the files of its repository, which that cache itself has made; an index may be
+    # a folder of it
+    snapshot = next((one for one in (root, *root.parents) if one.parent.name == "snapshots"), None)
+    roots = (root, snapshot.parents[1] / "blobs") if snapshot else (root,)
     for folder, folders, files in os.walk(root):
         for path in (Path(folder, name) for name in (*folders, *files)):
             name, real = path.relative_to(root).as_posix(), Path(os.path.realpath(path))

@@ -57,17 +57,18 @@ def test_links_inside_of_an_index_and_an_index_that_is_a_link_are_read(index):
     check(index.with_name("link"), EMPTY, "never")
 
 
-def test_a_snapshot_in_hugging_faces_cache_is_read_and_leads_no_further_than_its_repository(index, tmp_path):
-    snapshot = tmp_path / "repository" / "snapshots" / "revision"
-    blobs = tmp_path / "repository" / "blobs"
+@pytest.mark.parametrize("folder", ["", "wiki", "indexes/wiki"])
+def test_a_snapshot_in_hugging_faces_cache_is_read_and_leads_no_further_than_its_repository(index, tmp_path, folder):
+    repository = tmp_path / "repository"
+    snapshot, blobs = repository / "snapshots" / "revision" / folder, repository / "blobs"
     snapshot.parent.mkdir(parents=True)
     index.rename(snapshot)
     blobs.mkdir()
     (snapshot / "corpus.jsonl").rename(blobs / "5f3c")
-    (snapshot / "corpus.jsonl").symlink_to("../../blobs/5f3c")
+    (snapshot / "corpus.jsonl").symlink_to(os.path.relpath(blobs / "5f3c", snapshot))
     check(snapshot, EMPTY, "never")
-    (tmp_path / "repository" / "secret").write_text("x")
-    (snapshot / "passages.jsonl").symlink_to("../../secret")
+    (repository / "secret").write_text("x")
+    (snapshot / "passages.jsonl").symlink_to(os.path.relpath(repository / "secret", snapshot))
     with pytest.raises(IndexingError, match="outside of the index"):
         check(snapshot, EMPTY, "never")
 

@@ -38,9 +38,16 @@ class Files:
             self._open[name] = os.open(directory / name, os.O_RDONLY), entry["bytes"]
 
     def changed(self) -> IndexingError | None:
-        """Return what to say of a file that has another size now; None: there is none. It costs microseconds."""
+        """Return what to say of a file that has another size now, or is gone; None: there is none. On a disk it costs microseconds."""
         for name, (descriptor, size) in self._open.items():
-            if (found := os.fstat(descriptor).st_size) != size:
+            try:
+                found = os.fstat(descriptor).st_size
+            except OSError as error:  # over a network: another machine has replaced it, or the file system is gone
+                return IndexingError(
+                    f"{self._directory}: {name}, as it is served, cannot be read any more ({error.strerror}); if an index that is whole is "
+                    "there, send SIGHUP"
+                )
+            if found != size:
                 return IndexingError(
                     f"{self._directory}: {name} has {found} bytes instead of {size}; it was changed in place while it was served. Put an "
                     "index that is whole there (rag-serving index --force, or a copy beside it that is renamed), and send SIGHUP"

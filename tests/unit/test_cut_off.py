@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -68,6 +69,22 @@ def test_a_file_of_another_size_is_told_and_one_that_takes_its_place_is_not(copy
     assert files.changed() is None
     os.truncate(copy.with_name("old") / "corpus.jsonl", 10)
     assert "corpus.jsonl has 10 bytes instead of" in str(files.changed())
+
+
+def test_an_index_that_another_machine_replaced_on_a_network_file_system_is_refused_in_a_line(copy, monkeypatch):
+    def stale(descriptor):
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with TestClient(create_app(Settings(index=copy))) as client:
+        wait_ready(client)
+        monkeypatch.setattr("rag_serving.cut_off.os.fstat", stale)
+        refused = client.post("/search", json={"query": "italy"})
+        ready = client.get("/readyz")
+        monkeypatch.undo()
+    assert (refused.status_code, refused.json()["reason"]) == (503, "damaged")
+    assert f"cannot be read any more ({os.strerror(errno.ESTALE)})" in refused.json()["detail"]
+    assert ready.status_code == 503
+    assert "send SIGHUP" in ready.json()["stage"]
 
 
 def test_an_index_whose_file_was_cut_off_is_read_no_further_until_a_whole_one_is_loaded(copy, caplog):

@@ -63,6 +63,6 @@ def _composed(recipe: Path, content: Mapping[str, Any], overrides: Sequence[str]
     except (HydraException, OmegaConfBaseException) as failure:
         told = " ".join(str(failure).split())
         variable = "Environment variable" in told
-        do = "Set it: NAME=VALUE research-rl doctor …" if variable else "Correct the recipe or the override"
+        do = "Set it in front of the command: NAME=VALUE …" if variable else "Correct the recipe or the override"
         raise ConfigError(f"{recipe} cannot be composed: {told}. {do}") from None
     return config

@@ -19,8 +19,10 @@ MEMORY_GIB, DISK_GIB = 10.0, 3.0
 NEEDED = ("verl", "vllm", "ray", "torch", "flashrag", "bm25s", "uvicorn", "matplotlib", "jinja2")
 
 
-def check(run_dir: Path, ports: tuple[int, ...], models: tuple[Path, ...]) -> None:
-    """Check packages, model, ports, memory and disk.
+def check(
+    run_dir: Path, ports: tuple[int, ...], models: tuple[Path, ...], another_port: str = "make quickstart PORT=…"
+) -> None:
+    """Check packages, model, ports, memory and disk; `another_port`: how another one is chosen.
 
     Raises:
         ConfigError: names everything that is wrong, and what to do about it.
@@ -33,7 +35,7 @@ def check(run_dir: Path, ports: tuple[int, ...], models: tuple[Path, ...]) -> No
             problems.append(f"no starting model in {model}. Make it: make start-model")
     for port in ports:
         if not port_is_free(port):
-            problems.append(f"port {port} is in use. End the process that has it, or choose another: make quickstart PORT=…")
+            problems.append(f"port {port} is in use. End the process that has it, or choose another: {another_port}")
     memory = psutil.virtual_memory().available / 2**30
     if memory < MEMORY_GIB:
         problems.append(f"{memory:.1f} GiB of memory are available, {MEMORY_GIB:g} GiB are needed. Close other programs")

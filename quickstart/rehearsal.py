@@ -11,11 +11,13 @@ import argparse
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import yaml
@@ -24,14 +26,16 @@ from rich.table import Table
 
 from data_preprocess.world.write import write_world
 from quickstart.preflight import check, remove_run
+from quickstart.rehearsable import composed
 from quickstart.stand_in import stand_in, teach
 from quickstart.training import train
 from research_rl.command_line import Parser
 from research_rl.cpu import CPU_ENVIRONMENT
 from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError
 from research_rl.files import write_text
+from research_rl.training.jobs import MODEL
 from research_rl.training.processes import leaving_none, start_service, wait_until_healthy
-from research_rl.training.recipe import hydra_value, run_directory, stages_of
+from research_rl.training.recipe import hydra_value, override_key, run_directory, stages_of
 from research_rl.training.trajectory_log import read
 
 ROOT = Path(__file__).parents[1]
@@ -80,19 +84,21 @@ def run(options: argparse.Namespace) -> int:
     """
     from research_rl.codec import load_codec
     from research_rl.verl_plugin.config import chat_template_kwargs
-    from research_rl.verl_plugin.doctor.compose import compositions
 
     default = run_directory(options.recipe)
     run_dir: Path = (options.run_dir or default.with_name(f"rehearsal-{default.name}")).resolve()
-    config = next(iter(compositions(options.recipe, run_dir, options.overrides)))[1]
-    source = options.model or config.actor_rollout_ref.model.path
-    check(run_dir, (options.port,), ())
-    remove_run(run_dir)
+    config = composed(options, run_dir)
+    source = config.actor_rollout_ref.model.path
+    check(run_dir, (options.port,), (), "--port")
     started = time.monotonic()
-    write_text(run_dir / "settings.json", json.dumps({name: str(value) for name, value in vars(options).items()}, indent=1))
     model, url = run_dir / "model_stand_in", f"http://127.0.0.1:{options.port}"
     console.rule("1/3  A small model of the same family, and a world")
-    changed = stand_in(source, model, options.seed)
+    # aside: an earlier rehearsal is deleted once this one can begin, and its model may be the one to stand in for
+    with TemporaryDirectory() as folder:
+        changed = stand_in(source, Path(folder, "model"), options.seed)
+        remove_run(run_dir)
+        write_text(run_dir / "settings.json", json.dumps({name: str(value) for name, value in vars(options).items()}, indent=1))
+        shutil.move(Path(folder, "model"), model)
     data = run_dir / "data"
     # trained on the questions that are demonstrated: for others the small model would write nothing that earns a reward
     write_world(data, options.seed, 0.3, {"train": DEMONSTRATIONS, "dev": 8, "test": HELD_OUT})
@@ -110,7 +116,7 @@ def run(options: argparse.Namespace) -> int:
     os.environ.update(CPU_ENVIRONMENT)  # every process of the training inherits it
     given = argparse.Namespace(
         recipe=options.recipe, seed=options.seed, steps=None,
-        overrides=[*overrides(config, options.recipe, options.steps, model, data), *options.overrides],
+        overrides=overrides(config, options.recipe, options.steps, model, data, options.overrides),
     )  # fmt: skip
     train(run_dir, given, [url, url], console, lambda name, seconds: None)
     found = list(outcome(run_dir, options.recipe))
@@ -144,15 +150,18 @@ def demonstrate(run_dir: Path, config: Any, model: Path, url: str) -> list[dict[
     return pq.read_table(out / "train.parquet").to_pylist()
 
 
-def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path) -> list[str]:
-    """Return what differs from the recipe: the device's settings (research_rl/config/on_cpu.yaml), sizes, model and questions."""
+def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, given: Sequence[str] = ()) -> list[str]:
+    """Return what differs from the recipe: the device's settings (research_rl/config/on_cpu.yaml), sizes, model and questions.
+
+    `given`: the user's own overrides, which come last; a model among them is the one to stand in for.
+    """
     updates = max(1, config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size)  # per batch: kept
     section = config.research_rl
     settings: dict[str, Any] = dict(
         _leaves(yaml.safe_load((ROOT / "research_rl" / "config" / "on_cpu.yaml").read_text(encoding="utf-8")))
     )
     settings |= {
-        "actor_rollout_ref.model.path": str(model),
+        MODEL: str(model),
         "data.train_files": [str(data / "train.parquet")], "data.val_files": [str(data / "test.parquet")],
         "data.train_batch_size": QUESTIONS, "data.max_prompt_length": min(PROMPT, config.data.max_prompt_length),
         "data.max_response_length": min(RESPONSE, config.data.max_response_length),
@@ -168,7 +177,10 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path) ->
     stages, _ = stages_of(recipe, [])
     length = [f"stages.{stage.name}.until.steps={steps}" for stage in stages] or [f"trainer.total_training_steps={steps}"]
     # `+`+`+`: some keys of verl are in no structured configuration
-    return [f"++{key}={hydra_value(value)}" for key, value in settings.items()] + length
+    return [f"++{key}={hydra_value(value)}" for key, value in settings.items()] + [
+        *length,
+        *(one for one in given if override_key(one) != MODEL),
+    ]
 
 
 def outcome(run_dir: Path, recipe: Path) -> Iterator[dict[str, Any]]:

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.gpus import MODELS, RECIPES
-from quickstart.rehearsal import overrides
+from quickstart import rehearsal
+from quickstart.rehearsal import main, overrides
 from quickstart.stand_in import stand_in, teach
 from research_rl.codec import encode_row, load_codec
 from research_rl.errors import ConfigError
@@ -81,16 +82,26 @@ def test_without_a_model_to_stand_in_for_it_says_what_is_needed(tmp_path):
         stand_in(str(tmp_path / "none"), tmp_path / "small", 1)
 
 
+@pytest.fixture(scope="module")
+def qwen3(tmp_path_factory):
+    """A small model whose template asks for tool calls as the recipes of tool_calls read them."""
+    folder = tmp_path_factory.mktemp("qwen3")
+    stand_in(str(family_like(folder / "source", "qwen3", MODELS["Qwen3-1.7B"])), folder / "small", 1)
+    return folder / "small"
+
+
 @pytest.mark.parametrize("name", RECIPES)
-def test_a_recipe_is_rehearsed_with_its_own_method_algorithm_and_updates_per_batch(name, llama, tmp_path, monkeypatch):
+def test_a_recipe_is_rehearsed_with_its_own_method_algorithm_and_updates_per_batch(name, llama, qwen3, tmp_path, monkeypatch):
     monkeypatch.chdir(ROOT)
-    recipe, model = ROOT / "recipes" / f"{name}.yaml", f"actor_rollout_ref.model.path={llama[0]}"
-    own = list(compositions(recipe, tmp_path, [model]))
-    given = overrides(own[0][1], recipe, 3, llama[0], tmp_path)
+    recipe, model = ROOT / "recipes" / f"{name}.yaml", qwen3 if name.startswith("tool_calls/") else llama[0]
+    own = list(compositions(recipe, tmp_path, [f"actor_rollout_ref.model.path={model}"]))
+    given = overrides(own[0][1], recipe, 3, model, tmp_path)
     for (stage, before), (same, after) in zip(own, compositions(recipe, tmp_path, given), strict=True):
         assert stage == same
         for section, may in MAY_CHANGE.items():
             one, other = (OmegaConf.to_container(config[section]) for config in (before, after))
+            if section == "data":  # which repeats the section research_rl
+                del one["research_rl"], other["research_rl"]
             assert {key for key in {**one, **other} if one.get(key) != other.get(key)} <= may
         assert after.trainer.total_training_steps == 3
         updates = [
@@ -102,3 +113,58 @@ def test_a_recipe_is_rehearsed_with_its_own_method_algorithm_and_updates_per_bat
         assert before.actor_rollout_ref.model.get("lora_rank") == after.actor_rollout_ref.model.get("lora_rank")
         checks = [check for check in RECIPE if check.name not in ("service", "data", "coverage", "memory")]
         assert not [found for found in examine(Setup(after), checks) if found.level == "error"]
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch):
+    """What `main` would begin with, instead: the model that is asked for, in a list."""
+    asked = []
+
+    def stand_in(source, folder, seed):
+        asked.append(source)
+        raise ConfigError("nothing starts in this test")
+
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(rehearsal, "check", lambda *_: None)
+    monkeypatch.setattr(rehearsal, "stand_in", stand_in)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["recipes/research/cpu.yaml"], "recipes/research/cpu.yaml is for a CPU already; name a recipe for GPUs"),
+        (["recipes/wikipedia/cold_start_gpu.yaml"], "is of supervised training; a rehearsal is of reinforcement learning"),
+        (["recipes/wikipedia/experiment_gpu.yaml"], "is no recipe of reinforcement learning: it has no actor_rollout_ref"),
+        (["recipes/research/gpu.yaml", "--steps", "0"], "--steps must be at least 1, got 0"),
+    ],
+)
+def test_what_is_no_recipe_of_reinforcement_learning_on_gpus_is_refused_in_a_line(
+    arguments, told, nothing_starts, tmp_path, capsys
+):
+    assert main([*arguments, "--run-dir", str(tmp_path / "run")]) == 1
+    assert told in " ".join(capsys.readouterr().out.split())
+    assert not nothing_starts
+
+
+def test_a_model_that_is_named_need_not_be_in_the_environment_and_an_earlier_rehearsal_is_kept_until_there_is_one(
+    nothing_starts, tmp_path, monkeypatch
+):
+    monkeypatch.delenv("MODEL", raising=False)
+    recipe, run_dir = tmp_path / "own" / "mine.yaml", tmp_path / "run"
+    recipe.parent.mkdir()
+    recipe.write_text((ROOT / "recipes/research/gpu.yaml").read_text().replace("oc.env:MODEL,Qwen/Qwen2.5-7B", "oc.env:MODEL"))
+    run_dir.mkdir()
+    (run_dir / "settings.json").write_text("{}")
+    assert main([str(recipe), "--model", "here", "--run-dir", str(run_dir)]) == 1
+    assert nothing_starts == ["here"]
+    assert (run_dir / "settings.json").read_text() == "{}"
+
+
+def test_ones_own_overrides_win_but_for_the_model_which_is_the_one_to_stand_in_for(llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    recipe, own = ROOT / "recipes/research/gpu.yaml", ["actor_rollout_ref.model.path=/large", "actor_rollout_ref.rollout.n=2"]
+    config = next(iter(compositions(recipe, tmp_path, own)))[1]
+    rehearsed = next(iter(compositions(recipe, tmp_path, overrides(config, recipe, 1, llama[0], tmp_path, own))))[1]
+    assert rehearsed.actor_rollout_ref.model.path == str(llama[0])
+    assert rehearsed.actor_rollout_ref.rollout.n == 2

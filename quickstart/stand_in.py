@@ -15,6 +15,7 @@ SIZES = {
     "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
     "head_dim": WIDTH // HEADS, "max_window_layers": LAYERS,
 }  # fmt: skip
+_NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _LEARNING_RATE = 3e-3
 _ENOUGH = 0.05  # nats a token: at this loss sampled text is, but for a word here and there, that of the rows
 
@@ -37,13 +38,22 @@ def stand_in(source: str, folder: Path, seed: int) -> dict[str, Any]:
             f"hub id: --model. ({' '.join(str(error).split())[:300]})"
         ) from None
     text, changed = config.get_text_config(), {}
+    if text is not config:
+        raise ConfigError(
+            f"{source} ({config.model_type}) has parts beside its language model: name a model of text only, with --model"
+        )
+    if missing := [name for name in _NEEDED if getattr(text, name, None) is None]:
+        raise ConfigError(
+            f"{source}: no small model of the architecture {config.model_type} can be made, for its configuration has no "
+            f"{', '.join(missing)}. Name one that has, with --model: Qwen2, Qwen3, Llama, Mistral, Gemma and others"
+        )
     sizes = SIZES | {"num_key_value_heads": 1 if text.num_key_value_heads < text.num_attention_heads else HEADS}
     for name, size in sizes.items():
         if getattr(text, name, None) is not None:
             changed[name] = (getattr(text, name), size)
             setattr(text, name, size)
     if kinds := getattr(text, "layer_types", None):
-        text.layer_types = kinds[:LAYERS]
+        text.layer_types = (list(dict.fromkeys(kinds)) * LAYERS)[:LAYERS]  # each kind of attention, where there are two
     config.dtype = "float32"
     torch.manual_seed(seed)
     try:

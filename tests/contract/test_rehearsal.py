@@ -82,6 +82,30 @@ def test_without_a_model_to_stand_in_for_it_says_what_is_needed(tmp_path):
         stand_in(str(tmp_path / "none"), tmp_path / "small", 1)
 
 
+@pytest.mark.parametrize(
+    ("config", "told"),
+    [
+        ({"model_type": "gpt2"}, "of the architecture gpt2 .* has no .*num_key_value_heads"),
+        ({"model_type": "t5"}, "of the architecture t5 .* has no .*num_key_value_heads"),
+        ({"model_type": "gemma3"}, r"\(gemma3\) has parts beside its language model: name a model of text only, with --model"),
+    ],
+)
+def test_a_model_that_cannot_be_made_smaller_is_refused_in_a_line(config, told, tmp_path):
+    source = family_like(tmp_path / "source", "llama3", config)
+    with pytest.raises(ConfigError, match=told):
+        stand_in(str(source), tmp_path / "small", 1)
+
+
+def test_a_small_model_has_each_kind_of_attention(tmp_path):
+    shape = MODELS["Llama-3.1-8B"] | {"model_type": "gemma2", "num_hidden_layers": 3}
+    kinds = ["sliding_attention", "sliding_attention", "full_attention"]
+    stand_in(str(family_like(tmp_path / "source", "llama3", shape | {"layer_types": kinds})), tmp_path / "small", 1)
+    assert json.loads((tmp_path / "small" / "config.json").read_text())["layer_types"] == [
+        "sliding_attention",
+        "full_attention",
+    ]
+
+
 @pytest.fixture(scope="module")
 def qwen3(tmp_path_factory):
     """A small model whose template asks for tool calls as the recipes of tool_calls read them."""

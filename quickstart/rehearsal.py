@@ -174,6 +174,9 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
     for key, most in (("max_turn_tokens", TURN), ("max_observation_tokens", OBSERVATION)):
         if section.get(key):
             settings[f"research_rl.{key}"] = min(section[key], most)
+    if kept := section.get("trained_rollouts"):  # of n, as before: at least 2, and fewer than n
+        n = settings["actor_rollout_ref.rollout.n"]
+        settings["research_rl.trained_rollouts"] = max(2, kept * n // config.actor_rollout_ref.rollout.n)
     stages, _ = stages_of(recipe, [])
     length = [f"stages.{stage.name}.until.steps={steps}" for stage in stages] or [f"trainer.total_training_steps={steps}"]
     # `+`+`+`: some keys of verl are in no structured configuration

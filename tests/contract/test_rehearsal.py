@@ -192,3 +192,15 @@ def test_ones_own_overrides_win_but_for_the_model_which_is_the_one_to_stand_in_f
     rehearsed = next(iter(compositions(recipe, tmp_path, overrides(config, recipe, 1, llama[0], tmp_path, own))))[1]
     assert rehearsed.actor_rollout_ref.model.path == str(llama[0])
     assert rehearsed.actor_rollout_ref.rollout.n == 2
+
+
+@pytest.mark.parametrize(("n", "kept", "rehearsed"), [(16, 8, 2), (16, 12, 3), (16, 15, 3), (3, 2, 2), (64, 4, 2)])
+def test_the_rollouts_that_are_trained_on_stay_a_share_of_all(n, kept, rehearsed, llama, tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    config = OmegaConf.create({
+        "data": {"train_batch_size": 8, "max_prompt_length": 512, "max_response_length": 1024},
+        "actor_rollout_ref": {"actor": {"ppo_mini_batch_size": 8}, "rollout": {"n": n}},
+        "research_rl": {"trained_rollouts": kept},
+    })  # fmt: skip
+    given = overrides(config, ROOT / "recipes/research/gpu.yaml", 3, llama[0], tmp_path)
+    assert f"++research_rl.trained_rollouts={rehearsed}" in given

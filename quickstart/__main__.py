@@ -73,6 +73,18 @@ def make_parser() -> Parser:
     return parser
 
 
+def settings_of(options: argparse.Namespace) -> dict[str, Any]:
+    """Return what a run is started with, and resumed with."""
+    recipe = options.recipe.resolve()
+    return {
+        "recipe": str(recipe.relative_to(ROOT)) if recipe.is_relative_to(ROOT) else str(options.recipe),
+        "seed": options.seed,
+        "steps": options.steps,
+        "test_questions": options.test_questions,
+        "overrides": options.overrides,
+    }
+
+
 def run(options: argparse.Namespace) -> int:
     """Do all phases; return the exit code.
 
@@ -80,18 +92,9 @@ def run(options: argparse.Namespace) -> int:
         ConfigError, RetrievalError: see `preflight.check` and `wait_until_healthy`.
     """
     run_dir: Path = options.run_dir.resolve()
-    settings = {
-        "recipe": str(options.recipe.resolve().relative_to(ROOT))
-        if options.recipe.resolve().is_relative_to(ROOT)
-        else str(options.recipe),
-        "seed": options.seed,
-        "steps": options.steps,
-        "test_questions": options.test_questions,
-        "overrides": options.overrides,
-    }
+    settings = settings_of(options)
     if not options.fresh:
-        parser = make_parser()
-        check_same_run(run_dir, settings, {name: parser.get_default(name) for name in settings})
+        check_same_run(run_dir, settings, settings_of(make_parser().parse_intermixed_args([])))
         if (run_dir / "summary.json").is_file():
             console.print(f"Done already: {run_dir / 'report.html'}. Start over with: make quickstart-fresh")
             return 0

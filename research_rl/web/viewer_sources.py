@@ -39,6 +39,8 @@ def sources(run: Path) -> list[Source]:
     found = _of_file(run) if run.is_file() else _of_directory(run.parent if run.name == TRAJECTORIES else run)
     if not any(source.kind in (TRAJECTORIES, EVALUATION, RECORDING) for source in found):
         why = f" This file: {no_recording(run)}." if run.is_file() else ""
+        if fresh := [path.name for path in _by_step(run) if not _is_whole(path)]:
+            why = f" {fresh[0]} is being written, and is read once it has not changed for {_QUIET_S:g} s: try again."
         raise ConfigError(
             f"{run}: no trajectories in it. A training writes them to RUN/[STAGE/]trajectories once its first rollouts are scored, "
             f"`research-rl evaluate run` to a .jsonl; give such a directory or file, or a .jsonl of {RECORDINGS}.{why}"
@@ -66,13 +68,18 @@ def _of_directory(run: Path) -> list[Source]:
             found += [Source(kind, _label(path.parent, run), path.parent, path.stem) for path in files]
     rolled_out = [*run.glob("*.jsonl"), *run.glob("measured/*.jsonl")]
     found += [_evaluation(path, run) for path in sorted(rolled_out) if _is_evaluation(path)]
-    by_step = sorted((path for path in run.glob("*.jsonl") if path.stem.isdecimal()), key=lambda path: int(path.stem))
-    return found + [Source(RECORDING, "", run, path.name) for path in by_step if _is_whole(path) and is_dumped(path)]
+    return found + [Source(RECORDING, "", run, path.name) for path in _by_step(run) if _is_whole(path) and is_dumped(path)]
+
+
+def _by_step(run: Path) -> list[Path]:
+    """Return the files of a directory that are named by a step, as verl names them, in order."""
+    return sorted((path for path in run.glob("*.jsonl") if path.stem.isdecimal()), key=lambda path: int(path.stem))
 
 
 def _is_whole(path: Path) -> bool:
     """Return whether a file is no longer written to: one that changes once it has been read makes the whole cache anew."""
-    return time.time() - path.stat().st_mtime > _QUIET_S
+    # a file server's clock may be ahead: that tells nothing, and the file must not be held back until then
+    return not 0 <= time.time() - path.stat().st_mtime <= _QUIET_S
 
 
 def _evaluation(path: Path, run: Path) -> Source:

@@ -92,6 +92,14 @@ def test_a_directory_of_verl_is_shown_step_by_step_and_read_on(tmp_path):
     assert listed(found, {})["total"] == 3
 
 
+def test_a_directory_whose_only_file_is_being_written_says_to_try_again_and_a_servers_clock_holds_nothing_back(tmp_path):
+    write(tmp_path / "run" / "1.jsonl", [dumped("Who?")], seconds_ago=1)
+    with pytest.raises(ConfigError, match=r"1\.jsonl is being written, .* try again"):
+        cache(tmp_path / "run", tmp_path)
+    write(tmp_path / "run" / "1.jsonl", [dumped("Who?")], seconds_ago=-3600)
+    assert listed(cache(tmp_path / "run", tmp_path), {})["total"] == 1
+
+
 def test_a_score_that_is_none_is_told_and_a_file_of_neither_form_names_both(tmp_path):
     found = cache(
         write(tmp_path / "1.jsonl", [dumped("Who?"), dumped("Where?", score="good"), dumped("When?", step="x")]), tmp_path

@@ -97,7 +97,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._rate = 100.0  # queries per second, moving average
         self.queued = 0
-        self._task = asyncio.get_running_loop().create_task(self._run())
+        self._task: asyncio.Task[None] | None = asyncio.get_running_loop().create_task(self._run())
 
     def submit(self, queries: Sequence[str], k: int, nested_to: int = 0) -> list[tuple[Job, bool]]:
         """Admit queries; return per query its job and whether it joined one already in flight. Await the jobs by `result`.
@@ -174,7 +174,10 @@ class Batcher:
         """Finish what was admitted, then end."""
         while self.queued or self._running:
             await asyncio.sleep(0.01)
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
+        # the task refers to this object: as a cycle, which nothing collects after gc.freeze, they would keep the retriever and its files
+        self._task = None
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()

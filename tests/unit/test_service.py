@@ -7,6 +7,7 @@ import json
 import logging
 import threading
 import time
+import weakref
 
 import pytest
 from fastapi.testclient import TestClient
@@ -422,6 +423,27 @@ def test_what_still_hangs_when_the_server_ends_is_told(hangs_in, told):
         assert hangs_in in ("nothing", "close") or reached.wait(10)
     gate.set()
     assert ending.hanging == told
+
+
+def test_what_a_reload_replaced_is_let_go_with_its_files_though_the_collector_never_looks_at_it():
+    """`gc.freeze` after each load: a cycle would stay for ever, and the disk space of files that were deleted with it."""
+    made = []
+
+    def load(*_):
+        retriever = DummyRetriever(PASSAGES)
+        made.append(weakref.ref(retriever))
+        return Opened(retriever, str(len(made)), "f")
+
+    with TestClient(create_app(Settings(), load)) as client:
+        wait_ready(client)
+        for _ in range(3):
+            assert client.post("/search", json={"query": "italy"}).status_code == 200
+            client.app.state.reload().result(20)
+        for _ in range(200):  # what was replaced is closed in a thread
+            if [one() is not None for one in made] == [False, False, False, True]:
+                break
+            time.sleep(0.01)
+        assert [one() is not None for one in made] == [False, False, False, True]
 
 
 def test_a_second_reload_says_that_it_waits_for_the_first(caplog):

@@ -96,7 +96,15 @@ def _own(directory: Path) -> None:
     # a folder of it
     snapshot = next((one for one in (root, *root.parents) if one.parent.name == "snapshots"), None)
     roots = (root, snapshot.parents[1] / "blobs") if snapshot else (root,)
-    for folder, folders, files in os.walk(root):
+
+    def unlisted(error: OSError) -> None:
+        if os.access(error.filename, os.X_OK):  # else nothing in it can be read: a volume's lost+found
+            raise IndexingError(
+                f"{directory}: {error.filename} cannot be listed ({error.strerror}), and may hold links that leave the index; nothing is "
+                "read. Let this user list it: chmod u+r"
+            )
+
+    for folder, folders, files in os.walk(root, onerror=unlisted):
         for path in (Path(folder, name) for name in (*folders, *files)):
             name, real = path.relative_to(root).as_posix(), Path(os.path.realpath(path))
             if not any(real.is_relative_to(one) for one in roots):

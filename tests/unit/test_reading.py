@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -71,6 +72,25 @@ def test_a_snapshot_in_hugging_faces_cache_is_read_and_leads_no_further_than_its
     (snapshot / "passages.jsonl").symlink_to(os.path.relpath(repository / "secret", snapshot))
     with pytest.raises(IndexingError, match="outside of the index"):
         check(snapshot, EMPTY, "never")
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_folder_that_cannot_be_listed_is_refused_if_what_is_in_it_can_be_read_all_the_same(index, monkeypatch, readable):
+    hidden = os.path.realpath(index / "bm25")
+    scandir, access = os.scandir, os.access
+
+    def unlisted(folder):
+        if os.fspath(folder) == hidden:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), hidden)
+        return scandir(folder)
+
+    monkeypatch.setattr(os, "scandir", unlisted)
+    monkeypatch.setattr(os, "access", lambda path, mode: readable if path == hidden else access(path, mode))
+    if readable:
+        with pytest.raises(IndexingError, match=r"bm25 cannot be listed \(.*chmod u\+r"):
+            check(index, EMPTY, "never")
+    else:  # a volume's lost+found
+        check(index, EMPTY, "never")
 
 
 @pytest.mark.parametrize("kind", ["pipe", "socket", "link to a pipe"])

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -22,11 +21,11 @@ from typing import Any
 
 import yaml
 from rich.console import Console
-from rich.table import Table
 
 from data_preprocess.world.write import write_world
 from quickstart.preflight import check, remove_run
 from quickstart.rehearsable import composed
+from quickstart.rehearsed import outcome, show
 from quickstart.stand_in import stand_in, teach
 from quickstart.training import train
 from research_rl.command_line import Parser
@@ -36,7 +35,6 @@ from research_rl.files import write_text
 from research_rl.training.jobs import MODEL
 from research_rl.training.processes import leaving_none, start_service, wait_until_healthy
 from research_rl.training.recipe import hydra_value, override_key, run_directory, stages_of
-from research_rl.training.trajectory_log import read
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS, ROLLOUTS, HELD_OUT, DEMONSTRATIONS = 4, 4, 4, 12
@@ -125,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
         "seconds": round(time.monotonic() - started), "stages": found,
     }  # fmt: skip
     write_text(run_dir / "rehearsal.json", json.dumps(told, indent=1))
-    show(told, run_dir)
+    show(told, run_dir, console)
     return 0
 
 
@@ -184,41 +182,6 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
         *length,
         *(one for one in given if override_key(one) != MODEL),
     ]
-
-
-def outcome(run_dir: Path, recipe: Path) -> Iterator[dict[str, Any]]:
-    """Yield what each stage did.
-
-    Raises:
-        ConfigError: a stage has a loss that is no number.
-    """
-    for stage in [stage.name for stage in stages_of(recipe, [])[0]] or [""]:
-        directory = run_dir / stage
-        records = [record for record in read(directory / "trajectories") if not record["validate"]]
-        logged = [
-            json.loads(line)["data"] for file in directory.glob("metrics-*.jsonl") for line in file.read_text().splitlines()
-        ]
-        updates = [step for step in logged if "actor/grad_norm" in step]
-        if wrong := [step["actor/grad_norm"] for step in updates if not math.isfinite(step["actor/grad_norm"])]:
-            raise ConfigError(f"stage {stage or recipe.stem}: a gradient is {wrong[0]}")
-        yield {
-            "stage": stage, "steps": len(updates), "rollouts": len(records),
-            "searches": sum(len(turn["passages"]) > 0 for record in records for turn in record["turns"]),
-            "reward": [round(step["critic/score/mean"], 3) for step in updates],
-            "gradient": [round(step["actor/grad_norm"], 3) for step in updates],
-            "seconds": [round(step["timing_s/step"], 1) for step in updates],
-        }  # fmt: skip
-
-
-def show(told: Mapping[str, Any], run_dir: Path) -> None:
-    """Print the result."""
-    table = Table("stage", "steps", "rollouts", "searches", "reward by step", "gradient norm by step", title=told["recipe"])
-    for stage in told["stages"]:
-        table.add_row(
-            stage["stage"] or "–", *(str(stage[name]) for name in ("steps", "rollouts", "searches", "reward", "gradient"))
-        )
-    console.print(table)
-    console.print(f"{told['seconds']} s; {run_dir / 'rehearsal.json'}", highlight=False)
 
 
 def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from omegaconf import OmegaConf
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.gpus import MODELS, RECIPES
 from quickstart import rehearsal
 from quickstart.rehearsal import main, overrides
+from quickstart.rehearsed import show
 from quickstart.stand_in import stand_in, teach
 from research_rl.codec import encode_row, load_codec
 from research_rl.errors import ConfigError
@@ -204,3 +206,17 @@ def test_the_rollouts_that_are_trained_on_stay_a_share_of_all(n, kept, rehearsed
     })  # fmt: skip
     given = overrides(config, ROOT / "recipes/research/gpu.yaml", 3, llama[0], tmp_path)
     assert f"++research_rl.trained_rollouts={rehearsed}" in given
+
+
+def test_a_rehearsal_without_searches_or_gradients_says_what_it_did_not_show(tmp_path, capsys):
+    good = {"stage": "one", "steps": 2, "rollouts": 32, "searches": 5, "reward": [0.0, 0.1], "gradient": [0.0, 0.2]}
+    told = {
+        "recipe": "own/gpu.yaml",
+        "seconds": 100,
+        "stages": [good, {**good, "stage": "two", "searches": 0, "gradient": [0.0, 0.0]}],
+    }
+    show(told, tmp_path, Console())
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "stage two: no rollout found a passage" in shown
+    assert "stage two: no update changed the model" in shown
+    assert "stage one: no" not in shown

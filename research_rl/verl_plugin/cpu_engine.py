@@ -27,6 +27,7 @@ _UNKNOWN = ("distillation_use_topk", "distillation_only", "calculate_sum_pi_squa
 
 
 _Engine: Any = FSDPEngineWithLMHead  # its decorator hides the class from type checkers
+_imported: Any = transformer_impl  # they do not expect a name that this module has only imported
 
 
 class CPUEngine(_Engine):
@@ -42,11 +43,11 @@ class CPUEngine(_Engine):
 
     def _build_fsdp_module(self, module: Any) -> Any:
         # verl offloads a reference model to pinned memory of the CPU, which needs an accelerator; here it is where it belongs already
-        policy, transformer_impl.CPUOffloadPolicy = transformer_impl.CPUOffloadPolicy, lambda pin_memory: None
+        policy, _imported.CPUOffloadPolicy = _imported.CPUOffloadPolicy, lambda pin_memory: None
         try:
             module = super()._build_fsdp_module(module)
         finally:
-            transformer_impl.CPUOffloadPolicy = policy
+            _imported.CPUOffloadPolicy = policy
         self._uses_fsdp2_cpu_offload_policy = False
         # float32 means no autocast: FSDP has cast the weights already, and autocast would cast them again
         self._autocast_dtype = torch.float32

@@ -23,6 +23,7 @@ COMMANDS = {  # as it is typed: module with a `make_parser()`
     "python -m data_preprocess": "data_preprocess.__main__",
     "python -m evaluation": "evaluation.__main__",
     "python -m quickstart": "quickstart.__main__",
+    "python -m quickstart.rehearsal": "quickstart.rehearsal",
     "python -m experiment": "experiment.__main__",
 }
 ALSO = {  # other names of the same

@@ -39,6 +39,7 @@ from research_rl.training.recipe import hydra_value, override_key, run_directory
 ROOT = Path(__file__).parents[1]
 QUESTIONS, ROLLOUTS, HELD_OUT, DEMONSTRATIONS = 4, 4, 4, 12
 PROMPT, RESPONSE, TURN, OBSERVATION = 1024, 1536, 128, 384  # tokens, at most
+STAND_IN = "model_stand_in"  # in a run's directory; it also tells a rehearsal from a run that must not be deleted
 console = Console()
 
 
@@ -86,10 +87,12 @@ def run(options: argparse.Namespace) -> int:
     default = run_directory(options.recipe)
     run_dir: Path = (options.run_dir or default.with_name(f"rehearsal-{default.name}")).resolve()
     config = composed(options, run_dir)
+    if run_dir.is_dir() and any(run_dir.iterdir()) and not (run_dir / STAND_IN).is_dir():
+        raise ConfigError(f"{run_dir} holds something else than a rehearsal: it is not deleted. Choose another --run-dir")
     source = config.actor_rollout_ref.model.path
     check(run_dir, (options.port,), (), "--port")
     started = time.monotonic()
-    model, url = run_dir / "model_stand_in", f"http://127.0.0.1:{options.port}"
+    model, url = run_dir / STAND_IN, f"http://127.0.0.1:{options.port}"
     console.rule("1/3  A small model of the same family, and a world")
     # aside: an earlier rehearsal is deleted once this one can begin, and its model may be the one to stand in for
     with TemporaryDirectory() as folder:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.gpus import MODELS, RECIPES
 from quickstart import rehearsal
-from quickstart.rehearsal import main, overrides
+from quickstart.rehearsal import STAND_IN, main, overrides
 from quickstart.rehearsed import show
 from quickstart.stand_in import stand_in, teach
 from research_rl.codec import encode_row, load_codec
@@ -180,11 +180,19 @@ def test_a_model_that_is_named_need_not_be_in_the_environment_and_an_earlier_reh
     recipe, run_dir = tmp_path / "own" / "mine.yaml", tmp_path / "run"
     recipe.parent.mkdir()
     recipe.write_text((ROOT / "recipes/research/gpu.yaml").read_text().replace("oc.env:MODEL,Qwen/Qwen2.5-7B", "oc.env:MODEL"))
-    run_dir.mkdir()
+    (run_dir / STAND_IN).mkdir(parents=True)
     (run_dir / "settings.json").write_text("{}")
     assert main([str(recipe), "--model", "here", "--run-dir", str(run_dir)]) == 1
     assert nothing_starts == ["here"]
     assert (run_dir / "settings.json").read_text() == "{}"
+
+
+def test_the_directory_of_another_run_is_not_deleted(nothing_starts, tmp_path, capsys):
+    (tmp_path / "settings.json").write_text("{}")  # as a quickstart's or an experiment's
+    assert main([str(ROOT / "recipes/research/gpu.yaml"), "--run-dir", str(tmp_path)]) == 1
+    assert "holds something else than a rehearsal: it is not deleted" in " ".join(capsys.readouterr().out.split())
+    assert (tmp_path / "settings.json").exists()
+    assert not nothing_starts
 
 
 def test_ones_own_overrides_win_but_for_the_model_which_is_the_one_to_stand_in_for(llama, tmp_path, monkeypatch):

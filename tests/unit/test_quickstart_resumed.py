@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
@@ -9,6 +10,12 @@ import pytest
 from quickstart.__main__ import main, make_parser, settings_of
 
 DEFAULTS = settings_of(make_parser().parse_intermixed_args([]))
+
+
+@pytest.fixture(autouse=True)
+def others_live_on(monkeypatch):
+    """A main program ends every descendant of its process: here also the one that tests/forked.py forks from."""
+    monkeypatch.setattr("quickstart.__main__.leaving_none", contextlib.nullcontext)
 
 
 def finished(folder, settings):

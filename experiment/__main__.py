@@ -16,12 +16,11 @@ from rich.table import Table
 
 from experiment.declaration import check_files, read_declaration
 from experiment.running import run_steps
+from quickstart.main_program import run_program
 from quickstart.preflight import check_same_run, port_is_free, remove_run
-from rag_serving import IndexingError
 from research_rl.command_line import Parser
-from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError
+from research_rl.errors import ConfigError
 from research_rl.files import write_text
-from research_rl.training.processes import leaving_none
 
 console = Console()
 
@@ -29,15 +28,7 @@ console = Console()
 def main(arguments: list[str] | None = None) -> int:
     """Run an experiment; return the exit code."""
     options = make_parser().parse_intermixed_args(arguments)
-    with leaving_none():
-        try:
-            return run(options)
-        except (ConfigError, DataError, GenerationError, IndexingError, MissingExtraError, RetrievalError) as error:
-            console.print(f"experiment: {error}", style="red", highlight=False, markup=False)
-            return 1
-        except KeyboardInterrupt:
-            console.print("\nInterrupted. Run the same command again to continue.")
-            return 130
+    return run_program("experiment", lambda: run(options), console, "Run the same command again to continue.")
 
 
 def make_parser() -> Parser:

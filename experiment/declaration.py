@@ -11,6 +11,7 @@ import yaml
 
 from research_rl.errors import ConfigError
 from research_rl.methods.base import load_method
+from research_rl.training.recipe import flat
 
 Control = Literal["no_evidence", "random", "empty", "closed_book"]
 Baseline = Literal["direct", "naive_rag", "few_shot"]
@@ -120,17 +121,6 @@ def check_files(declaration: Declaration, data: Path) -> None:
         raise ConfigError(
             f"missing: {', '.join(missing)}. Questions and passages are looked for in the directory DATA, here {data}"
         )
-
-
-def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return a nested mapping as a flat one with dotted keys; sequences become lists, as JSON returns them."""
-    found: dict[str, Any] = {}
-    for name, value in tree.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
-    return found
 
 
 def _defaults(one: Any) -> dict[str, Any]:

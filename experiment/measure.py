@@ -13,7 +13,8 @@ from typing import Any
 from rich.console import Console
 
 from experiment.declaration import Declaration
-from experiment.running import Services, run_child
+from experiment.running import Services
+from quickstart.training import run_child
 from research_rl.inference.engine import vllm_server
 
 

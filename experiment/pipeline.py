@@ -16,10 +16,10 @@ from experiment.declaration import Declaration
 from experiment.measure import START, TRAINED, Measurement, baselines, controls, supervised_baseline
 from experiment.model import trained_model, with_template
 from experiment.report import write_report
-from experiment.running import Services, Step, last_metrics, run_child
+from experiment.running import Services, Step, last_metrics
 from experiment.summary import summarize_run
 from quickstart.progress import Phases
-from quickstart.training import follow_job, halted_training
+from quickstart.training import follow_job, halted_training, run_child
 from research_rl.files import write_text
 from research_rl.questions import read_questions
 from research_rl.recall import answer_recall

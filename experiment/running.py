@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,10 +13,9 @@ from pathlib import Path
 from rich.console import Console
 
 from quickstart.progress import Phases
-from quickstart.training import failure
 from research_rl.errors import ConfigError
 from research_rl.files import whole_lines
-from research_rl.training.processes import start, start_service, wait_until_healthy
+from research_rl.training.processes import start_service, wait_until_healthy
 
 SEARCHERS = {
     "no_evidence": "auto",
@@ -58,29 +57,6 @@ def run_steps(steps: Sequence[Step], phases: Phases, console: Console, until: st
                 raise ConfigError(f"the step {step.name} has left no {step.output}")
         if step.name == until:
             return
-
-
-def run_child(
-    command: Sequence[str], log: Path, console: Console, told: Callable[[], str], environment: Mapping[str, str] | None = None
-) -> None:
-    """Run a command to its end, with its output in a log and `told()` on the terminal.
-
-    Raises:
-        ConfigError, DataError, GenerationError, RetrievalError: what ended it; ConfigError also for any other cause.
-    """
-    logged = log.stat().st_size if log.exists() else 0
-    process = start(list(command), log, dict(environment or {}))
-    started = noted = time.monotonic()
-    with console.status(told()) as status:
-        while process.poll() is None:
-            time.sleep(0.5)
-            seconds = int(time.monotonic() - started)
-            status.update(f"{seconds // 60}:{seconds % 60:02d}  {told()}")
-            if not console.is_terminal and time.monotonic() - noted > 60:
-                noted = time.monotonic()
-                console.print(f"{seconds} s: {told()}", highlight=False)
-    if process.returncode:
-        raise failure(log, logged, process.returncode, " ".join(command[2:4]))
 
 
 def last_metrics(directory: Path) -> str:

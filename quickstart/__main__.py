@@ -20,14 +20,15 @@ from rich.console import Console
 from data_preprocess.world.write import write_world
 from evaluation.report import write_report
 from evaluation.summary import summarize
+from quickstart.main_program import run_program
 from quickstart.preflight import check, check_same_run, remove_run
 from quickstart.progress import Phases
 from quickstart.training import records_of, train
 from research_rl.command_line import Parser
-from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError
+from research_rl.errors import ConfigError, RetrievalError
 from research_rl.files import write_text
 from research_rl.training.jobs import DONE
-from research_rl.training.processes import leaving_none, start_service, wait_until_healthy
+from research_rl.training.processes import start_service, wait_until_healthy
 
 ROOT = Path(__file__).parents[1]
 MODELS = tuple(ROOT / "quickstart" / "start_model" / name for name in ("weights", "weights_all_methods"))
@@ -37,15 +38,8 @@ console = Console()
 def main(arguments: list[str] | None = None) -> int:
     """Run the quickstart; return the exit code."""
     options = make_parser().parse_intermixed_args(arguments)
-    with leaving_none():
-        try:
-            return run(options)
-        except (ConfigError, DataError, GenerationError, RetrievalError) as error:
-            console.print(f"quickstart: {error}", style="red", highlight=False, markup=False)
-            return 1
-        except KeyboardInterrupt:
-            console.print("\nInterrupted. Run `make quickstart` again to resume from the last checkpoint.")
-            return 130
+    again = "Run `make quickstart` again to resume from the last checkpoint."
+    return run_program("quickstart", lambda: run(options), console, again)
 
 
 def make_parser() -> Parser:

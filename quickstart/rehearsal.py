@@ -11,10 +11,9 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -23,18 +22,19 @@ import yaml
 from rich.console import Console
 
 from data_preprocess.world.write import write_world
+from quickstart.main_program import run_program
 from quickstart.preflight import check, remove_run
 from quickstart.rehearsable import composed
 from quickstart.rehearsed import outcome, show
 from quickstart.stand_in import stand_in, teach
-from quickstart.training import train
+from quickstart.training import run_child, train
 from research_rl.command_line import Parser
 from research_rl.cpu import CPU_ENVIRONMENT
-from research_rl.errors import ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError
+from research_rl.errors import ConfigError
 from research_rl.files import write_text
 from research_rl.training.jobs import MODEL
-from research_rl.training.processes import leaving_none, start_service, wait_until_healthy
-from research_rl.training.recipe import hydra_value, override_key, run_directory, stages_of
+from research_rl.training.processes import start_service, wait_until_healthy
+from research_rl.training.recipe import flat, hydra_value, override_key, run_directory, stages_of
 
 ROOT = Path(__file__).parents[1]
 QUESTIONS, ROLLOUTS, HELD_OUT, DEMONSTRATIONS = 4, 4, 4, 12
@@ -46,14 +46,7 @@ console = Console()
 def main(arguments: list[str] | None = None) -> int:
     """Rehearse a recipe; return the exit code."""
     options = make_parser().parse_intermixed_args(arguments)
-    with leaving_none():
-        try:
-            return run(options)
-        except (ConfigError, DataError, GenerationError, MissingExtraError, RetrievalError) as error:
-            console.print(f"rehearsal: {error}", style="red", highlight=False, markup=False)
-            return 1
-        except KeyboardInterrupt:
-            return 130
+    return run_program("rehearsal", lambda: run(options), console, "The same command begins again.")
 
 
 def make_parser() -> Parser:
@@ -103,7 +96,17 @@ def run(options: argparse.Namespace) -> int:
     data = run_dir / "data"
     # trained on the questions that are demonstrated: for others the small model would write nothing that earns a reward
     write_world(data, options.seed, 0.3, {"train": DEMONSTRATIONS, "dev": 8, "test": HELD_OUT})
-    _child("index", "rag_serving.cli", "index", "--corpus", str(data / "corpus.jsonl"), "--out", str(run_dir / "index"))
+    index = [
+        sys.executable,
+        "-m",
+        "rag_serving.cli",
+        "index",
+        "--corpus",
+        str(data / "corpus.jsonl"),
+        "--out",
+        str(run_dir / "index"),
+    ]
+    run_child(index, run_dir / "index.log", console, lambda: "indexing")
     log = run_dir / "service.log"
     wait_until_healthy(start_service(run_dir / "index", options.port, log), url, log)
 
@@ -142,12 +145,13 @@ def demonstrate(run_dir: Path, config: Any, model: Path, url: str) -> list[dict[
     section: Any = OmegaConf.to_container(config.research_rl, resolve=True)
     out, data = run_dir / "demonstrations", run_dir / "data"
     kwargs = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
-    _child(
-        "demonstrations", "data_preprocess", "demonstrations", "--out", str(out), "--questions", str(data / "train.jsonl"),
+    command = [
+        sys.executable, "-m", "data_preprocess", "demonstrations", "--out", str(out), "--questions", str(data / "train.jsonl"),
         "--passages", str(data / "corpus.jsonl"), "--rows", str(DEMONSTRATIONS), "--method", section["method"],
         "--method-options", json.dumps(section.get("method_options") or {}), "--retrieval-url", url, "--top-k", str(section["top_k"]),
         "--tokenizer", str(model), "--max-tokens", str(RESPONSE), "--chat-template-kwargs", json.dumps(kwargs),
-    )  # fmt: skip  # a command line
+    ]  # fmt: skip
+    run_child(command, run_dir / "demonstrations.log", console, lambda: "making demonstrations")
     return pq.read_table(out / "train.parquet").to_pylist()
 
 
@@ -158,9 +162,7 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
     """
     updates = max(1, config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size)  # per batch: kept
     section = config.research_rl
-    settings: dict[str, Any] = dict(
-        _leaves(yaml.safe_load((ROOT / "research_rl" / "config" / "on_cpu.yaml").read_text(encoding="utf-8")))
-    )
+    settings = flat(yaml.safe_load((ROOT / "research_rl" / "config" / "on_cpu.yaml").read_text(encoding="utf-8")))
     settings |= {
         MODEL: str(model),
         "data.train_files": [str(data / "train.parquet")], "data.val_files": [str(data / "test.parquet")],
@@ -185,21 +187,6 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
         *length,
         *(one for one in given if override_key(one) != MODEL),
     ]
-
-
-def _leaves(tree: Mapping[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            yield from _leaves(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value
-
-
-def _child(what: str, module: str, *arguments: str) -> None:
-    with console.status(what):
-        done = subprocess.run([sys.executable, "-m", module, *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise ConfigError(f"{what}: exit code {done.returncode}: {done.stderr.strip()[-1500:]}")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,29 @@ def follow_job(job: Job, variables: Mapping[str, str], console: Console, add_sec
     if code:
         raise failure(log, logged, code)
     return 0
+
+
+def run_child(
+    command: Sequence[str], log: Path, console: Console, told: Callable[[], str], environment: Mapping[str, str] | None = None
+) -> None:
+    """Run a command to its end, with its output in a log and `told()` on the terminal.
+
+    Raises:
+        ConfigError, DataError, GenerationError, RetrievalError: what ended it; ConfigError also for any other cause.
+    """
+    logged = log.stat().st_size if log.exists() else 0
+    process = start(list(command), log, dict(environment or {}))
+    started = noted = time.monotonic()
+    with console.status(told()) as status:
+        while process.poll() is None:
+            time.sleep(0.5)
+            seconds = int(time.monotonic() - started)
+            status.update(f"{seconds // 60}:{seconds % 60:02d}  {told()}")
+            if not console.is_terminal and time.monotonic() - noted > 60:
+                noted = time.monotonic()
+                console.print(f"{seconds} s: {told()}", highlight=False)
+    if process.returncode:
+        raise failure(log, logged, process.returncode, " ".join(command[2:4]))
 
 
 def records_of(run_dir: Path, recipe: Path) -> list[dict[str, Any]]:

@@ -107,6 +107,17 @@ def section_settings(
     return found
 
 
+def flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return a nested mapping as a flat one with dotted keys; sequences become lists, as JSON returns them."""
+    found: dict[str, Any] = {}
+    for name, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            found |= flat(value, f"{prefix}{name}.")
+        else:
+            found[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
+    return found
+
+
 def override_key(override: str) -> str:
     """Return the key of a Hydra override, without a leading `+`, `++` or `~`."""
     return override.partition("=")[0].lstrip("+~")

@@ -154,7 +154,7 @@ def nothing_starts(monkeypatch):
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr(rehearsal, "check", lambda *_: None)
     # it ends every descendant of this process, the one among them that tests/forked.py forks from
-    monkeypatch.setattr(rehearsal, "leaving_none", contextlib.nullcontext)
+    monkeypatch.setattr("quickstart.main_program.leaving_none", contextlib.nullcontext)
     monkeypatch.setattr(rehearsal, "stand_in", stand_in)
     return asked
 

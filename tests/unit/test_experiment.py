@@ -20,10 +20,10 @@ from experiment.__main__ import make_parser, run
 from experiment.data import asked_questions, corpus, first_of_each, without_evidence
 from experiment.declaration import Declaration, QuestionSet, check_files, read_declaration
 from experiment.model import with_template
-from experiment.running import Step, run_child, run_steps
+from experiment.running import Step, run_steps
 from experiment.summary import one_set, queries, step_seconds
 from quickstart.progress import Phases
-from quickstart.training import follow_job
+from quickstart.training import follow_job, run_child
 from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError
 from research_rl.methods.base import load_method

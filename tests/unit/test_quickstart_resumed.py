@@ -15,7 +15,7 @@ DEFAULTS = settings_of(make_parser().parse_intermixed_args([]))
 @pytest.fixture(autouse=True)
 def others_live_on(monkeypatch):
     """A main program ends every descendant of its process: here also the one that tests/forked.py forks from."""
-    monkeypatch.setattr("quickstart.__main__.leaving_none", contextlib.nullcontext)
+    monkeypatch.setattr("quickstart.main_program.leaving_none", contextlib.nullcontext)
 
 
 def finished(folder, settings):

@@ -66,7 +66,7 @@ class Declaration:
     supervised_baselines: Sequence[SupervisedBaseline] = ()  # trained on the cold start's questions, with its recipe
     control_questions: int | None = None  # of each set, the first ones, for controls and baselines; null: all
     few_shot_prompt: str | None = None  # file of the prompt of the baseline `few_shot`
-    serve_options: str = "--dtype bfloat16 --max-model-len 2048"  # options of vLLM when a model is measured
+    serve_options: str = "--max-model-len 2048"  # options of vLLM when a model is measured
     concurrency: int = 64  # questions under way when a model is measured
 
     def settings(self) -> dict[str, Any]:

@@ -3,6 +3,24 @@
 import os
 import sys
 from collections.abc import Mapping
+from pathlib import Path
+
+CPUINFO = Path("/proc/cpuinfo")
+
+
+def fast_dtype(cpuinfo: Path = CPUINFO) -> str:
+    """Return the type in which this processor multiplies matrices fastest: `bfloat16` if it has instructions for that, else `float32`.
+
+    Without such instructions bfloat16 is converted at every product. Where there is no `cpuinfo` (not Linux), it is `float32`.
+    """
+    try:
+        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return "float32"
+    # x86 and ARM each have a list of what the processor can do, under a different name
+    found = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    return "bfloat16" if found & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
+
 
 CPU_ENGINE = {  # for vLLM on a CPU, if nothing else computes at the same time
     "OMP_NUM_THREADS": str(os.cpu_count()),
@@ -24,6 +42,7 @@ CPU_ENVIRONMENT = CPU_ENGINE | {
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "TORCHDYNAMO_DISABLE": "1",
+    "CPU_DTYPE": fast_dtype(),  # recipes read it: research_rl/config/wikipedia_cpu.yaml and sft_on_cpu.yaml
     "RAY_DEDUP_LOGS": "0",
     "HYDRA_FULL_ERROR": "1",
 }

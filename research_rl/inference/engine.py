@@ -16,7 +16,7 @@ from pathlib import Path
 
 import httpx
 
-from research_rl.cpu import CPU_ENGINE
+from research_rl.cpu import CPU_ENGINE, fast_dtype
 from research_rl.errors import GenerationError
 
 GRACE_S = 20.0  # seconds between SIGTERM and SIGKILL
@@ -26,7 +26,8 @@ GRACE_S = 20.0  # seconds between SIGTERM and SIGKILL
 def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s: float = 900.0) -> Iterator[str]:
     """Start ``vllm serve`` for a model (directory or hub id) on a free port, yield its base URL, and end it whatever happens.
 
-    vLLM's build for CPUs gets the variables of `CPU_ENGINE` that the environment does not set.
+    vLLM's build for CPUs gets the variables of `CPU_ENGINE` that the environment does not set, and computes in `fast_dtype`, unless
+    `options` have another: by itself it takes the type of the model's weights, however slow that is on this processor.
 
     Raises:
         GenerationError: it ended, or did not answer in time; the message has the first error of its log.
@@ -36,7 +37,7 @@ def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s:
         port = probe.getsockname()[1]
     # start the module: the script of the CPU build looks for a distribution called vllm
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
-    command += ["--host", "127.0.0.1", "--port", str(port), *options]
+    command += ["--host", "127.0.0.1", "--port", str(port), *(["--dtype", fast_dtype()] if cpu_build() else []), *options]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(

@@ -60,7 +60,7 @@ def declared(model, tmp_path_factory):
         "model": model, "passages": ["corpus.jsonl"], "controls": ["no_evidence", "empty"],
         "baselines": [], "supervised_baselines": ["direct"], "control_questions": 4,
         "sets": {"world": {"train": "train.jsonl", "test": "test.jsonl", "questions": 8}}, "max_turn_tokens": 64,
-        "response_tokens": 320, "serve_options": "--dtype bfloat16 --max-model-len 1024 --enforce-eager",
+        "response_tokens": 320, "serve_options": "--max-model-len 1024 --enforce-eager",
     }  # fmt: skip
     content["cold_start"] |= {"demonstrations": {"world": 16}, "overrides": ["checkpoint.save_contents=[model,extra]"]}
     (folder / "experiment.yaml").write_text(yaml.safe_dump(content))

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.codec import HFCodec, load_codec
-from research_rl.cpu import CPU_ENVIRONMENT, restart_with
+from research_rl.cpu import CPU_ENVIRONMENT, fast_dtype, restart_with
 from research_rl.methods.base import Method, load_method
 from research_rl.training.trajectory_log import read
 
 ENGINE = {
-    "dtype": "bfloat16", "max_model_len": 896, "max_num_seqs": 64, "max_num_batched_tokens": 1024, "block_size": 32,
+    "dtype": fast_dtype(), "max_model_len": 896, "max_num_seqs": 64, "max_num_batched_tokens": 1024, "block_size": 32,
     "enforce_eager": True, "distributed_executor_backend": "uni", "logprobs_mode": "processed_logprobs",
 }  # fmt: skip
 

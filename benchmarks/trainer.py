@@ -1,7 +1,8 @@
 """``python benchmarks/trainer.py --model DIR``: tokens per second of verl's update on a CPU, against plain PyTorch over the same rows.
 
-The plain loop is what one would write by hand: bf16 weights, rows of like length padded together, PyTorch's own attention, logits at the
-targets only. Both update all weights once per batch; parts alternate, and the median of their ratios is what counts.
+The plain loop is what one would write by hand: weights in the same precision, rows of like length padded together, PyTorch's own
+attention, logits at the targets only. Both update all weights once per batch; parts alternate, and the median of their ratios is what
+counts.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch.nn.functional import cross_entropy
 from transformers import AutoModelForCausalLM
 
-from research_rl.cpu import CPU_ENVIRONMENT, restart_with
+from research_rl.cpu import CPU_ENVIRONMENT, fast_dtype, restart_with
 
 ROUND = 64
 
@@ -43,8 +44,10 @@ def rows_of(path: Path | None, count: int, vocabulary: int) -> list[tuple[list[i
 class Plain:
     """The loop by hand."""
 
-    def __init__(self, model: str) -> None:
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.bfloat16, attn_implementation="sdpa").train()
+    def __init__(self, model: str, precision: str) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(
+            model, dtype=getattr(torch, precision), attn_implementation="sdpa"
+        ).train()
         self.masters = [parameter.detach().float().clone().requires_grad_() for parameter in self.model.parameters()]
         self.optimizer = torch.optim.AdamW(self.masters, lr=0.0)
 
@@ -141,10 +144,10 @@ def main() -> None:
     parser.add_argument(
         "--tokens", type=int, default=2048, help="of a micro-batch of verl's; the plain loop has as many rows of 512"
     )
-    parser.add_argument("--precision", default="bfloat16")
+    parser.add_argument("--precision", default=fast_dtype(), choices=("bfloat16", "float32"))
     options = parser.parse_args()
     torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
-    plain, ours = Plain(options.model), Verl(options.model, options.tokens, options.precision)
+    plain, ours = Plain(options.model, options.precision), Verl(options.model, options.tokens, options.precision)
     rows = rows_of(options.trajectories, options.rows, plain.model.config.vocab_size)
     tokens = sum(len(ids) for ids, _ in rows)
     ratios = []

@@ -21,6 +21,7 @@ from research_rl.verl_plugin.doctor.lengths import lengths
 from research_rl.verl_plugin.doctor.machine import memory, on_a_gpu
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.size import GIB
+from research_rl.verl_plugin.doctor.speed import seconds_on_gpus, step_of
 from research_rl.verl_plugin.doctor.training import batches
 
 ROOT = Path(__file__).parents[1]
@@ -74,6 +75,7 @@ class Row:
     gpus: int
     findings: tuple[Finding, ...]
     gib: float | None
+    seconds: float | None = None  # of a step, of whose assumptions the page tells
 
     def errors(self, check: str) -> list[str]:
         """Return what a check finds to be wrong; a warning of the memory, that the estimate is more than there is, counts."""
@@ -90,14 +92,15 @@ class Row:
         estimate = (
             "–" if self.gib is None else f"{self.gib:.0f} of {card}: {'fits' if told('memory') == 'yes' else 'does not fit'}"
         )
-        return f"| `{self.recipe}.yaml` | {model} | {self.gpus} | {composes} | {told('batches')} | {estimate} |"
+        seconds = "–" if self.seconds is None else f"{self.seconds:,.0f}" if self.seconds >= 1 else "under 1"
+        return f"| `{self.recipe}.yaml` | {model} | {self.gpus} | {composes} | {told('batches')} | {estimate} | {seconds} |"
 
 
 def look(recipe: str, gpus: int, overrides: tuple[str, ...] = ()) -> Row:
     """Return what is found of a recipe at a number of GPUs, nodes of eight."""
     model, card = RECIPES[recipe]
     findings: list[Finding] = []
-    gib = None
+    gib = seconds = None
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(MODELS[model]), encoding="utf-8")
         given = [
@@ -109,15 +112,16 @@ def look(recipe: str, gpus: int, overrides: tuple[str, ...] = ()) -> Row:
                 setup = Setup(config, measured={"gpus": [float(card * GIB)] * min(gpus, NODE)})
                 findings += examine(setup, [batches, lengths, memory])
                 gib = max(gib or 0.0, sum(part.size for part in on_a_gpu(setup)) / GIB)
+                seconds = max(seconds or 0.0, seconds_on_gpus(step_of(setup), gpus))
         except ConfigError as mistake:
             findings.append(Finding("error", "recipe", str(mistake)))
-    return Row(recipe, gpus, tuple(findings), gib)
+    return Row(recipe, gpus, tuple(findings), gib, seconds)
 
 
 def table() -> Iterator[str]:
     """Yield the lines of the table."""
-    yield "| recipe | model | GPUs | composes | batches divide | GiB a GPU in an update (estimate) |"
-    yield "|---|---|---|---|---|---|"
+    yield "| recipe | model | GPUs | composes | batches divide | GiB a GPU in an update (estimate) | s a step on H100 (estimate) |"
+    yield "|---|---|---|---|---|---|---|"
     for recipe in RECIPES:
         for gpus in SIZES:
             yield str(look(recipe, gpus))

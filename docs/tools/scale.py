@@ -12,6 +12,7 @@ from math import ceil
 from pathlib import Path
 
 from research_rl.files import write_text
+from research_rl.training.flops import H100, H100_USED, Step
 
 PAGE = Path(__file__).parents[1] / "howto" / "scale.md"
 BEGIN, END = "<!-- table -->\n", "<!-- /table -->\n"
@@ -26,8 +27,6 @@ PARSED = 149e6  # bytes of trajectories that one core reads a second
 # read from verl 0.9.1's source: bytes a token
 DRIVER_MOVED, DRIVER_HELD, STORED = 112, 56, 72
 # assumed
-FLOPS_TOKEN = 12  # FLOPs a parameter and token: update 6, old and reference log-probabilities 2 each, prefill and sampling 2
-PEAK, USED = 989e12, 0.35  # FLOP/s of an H100 in bfloat16 (data sheet, dense), and the share that is reached
 ONE_PROCESS = 0.5e9  # bytes a second that one Python process takes from TransferQueue and gives back
 PASSAGE, PASSAGES = 600, 5  # bytes, and how many a query
 NODE = 8  # GPUs
@@ -60,14 +59,14 @@ def reckon(size: Size) -> list[Row]:
     """Return the table's rows; each `load` above 1 is a bottleneck."""
     rate = size.rollouts / DAY  # rollouts a second
     step = size.batch / rate  # seconds
-    flops = rate * size.tokens * FLOPS_TOKEN * size.parameters
+    gpus = Step(size.batch, size.tokens, size.parameters).flops() / step / H100 / H100_USED
     record = TRAJECTORY_FIXED + TRAJECTORY_TOKEN * size.tokens
     queries = rate * size.searches / size.generating  # a second, while rollouts are made
     moved = size.batch * size.tokens * DRIVER_MOVED
     checkpoint = size.parameters * CHECKPOINT
     return [
         Row("a step", f"{step:,.1f} s, {DAY / step:,.0f} a day"),
-        Row("GPUs", f"{flops / PEAK / USED:,.0f} of {size.gpus:,}", flops / PEAK / USED / size.gpus),
+        Row("GPUs", f"{gpus:,.0f} of {size.gpus:,}", gpus / size.gpus),
         Row("driver, bytes a step", f"{moved / 1e9:,.1f} GB, {moved / step / 1e9:,.2f} GB/s", moved / step / ONE_PROCESS),
         Row("driver, memory", f"{size.batch * size.tokens * DRIVER_HELD / 1e9:,.1f} GB"),
         Row("TransferQueue, memory", f"{size.batch * size.tokens * STORED / 1e9:,.1f} GB"),

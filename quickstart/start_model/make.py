@@ -29,6 +29,7 @@ from quickstart.start_model.dialects import DIALECTS, Dialect
 from quickstart.start_model.tokenizer import EOS, build_tokenizer
 from rag_serving.indexing import build_index
 from rag_serving.retrievers import load_index
+from research_rl.cpu import fast_dtype
 from research_rl.methods.base import Method
 from research_rl.types import Passage
 
@@ -146,7 +147,7 @@ def loss_of(model: Qwen2ForCausalLM, rows: list[Row], pad: int) -> tuple[torch.T
     width = max(len(ids) for ids, _ in rows)
     ids = torch.tensor([ids + [pad] * (width - len(ids)) for ids, _ in rows])
     targets = torch.tensor([mask + [0] * (width - len(mask)) for _, mask in rows])[:, 1:].bool()
-    with torch.autocast("cpu", dtype=torch.bfloat16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=fast_dtype() == "bfloat16"):
         # no attention mask is needed: causal attention does not see padding on the right
         hidden = model.model(input_ids=ids[:, :-1], use_cache=False).last_hidden_state
         logits = model.lm_head(hidden[targets])

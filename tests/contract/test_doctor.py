@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from research_rl import cli
 from research_rl.questions import write_verl_parquet
 from research_rl.training.recipe import stages_of
-from research_rl.verl_plugin.doctor import machine, section, service, tools
+from research_rl.verl_plugin.doctor import machine, section, service, speed, tools
 from research_rl.verl_plugin.doctor.command import diagnose, together
 from research_rl.verl_plugin.doctor.compose import compositions, environment
 from research_rl.verl_plugin.doctor.finding import Finding
@@ -328,6 +328,30 @@ def test_memory_that_is_not_there_is_a_warning_on_a_cpu(run_dir, monkeypatch):
     monkeypatch.setattr(psutil, "virtual_memory", lambda: type("M", (), {"total": 24 * 2**30, "available": 2**30}))
     found = [finding for finding in diagnose(QUICKSTART, run_dir) if finding.name == "memory"]
     assert [finding.level for finding in found] == ["warning"]
+
+
+def test_the_time_of_a_step_is_estimated_from_the_speed_of_this_processor(run_dir, monkeypatch):
+    monkeypatch.setattr(speed, "measured_flops", lambda dtype: 1e9 if dtype == "float32" else 0.0)
+    [finding] = [finding for finding in diagnose(QUICKSTART, run_dir) if finding.name == "speed"]
+    # 2 of sampling, 2 of π_old and 6 of the update, per parameter and token; 16 x 8 rollouts of half of 464 tokens
+    flops = 10 * 128 * 232 * speed.step_of(Setup(next(iter(compositions(QUICKSTART, run_dir, [])))[1])).parameters
+    assert finding.level == "ok"
+    assert f"about {flops / 1e12:.1f} TFLOP a step (128 rollouts of 232 tokens" in finding.what
+    assert f"{flops / 0.7e9 / 60:.0f} min a step" in finding.what
+    assert "on 1 GFLOP/s in float32 here, of which 70 % is used" in finding.what
+
+
+@pytest.mark.parametrize(("fast", "level"), [("float32", "warning"), ("bfloat16", "ok")])
+def test_a_type_in_which_this_processor_is_slow_is_a_warning(fast, level, run_dir, monkeypatch):
+    monkeypatch.setattr(speed, "fast_dtype", lambda: fast)
+    found = diagnose(QUICKSTART, run_dir, [f"{ROLLOUT}.dtype=bfloat16"])
+    assert next(finding.level for finding in found if finding.name == "speed") == level
+    assert any(f"{ROLLOUT}.dtype=bfloat16" in finding.got for finding in found) == (level == "warning")
+
+
+def test_matrix_products_are_measured_in_the_type_that_is_asked_for():
+    assert speed.measured_flops("float32") > 1e8
+    assert speed.measured_flops("auto") > 1e8
 
 
 def test_an_mcp_server_is_asked_and_its_tools_are_listed(url):

@@ -15,6 +15,7 @@ from research_rl.verl_plugin.doctor import (
     machine,
     section,
     service,
+    speed,
     tokenizer,
     tools,
     training,
@@ -28,7 +29,7 @@ RECIPE = (
     *(training.trainer, training.estimator, training.policy_loss, training.dynamic_sampling),
     *(training.health, training.batches),
     *(tokenizer.model_files, tokenizer.prompt, tokenizer.tags, lengths.lengths, lengths.bucket, lengths.budgets),
-    *(service.service, tools.mcp_server, judge.judge, data.data, coverage.coverage, machine.disk, machine.memory),
+    *(service.service, tools.mcp_server, judge.judge, data.data, coverage.coverage, machine.disk, machine.memory, speed.speed),
 )
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 from research_rl.cpu import fast_dtype
 from research_rl.training.flops import H100, H100_USED, Step
@@ -15,6 +14,13 @@ from research_rl.verl_plugin.doctor.size import width
 _FILLED = 0.5  # assumed: the share of the longest prompt and response that a rollout has on average
 _CPU_USED = 0.7  # share of the speed of plain matrix products; measured: see docs/doctor.md
 _SECONDS = 0.2  # for which matrices are multiplied
+_PRECISION = "actor_rollout_ref.actor.fsdp_config.mixed_precision"
+_NAMES = {
+    "auto": "bfloat16",
+    "bf16": "bfloat16",
+    "fp16": "float16",
+    "fp32": "float32",
+}  # verl's and vLLM's, that torch does not know
 
 
 def step_of(setup: Setup) -> Step:
@@ -48,27 +54,35 @@ def speed(setup: Setup) -> Iterator[Finding]:
         f"longest, x {step.parameters / 1e6:,.0f} M parameters)"
     )
     if config.trainer.device == "cpu":
-        yield from _slow_types(config)
-        dtype = config.actor_rollout_ref.rollout.dtype
-        rate = setup.measured.get("flops") or measured_flops(dtype)
-        setup.measured["flops"] = rate
-        seconds, where = step.flops() / (rate * _CPU_USED), f"{rate / 1e9:,.0f} GFLOP/s in {dtype} here, of which 70 % is used"
+        actor, dtype = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout.dtype
+        yield from slow_types(
+            {
+                "actor_rollout_ref.rollout.dtype": dtype,
+                f"{_PRECISION}.param_dtype": (actor.fsdp_config.mixed_precision or {}).get("param_dtype"),
+            }
+        )
+        seconds, how = seconds_on_this_cpu(step.flops(), dtype, setup)
     else:
         gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
         seconds = seconds_on_gpus(step, gpus)
-        where = f"{gpus} GPUs, if they are H100 of whose {H100 / 1e12:,.0f} TFLOP/s {H100_USED:.0%} is used"
+        how = f"{gpus} GPUs, if they are H100 of whose {H100 / 1e12:,.0f} TFLOP/s {100 * H100_USED:.0f} % is used"
     steps = config.trainer.get("total_training_steps")
-    whole = f", {_duration(seconds * steps)} for {steps:,} steps" if steps else ""
-    yield ok(f"{told}: {_duration(seconds)} a step{whole}, on {where}. Start, searches and measurements come on top")
+    whole = f", {duration(seconds * steps)} for {steps:,} steps" if steps else ""
+    yield ok(f"{told}: at least {duration(seconds)} a step{whole}, on {how}. Start, searches and measurements come on top")
 
 
-def _slow_types(config: Any) -> Iterator[Finding]:
-    """Warn of 16-bit types where the processor has no instructions for them."""
-    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
-    types = {
-        "actor_rollout_ref.rollout.dtype": rollout.dtype,
-        "actor_rollout_ref.actor.fsdp_config.mixed_precision.param_dtype": (actor.fsdp_config.mixed_precision or {}).get("param_dtype"),
-    }  # fmt: skip
+def seconds_on_this_cpu(flops: float, dtype: str, setup: Setup) -> tuple[float, str]:
+    """Return the seconds of so many operations, and at what speed."""
+    rates = setup.measured.setdefault("flops", {})
+    if dtype not in rates:
+        rates[dtype] = measured_flops(dtype)
+    return flops / (
+        rates[dtype] * _CPU_USED
+    ), f"{rates[dtype] / 1e9:,.0f} GFLOP/s in {dtype} here, of which {100 * _CPU_USED:.0f} % is used"
+
+
+def slow_types(types: Mapping[str, str | None]) -> Iterator[Finding]:
+    """Warn of 16-bit types where the processor has no instructions for them. `types`: keys of the recipe, with their values."""
     slow = {key: dtype for key, dtype in types.items() if dtype and width(dtype) < 4}
     if slow and fast_dtype() == "float32":
         yield warning(
@@ -79,10 +93,10 @@ def _slow_types(config: Any) -> Iterator[Finding]:
 
 
 def measured_flops(dtype: str) -> float:
-    """Return the FLOP/s of matrix products in a type, by its name, on all cores that torch uses. `auto` is taken for bfloat16."""
+    """Return the FLOP/s of matrix products in a type, by its name, on all cores that torch uses."""
     import torch
 
-    kind = getattr(torch, dtype.replace("auto", "bfloat16"))
+    kind = getattr(torch, _NAMES.get(dtype, dtype))
     left, right = torch.ones(512, 1024, dtype=kind), torch.ones(1024, 1024, dtype=kind)
     torch.nn.functional.linear(left, right)  # prepares the kernel
     started, products = time.perf_counter(), 0
@@ -92,7 +106,7 @@ def measured_flops(dtype: str) -> float:
     return 2.0 * products * left.numel() * right.shape[0] / seconds
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """Return a time in words of a size that one can read."""
     if seconds < 120:
         return f"{_digits(seconds)} s"

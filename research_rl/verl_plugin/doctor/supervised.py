@@ -7,11 +7,13 @@ from pathlib import Path
 
 from research_rl.codec import encode_row, load_codec
 from research_rl.errors import DataError
+from research_rl.training.flops import UPDATE
 from research_rl.verl_plugin.config import chat_template_kwargs
 from research_rl.verl_plugin.doctor.finding import Finding, check, error, ok
 from research_rl.verl_plugin.doctor.machine import on_this_machine, room_for
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.size import checkpoint, machine
+from research_rl.verl_plugin.doctor.speed import duration, seconds_on_this_cpu, slow_types
 from research_rl.verl_plugin.doctor.tokenizer import model_files
 from research_rl.verl_plugin.rows import files_of, sampled_rows
 
@@ -42,6 +44,9 @@ def rows(setup: Setup) -> Iterator[Finding]:
                 DataError,
             )
         else:
+            # a mean of the sample, for all rows of the file
+            tokens = total * sum(lengths.values()) // max(1, len(lengths))
+            setup.measured["row tokens"] = setup.measured.get("row tokens", 0) + tokens
             yield ok(f"{file}: {len(lengths):,} of {total:,} rows looked at, the longest has {max(lengths.values()):,} tokens")
 
 
@@ -64,4 +69,18 @@ def memory(setup: Setup) -> Iterator[Finding]:
         yield from on_this_machine(parts, "data.max_token_len_per_gpu", setup)
 
 
-CHECKS = (model_files, rows, disk, memory)
+@check("speed", "not estimated for GPUs", "model")
+def speed(setup: Setup) -> Iterator[Finding]:
+    """Estimate the time of all epochs on a CPU."""
+    config, tokens = setup.config, setup.measured.get("row tokens")
+    if config.trainer.device != "cpu" or not tokens:
+        return
+    dtype = (config.engine.mixed_precision or {}).get("param_dtype") or config.engine.model_dtype
+    yield from slow_types({"engine.mixed_precision.param_dtype": dtype})
+    epochs = config.trainer.total_epochs
+    seconds, how = seconds_on_this_cpu(UPDATE * setup.parameters * tokens * epochs, dtype, setup)
+    told = f"{tokens:,} tokens, trainer.total_epochs={epochs}, {setup.parameters / 1e6:,.0f} M parameters"
+    yield ok(f"at least {duration(seconds)} for {told}, on {how}. Start, checkpoints and export come on top")
+
+
+CHECKS = (model_files, rows, disk, memory, speed)

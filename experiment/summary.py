@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from evaluation.statistics import paired
 from evaluation.summary import TRAINING, by_step, mean_metrics
 from experiment.declaration import Declaration
 from quickstart.training import records_of
+from research_rl.cpu import hardware
 from research_rl.inference.sampling import read_log
 from research_rl.metrics import answer_rank
 from research_rl.tools.open import opened
@@ -38,7 +38,7 @@ def summarize_run(declaration: Declaration, run_dir: Path, seed: int, seconds: M
         "data": json.loads((run_dir / "data" / "counts.json").read_text(encoding="utf-8")),
         "protocol": {name: getattr(declaration, name) for name in PROTOCOL},
         "model": declaration.model, "models": models, "seed": seed, "seconds": dict(seconds),
-        "hardware": {"cores": os.cpu_count(), "processor": processor()},
+        "hardware": hardware(),
         "versions": versions(),
     }  # fmt: skip
     if declaration.train:
@@ -204,10 +204,3 @@ def versions() -> dict[str, str]:
         except importlib.metadata.PackageNotFoundError:
             continue
     return found
-
-
-def processor() -> str:
-    """Return the processor's name if the system states it (Linux), else an empty text."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")

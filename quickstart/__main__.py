@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ from quickstart.preflight import check, check_same_run, remove_run
 from quickstart.progress import Phases
 from quickstart.training import records_of, train
 from research_rl.command_line import Parser
+from research_rl.cpu import hardware
 from research_rl.errors import ConfigError, RetrievalError
 from research_rl.files import write_text
 from research_rl.training.jobs import DONE
@@ -183,7 +183,7 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
         "seed": options.seed,
         "checkpoint": str(checkpoint[-1].relative_to(run_dir)) if checkpoint else None,
         "seconds": phases.seconds,
-        "hardware": {"cores": os.cpu_count()},
+        "hardware": hardware(),
         "versions": {name: importlib.metadata.version(name) for name in packages},
     }
     write_report(run_dir / "report.html", summary, records, last)

@@ -5,25 +5,43 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-CPUINFO = Path("/proc/cpuinfo")
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
+QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of a container: microseconds of processor time a period, and the period; or "max"
 
 
 def fast_dtype(cpuinfo: Path = CPUINFO) -> str:
     """Return the type in which this processor multiplies matrices fastest: `bfloat16` if it has instructions for that, else `float32`.
 
-    Without such instructions bfloat16 is converted at every product. Where there is no `cpuinfo` (not Linux), it is `float32`.
+    Without such instructions bfloat16 is converted at every product. Where there is no `cpuinfo`, it is `float32`.
     """
-    try:
-        lines = cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return "float32"
     # x86 and ARM each have a list of what the processor can do, under a different name
-    found = {flag for line in lines if line.startswith(("flags", "Features")) for flag in line.split()}
+    found = {flag for line in _lines(cpuinfo) if line.startswith(("flags", "Features")) for flag in line.split()}
     return "bfloat16" if found & {"avx512_bf16", "amx_bf16", "bf16"} else "float32"
 
 
+def cores(quota: Path = QUOTA) -> int:
+    """Return how many cores this process may use: those that it is not kept from, and no more than its container has the time of."""
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    limit, _, period = next(iter(_lines(quota)), "max").partition(" ")
+    return max(1, min(allowed, int(limit) // int(period))) if limit.isdigit() else allowed
+
+
+def hardware() -> dict[str, str | int]:
+    """Return what a summary says of this machine; an empty name where the system does not state it."""
+    name = next((line.partition(":")[2].strip() for line in _lines(CPUINFO) if line.startswith("model name")), "")
+    return {"cores": cores(), "processor": name, "dtype": fast_dtype()}
+
+
+def _lines(path: Path) -> list[str]:
+    """Return the lines of a file of the system's; none if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return []
+
+
 CPU_ENGINE = {  # for vLLM on a CPU, if nothing else computes at the same time
-    "OMP_NUM_THREADS": str(os.cpu_count()),
+    "OMP_NUM_THREADS": str(cores()),
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB
     # the engine computes in the process that uses it: waiting for a separate worker process would occupy a core

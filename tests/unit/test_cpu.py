@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from research_rl.cpu import CPU_ENVIRONMENT, fast_dtype
+from research_rl.cpu import CPU_ENVIRONMENT, cores, fast_dtype, hardware
 from research_rl.training.flops import Step
 
 
@@ -29,6 +29,22 @@ def test_bfloat16_is_for_processors_with_instructions_for_it(line, dtype, tmp_pa
 
 def test_where_nothing_tells_of_the_processor_it_is_float32(tmp_path):
     assert fast_dtype(tmp_path / "none") == "float32"
+
+
+@pytest.mark.parametrize(
+    ("quota", "count"),
+    [("max 100000", 64), ("200000 100000", 2), ("150000 100000", 1), ("50000 100000", 1), ("9900000 100000", 64), ("", 64)],
+)
+def test_cores_are_those_that_a_container_has_the_time_of(quota, count, tmp_path, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(64)))
+    (tmp_path / "cpu.max").write_text(f"{quota}\n" if quota else "")
+    assert cores(tmp_path / "cpu.max") == count
+    assert cores(tmp_path / "none") == 64
+
+
+def test_a_summary_names_cores_processor_and_type():
+    assert set(hardware()) == {"cores", "processor", "dtype"}
+    assert hardware()["cores"] == int(CPU_ENVIRONMENT["OMP_NUM_THREADS"])
 
 
 def test_recipes_for_a_cpu_read_the_type_from_the_environment_that_they_are_run_in():

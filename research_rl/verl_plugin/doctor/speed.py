@@ -12,7 +12,7 @@ from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.size import width
 
 _FILLED = 0.5  # assumed: the share of the longest prompt and response that a rollout has on average
-_CPU_USED = 0.7  # share of the speed of plain matrix products; measured: see docs/doctor.md
+_CPU_USED = 0.9  # share of the speed of plain matrix products, as measured with SmolLM2-135M: docs/doctor.md
 _SECONDS = 0.2  # for which matrices are multiplied
 _PRECISION = "actor_rollout_ref.actor.fsdp_config.mixed_precision"
 _NAMES = {

@@ -89,7 +89,10 @@ def add_run(commands: Any, arguments: Sequence[str]) -> None:
     )
     parser.add_argument("--serve", action="store_true", help="start vLLM for the model in --tokenizer, and end it afterwards")
     parser.add_argument(
-        "--serve-options", default="", help='options of vLLM, for example "--dtype float32 --max-model-len 4096"'
+        "--serve-options",
+        default="",
+        help='options of vLLM, for example "--max-model-len 4096"; on a CPU it computes in the type that is fastest there, '
+        "unless --dtype is among them",
     )
     parser.add_argument(
         "--config", type=Path, default=None, help="YAML with any of these options, which the command line overrides"

@@ -18,7 +18,8 @@ from typing import Any
 from research_rl.training.trajectory_log import read
 
 LR = "actor_rollout_ref.actor.optim.lr=9e-3"
-SLOWLY = [LR, "actor_rollout_ref.actor.optim.lr_warmup_steps=40"]  # reached step by step
+# reached step by step; two updates per batch, for LLDS and the clip range have no effect on the first one
+SLOWLY = [LR, "actor_rollout_ref.actor.optim.lr_warmup_steps=40", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
 BROKEN = "research_rl.health.rules.broken"
 VARIANTS: dict[str, list[str]] = {
     "seed 1": [], "seed 2": [], "seed 3": [],
@@ -85,14 +86,15 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     """Draw EM by step for every run, a mark at its first alarm."""
     from research_rl.web.page import subplots, svg
 
-    figure, (left, right) = subplots(2, 11, 4)
-    for name, run_figures in found.items():
-        axis = left if name.startswith(("seed", "pays")) else right
-        values = run_figures["curves"]["em"]
-        (line,) = axis.plot(range(1, len(values) + 1), values, label=name, linewidth=1.3)
-        if first := run_figures["first_alarm"]:
-            axis.axvline(first, color=line.get_color(), linestyle=":", linewidth=1)
-    for axis in (left, right):
+    panels = [[name for name in found if name.startswith(kinds)] for kinds in (("seed", "pays"), "lr")]
+    shown = [names for names in panels if names]
+    figure, axes = subplots(len(shown), 5.5 * len(shown), 4)
+    for axis, names in zip(axes, shown, strict=True):
+        for name in names:
+            values = found[name]["curves"]["em"]
+            (line,) = axis.plot(range(1, len(values) + 1), values, label=name, linewidth=1.3)
+            if first := found[name]["first_alarm"]:
+                axis.axvline(first, color=line.get_color(), linestyle=":", linewidth=1)
         axis.set(xlabel="step", ylabel="EM of the training rollouts", ylim=(0, 1))
         axis.legend(fontsize=7)
     path.write_text(svg(figure))

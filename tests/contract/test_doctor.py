@@ -352,6 +352,16 @@ def test_a_type_in_which_this_processor_is_slow_is_a_warning(fast, level, run_di
     assert any(f"{ROLLOUT}.dtype=bfloat16" in finding.got for finding in found) == (level == "warning")
 
 
+@pytest.mark.parametrize(
+    ("given", "warned"),
+    [((), True), ((f"{ACTOR}.ppo_mini_batch_size=8",), False), (("algorithm.rollout_correction.bypass_mode=true",), False)],
+)
+def test_a_loss_that_has_no_effect_with_one_update_per_batch_is_a_warning(given, warned, run_dir):
+    found = diagnose(QUICKSTART, run_dir, [f"{ACTOR}.policy_loss.loss_mode=llds", *given])
+    [finding] = [finding for finding in found if finding.name == "policy loss"]
+    assert (finding.level, "llds has no effect" in finding.what) == (("warning", True) if warned else ("ok", False))
+
+
 def test_matrix_products_are_measured_in_the_type_that_is_asked_for():
     assert speed.measured_flops("float32") > 1e8
     assert speed.measured_flops("auto") > 1e8

@@ -8,7 +8,7 @@ from typing import Any
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.health import Health
 from research_rl.verl_plugin.advantages import NAME
-from research_rl.verl_plugin.doctor.finding import Finding, check, error
+from research_rl.verl_plugin.doctor.finding import Finding, check, error, warning
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.health import check_health
 from research_rl.verl_plugin.policy_loss_config import check_policy_loss
@@ -78,6 +78,22 @@ def policy_loss(setup: Setup) -> Iterator[Finding]:
             f"{_ACTOR}.clip_ratio={actor.clip_ratio} has no effect: verl clips by clip_ratio_low and clip_ratio_high, both {_CLIP}",
             "",
             f"Set {_ACTOR}.clip_ratio_low and {_ACTOR}.clip_ratio_high",
+        )
+    batch, bypass = (
+        setup.config.data.train_batch_size,
+        (setup.config.algorithm.get("rollout_correction") or {}).get("bypass_mode"),
+    )
+    if (
+        actor.policy_loss.get("loss_mode") == "llds"
+        and batch <= actor.ppo_mini_batch_size
+        and actor.ppo_epochs == 1
+        and not bypass
+    ):
+        yield warning(
+            "llds has no effect: it acts on actions that have become less likely since they were sampled, and at the first update of a "
+            "batch none has",
+            f"one update per batch (data.train_batch_size={batch}, {_ACTOR}.ppo_mini_batch_size={actor.ppo_mini_batch_size})",
+            f"Lower {_ACTOR}.ppo_mini_batch_size, for example to {max(1, batch // 2)}",
         )
 
 

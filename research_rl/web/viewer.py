@@ -40,13 +40,13 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     with listening:
         url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{listening.getsockname()[1]}"
-        print(url, flush=True)
         local = _is_loopback(options.host)
         if not local:
             print(
                 f"research-rl view: {options.host} is not a loopback address: whoever can reach it can read everything in these runs",
                 file=sys.stderr,
             )
+        print(url, flush=True)  # last: whoever waits for it has been warned
         if not options.no_browser and _has_display():
             webbrowser.open(url)
         app = create_viewer(caches, ["127.0.0.1", "localhost", "::1", "[::1]", options.host] if local else None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from research_rl.cpu import CPU_ENVIRONMENT, cores, fast_dtype, hardware
+from research_rl.inference import engine
 from research_rl.training.flops import Step
 
 
@@ -49,6 +50,25 @@ def test_a_summary_names_cores_processor_and_type():
 
 def test_recipes_for_a_cpu_read_the_type_from_the_environment_that_they_are_run_in():
     assert CPU_ENVIRONMENT["CPU_DTYPE"] == fast_dtype()
+
+
+@pytest.mark.parametrize(("on_cpu", "first"), [(True, ["--dtype", fast_dtype()]), (False, [])])
+def test_a_server_on_a_cpu_gets_the_fast_type_before_the_options_which_may_have_another(on_cpu, first, monkeypatch, tmp_path):
+    started = []
+
+    def popen(command, **_):
+        started.extend(command)
+        raise InterruptedError
+
+    monkeypatch.setattr(engine, "cpu_build", lambda: on_cpu)
+    monkeypatch.setattr(engine.subprocess, "Popen", popen)
+    with pytest.raises(InterruptedError), engine.vllm_server("model", "m", ["--dtype", "half"], tmp_path / "log"):
+        pass
+    assert started[started.index("--port") + 2 :] == [
+        *first,
+        "--dtype",
+        "half",
+    ]  # of an option given twice, the last one counts
 
 
 def test_a_step_costs_twelve_flops_a_parameter_and_token_and_less_where_less_is_done():

@@ -97,7 +97,8 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
                 axis.axvline(first, color=line.get_color(), linestyle=":", linewidth=1)
         axis.set(xlabel="step", ylabel="EM of the training rollouts", ylim=(0, 1))
         axis.legend(fontsize=7)
-    path.write_text(svg(figure))
+    title = "<title>EM of the training rollouts by step; dotted: the first alarm</title>"  # to be read aloud
+    path.write_text(svg(figure).replace(">", f">{title}", 1))
 
 
 def main() -> None:

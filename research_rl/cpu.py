@@ -29,7 +29,7 @@ def cores(quota: Path = QUOTA) -> int:
 def hardware() -> dict[str, str | int]:
     """Return what a summary says of this machine; an empty name where the system does not state it."""
     name = next((line.partition(":")[2].strip() for line in _lines(CPUINFO) if line.startswith("model name")), "")
-    return {"cores": cores(), "processor": name, "dtype": fast_dtype()}
+    return {"cores": cores(), "processor": name, "fast_dtype": fast_dtype()}
 
 
 def _lines(path: Path) -> list[str]:

@@ -43,8 +43,8 @@ def test_cores_are_those_that_a_container_has_the_time_of(quota, count, tmp_path
     assert cores(tmp_path / "none") == 64
 
 
-def test_a_summary_names_cores_processor_and_type():
-    assert set(hardware()) == {"cores", "processor", "dtype"}
+def test_a_summary_names_cores_processor_and_its_fast_type():
+    assert set(hardware()) == {"cores", "processor", "fast_dtype"}
     assert hardware()["cores"] == int(CPU_ENVIRONMENT["OMP_NUM_THREADS"])
 
 
@@ -64,11 +64,8 @@ def test_a_server_on_a_cpu_gets_the_fast_type_before_the_options_which_may_have_
     monkeypatch.setattr(engine.subprocess, "Popen", popen)
     with pytest.raises(InterruptedError), engine.vllm_server("model", "m", ["--dtype", "half"], tmp_path / "log"):
         pass
-    assert started[started.index("--port") + 2 :] == [
-        *first,
-        "--dtype",
-        "half",
-    ]  # of an option given twice, the last one counts
+    # of an option given twice, the last one counts
+    assert started[started.index("--port") + 2 :] == [*first, "--dtype", "half"]
 
 
 def test_a_step_costs_twelve_flops_a_parameter_and_token_and_less_where_less_is_done():

@@ -56,6 +56,11 @@ class Setup:
         """verl's settings of the model; supervised recipes have them at the top level."""
         return self.config.actor_rollout_ref.model if "actor_rollout_ref" in self.config else self.config.model
 
+    @property
+    def bypass(self) -> bool:
+        """Whether π_old is what the engine sampled with, so that the trainer makes no pass of its own for it."""
+        return bool((self.config.algorithm.get("rollout_correction") or {}).get("bypass_mode"))
+
     @cached_property
     def model(self) -> Any:
         """The model's configuration, None if it is not on this machine (`why_no_model` says why)."""

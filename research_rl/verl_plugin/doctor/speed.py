@@ -26,15 +26,13 @@ _NAMES = {
 def step_of(setup: Setup) -> Step:
     """Return the sizes of a step. The model's configuration must be on this machine."""
     config, rollout = setup.config, setup.config.actor_rollout_ref.rollout
-    correction = config.algorithm.get("rollout_correction") or {}
-    own_pass = not correction.get("bypass_mode")  # for π_old
     reference = config.actor_rollout_ref.actor.use_kl_loss or config.algorithm.use_kl_in_reward
     return Step(
         rollouts=config.data.train_batch_size * rollout.n,
         tokens=_FILLED * (config.data.max_prompt_length + config.data.max_response_length),
         parameters=setup.parameters,
         trained=(setup.section.get("trained_rollouts") or rollout.n) / rollout.n,
-        passes=own_pass + bool(reference),
+        passes=(not setup.bypass) + bool(reference),
         frozen=bool(setup.adapter),
         recomputed=bool(config.actor_rollout_ref.model.enable_gradient_checkpointing),
     )

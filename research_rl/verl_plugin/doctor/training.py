@@ -79,16 +79,9 @@ def policy_loss(setup: Setup) -> Iterator[Finding]:
             "",
             f"Set {_ACTOR}.clip_ratio_low and {_ACTOR}.clip_ratio_high",
         )
-    batch, bypass = (
-        setup.config.data.train_batch_size,
-        (setup.config.algorithm.get("rollout_correction") or {}).get("bypass_mode"),
-    )
-    if (
-        actor.policy_loss.get("loss_mode") == "llds"
-        and batch <= actor.ppo_mini_batch_size
-        and actor.ppo_epochs == 1
-        and not bypass
-    ):
+    batch = setup.config.data.train_batch_size
+    one_update = batch <= actor.ppo_mini_batch_size and actor.ppo_epochs == 1
+    if actor.policy_loss.get("loss_mode") == "llds" and one_update and not setup.bypass:
         yield warning(
             "llds has no effect: it acts on actions that have become less likely since they were sampled, and at the first update of a "
             "batch none has",

@@ -1,8 +1,8 @@
 """``python benchmarks/collapse.py --out DIR``: does the health of a run tell a collapse before the reward does, and is it silent otherwise?
 
-Runs the quickstart as it is (three seeds); with a learning rate 30 times too high, at once (with the default rules, and with one that rolls
-back) and reached in 40 steps (as it is, with LLDS, with clip-higher); and with a reward that pays for every word of an answer. Each is a
-run of its own in DIR/NAME; what is done is not run again. Writes DIR/collapse.json and DIR/collapse.svg.
+Runs the quickstart as it is and with two updates per batch; with a learning rate 30 times too high, at once (with the default rules, and
+with one that rolls back) and reached in 40 steps (as it is, with LLDS, with clip-higher); and with a reward that pays for every word of an
+answer. Each is a run of its own in DIR/NAME; what is done is not run again. Writes DIR/collapse.json and DIR/collapse.svg.
 """
 
 from __future__ import annotations
@@ -12,54 +12,76 @@ import json
 import subprocess
 import sys
 from collections import defaultdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from benchmarks.methods import start_model
 from research_rl.training.trajectory_log import read
 
+
+@dataclass(frozen=True)
+class Variant:
+    """What a run of the quickstart changes: overrides, seed, and the habits of the model it starts from (None: the one that is shipped)."""
+
+    overrides: tuple[str, ...] = ()
+    seed: int = 1
+    habits: str | None = None
+
+
 LR = "actor_rollout_ref.actor.optim.lr=9e-3"
-# reached step by step; two updates per batch, for LLDS and the clip range have no effect on the first one
-SLOWLY = [LR, "actor_rollout_ref.actor.optim.lr_warmup_steps=40", "actor_rollout_ref.actor.ppo_mini_batch_size=8"]
+TWO = "actor_rollout_ref.actor.ppo_mini_batch_size=8"  # updates per batch: LLDS and the clip range have no effect on the first
 BROKEN = "research_rl.health.rules.broken"
-VARIANTS: dict[str, list[str]] = {
-    "seed 1": [], "seed 2": [], "seed 3": [],
-    "lr x 30": [LR],
-    "lr x 30, rolled back": [LR, f"{BROKEN}.action=rollback", "research_rl.health.rollback.lr_factor=0.03", "trainer.save_freq=1"],
-    "lr x 30 by warm-up": [*SLOWLY, f"{BROKEN}.action=warn"],
-    "lr x 30 by warm-up, LLDS": [*SLOWLY, f"{BROKEN}.action=warn", "actor_rollout_ref.actor.policy_loss.loss_mode=llds"],
-    "lr x 30 by warm-up, clip-higher": [*SLOWLY, f"{BROKEN}.action=warn", "actor_rollout_ref.actor.clip_ratio_high=0.28"],
-    "pays for words": ["research_rl.method=benchmarks.stuffing.PaysForWords"],
-}  # fmt: skip
+SLOWLY = (LR, "actor_rollout_ref.actor.optim.lr_warmup_steps=40", TWO, f"{BROKEN}.action=warn")  # reached step by step
+VARIANTS = {
+    **{f"seed {seed}": Variant(seed=seed) for seed in (1, 2, 3)},
+    **{f"two updates, seed {seed}": Variant((TWO,), seed) for seed in (1, 2)},
+    "lr x 30": Variant((LR,)),
+    "lr x 30, rolled back": Variant(
+        (LR, f"{BROKEN}.action=rollback", "research_rl.health.rollback.lr_factor=0.03", "trainer.save_freq=1")
+    ),
+    "lr x 30 by warm-up": Variant(SLOWLY),
+    **{f"lr x 30 by warm-up, seed {seed}": Variant(SLOWLY, seed) for seed in (2, 3)},
+    "lr x 30 by warm-up, LLDS": Variant((*SLOWLY, "actor_rollout_ref.actor.policy_loss.loss_mode=llds")),
+    "lr x 30 by warm-up, clip-higher": Variant((*SLOWLY, "actor_rollout_ref.actor.clip_ratio_high=0.28")),
+    "pays for words": Variant(("research_rl.method=benchmarks.stuffing.PaysForWords",), habits="hedging"),
+}
+
+
+def directory(name: str, out: Path) -> Path:
+    """Return a variant's run directory."""
+    return out / name.replace(" ", "_").replace(",", "")
 
 
 def run(name: str, out: Path, steps: int, port: int) -> None:
     """Run one variant, unless it has ended."""
-    directory = out / name.replace(" ", "_").replace(",", "")
-    if (directory / "ended.json").is_file():
+    run_dir, variant = directory(name, out), VARIANTS[name]
+    if (run_dir / "ended.json").is_file():
         return
-    seed = name.rpartition(" ")[2] if name.startswith("seed") else "1"
     command = [
-        sys.executable, "-m", "quickstart", "--run-dir", str(directory), "--seed", seed, "--steps", str(steps), "--port", str(port),
-        "--test-questions", "40", *VARIANTS[name],
+        sys.executable, "-m", "quickstart", "--run-dir", str(run_dir), "--seed", str(variant.seed), "--steps", str(steps),
+        "--port", str(port), "--test-questions", "40", *variant.overrides,
     ]  # fmt: skip
+    if variant.habits:
+        command.append(f"actor_rollout_ref.model.path={start_model(out, variant.habits)}")
     code = subprocess.run(command, check=False).returncode
-    if not directory.is_dir():
+    if not run_dir.is_dir():
         raise SystemExit(f"{name} could not start; what is done is kept")
-    (directory / "ended.json").write_text(json.dumps({"exit_code": code}))
+    (run_dir / "ended.json").write_text(json.dumps({"exit_code": code}))
 
 
 def figures(name: str, out: Path) -> dict[str, Any]:
     """Return a run's mean reward and EM by step, its alarms, and when either had lost half of its best mean of five steps."""
-    directory = out / name.replace(" ", "_").replace(",", "")
+    run_dir = directory(name, out)
     rows: dict[int, list[dict[str, float]]] = defaultdict(list)
-    for record in read(directory / "trajectories"):
+    for record in read(run_dir / "trajectories"):
         if not record["validate"]:
             rows[record["step"]].append(record["metrics"])
     curves = {
         metric: [sum(row[metric] for row in rows[step]) / len(rows[step]) for step in sorted(rows)]
         for metric in ("score", "em")
     }
-    log = directory / "health.jsonl"
+    log = run_dir / "health.jsonl"
     alarms = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
     lost = {metric: half_lost(values) for metric, values in curves.items()}
     first = min((alarm["step"] for alarm in alarms), default=None)
@@ -67,7 +89,7 @@ def figures(name: str, out: Path) -> dict[str, Any]:
     return {
         "curves": curves, "alarms": [{key: alarm[key] for key in ("step", "rule", "action") if key in alarm} for alarm in alarms],
         "first_alarm": first, "half_lost": lost, "steps_before": at - first if at and first else None,
-        "exit_code": json.loads((directory / "ended.json").read_text())["exit_code"],
+        "exit_code": json.loads((run_dir / "ended.json").read_text())["exit_code"],
     }  # fmt: skip
 
 
@@ -86,7 +108,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     """Draw EM by step for every run, a mark at its first alarm."""
     from research_rl.web.page import subplots, svg
 
-    panels = [[name for name in found if name.startswith(kinds)] for kinds in (("seed", "pays"), "lr")]
+    panels = [[name for name in found if name.startswith(kinds)] for kinds in (("seed", "two", "pays"), "lr")]
     shown = [names for names in panels if names]
     figure, axes = subplots(len(shown), 5.5 * len(shown), 4)
     for axis, names in zip(axes, shown, strict=True):
@@ -114,7 +136,7 @@ def main() -> None:
     for name in options.only:
         print(f"== {name}", flush=True)
         run(name, options.out, options.steps, options.port)
-    ended = [name for name in VARIANTS if (options.out / name.replace(" ", "_").replace(",", "") / "ended.json").is_file()]
+    ended = [name for name in VARIANTS if (directory(name, options.out) / "ended.json").is_file()]
     found = {name: figures(name, options.out) for name in ended}
     (options.out / "collapse.json").write_text(json.dumps(found, indent=1))
     plot(found, options.out / "collapse.svg")

@@ -1,4 +1,4 @@
-"""A reward with a hole, for benchmarks/collapse.py: it pays for every word of an answer that holds the golden one."""
+"""A reward with a hole, for benchmarks/collapse.py: it pays for every word of an answer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from research_rl.types import Reward, Trajectory
 
 
 class PaysForWords(ReSearch):
-    """ReSearch, but for its reward: 0.2 for an answer that holds a golden one, and 0.1 for each of its words, at most 1."""
+    """ReSearch, but for its reward: 0.2 for an answer that contains a golden one, and 0.1 for each word, up to 0.8."""
 
     name: ClassVar[str] = "research"
 

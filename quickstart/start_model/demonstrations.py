@@ -37,6 +37,11 @@ PROFILES: dict[str, dict[str, dict[str, float]]] = {
         "two_hop": {"good": 0.15, "twice": 0.45, "stop_early": 0.40},
         "comparison": {"good": 0.15, "twice": 0.45, "guess": 0.40},
     },
+    "hedging": {  # names several possibilities now and then: for experiments with rewards that pay for that
+        "one_hop": {"good": 0.60, "hedge": 0.15, "guess": 0.15, "no_box": 0.10},
+        "two_hop": {"good": 0.35, "hedge": 0.15, "stop_early": 0.50},
+        "comparison": {"good": 0.35, "hedge": 0.15, "guess": 0.20, "no_box": 0.30},
+    },
 }
 
 
@@ -75,6 +80,11 @@ def demonstrate(
 
 
 def _answer(question: Question, habit: str, rng: random.Random) -> str:
+    if habit == "hedge":
+        others = ["yes", "no"] if question.type == "comparison" else rng.sample(PROFESSIONS + GOODS, rng.randint(1, 3))
+        named = sorted({question.golden_answers[0], *others})
+        rng.shuffle(named)
+        return " or ".join(named)
     if question.type == "comparison":
         return question.golden_answers[0] if habit in ("good", "twice", "broken_tags") else rng.choice(("yes", "no"))
     if habit == "stop_early":

@@ -20,7 +20,7 @@ def table() -> str:
     """Return the table, in Markdown: a row for each set that the doctor knows."""
     wanted = SpecifierSet(tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["requires-python"])
     python = ", ".join(version for version in pythons() if version in wanted)
-    lines = [f"| set | {' | '.join(COLUMNS)} | vLLM | Python |", "|---" * (len(COLUMNS) + 3) + "|"]
+    lines = [f"| set | {' | '.join(COLUMNS)} | engine | Python |", "|---" * (len(COLUMNS) + 3) + "|"]
     for source, versions in KNOWN.items():
         engine = next(name for name in ENGINES if name in versions)
         lines.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from uuid import uuid4
 
@@ -72,6 +72,7 @@ class SearchAgentLoop(AgentLoopBase):
         self._method = self._settings.load()
         self._budget = self._settings.budget(self.rollout_config.response_length)
         self._interrupted = self.config.trainer.v1.trainer_mode != "sync"
+        self._sampling = partial(sampling, interrupted=self._interrupted, engine=self.rollout_config.name)
 
     @property
     def _codec(self) -> HFCodec:
@@ -106,7 +107,7 @@ class SearchAgentLoop(AgentLoopBase):
 
         async def generate(ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
             output = await self.server_manager.generate(
-                request_id=request, prompt_ids=ids, sampling_params=sampling(sampling_params, most, stop, self._interrupted)
+                request_id=request, prompt_ids=ids, sampling_params=self._sampling(sampling_params, most, stop)
             )
             merge_steps(extra, output.extra_fields)
             Progress.turns += 1
@@ -123,7 +124,7 @@ class SearchAgentLoop(AgentLoopBase):
             limit = min(memory.max_tokens, self.rollout_config.response_length, context - len(ids))
             if limit < 1:
                 return ""  # too long to be rewritten: this path is not accepted
-            parameters = sampling({**sampling_params, "temperature": memory.temperature}, limit, (), self._interrupted)
+            parameters = self._sampling({**sampling_params, "temperature": memory.temperature}, limit, ())
             output = await self.server_manager.generate(request_id=uuid4().hex, prompt_ids=ids, sampling_params=parameters)
             ids = [number for number in output.token_ids if number not in self._codec.eos_ids]
             return self._codec.decode(ids)

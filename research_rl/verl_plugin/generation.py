@@ -5,20 +5,30 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+ENGINES = ("vllm", "sglang")  # of actor_rollout_ref.rollout.name
 
-def sampling(parameters: Mapping[str, Any], most: int, stop: tuple[str, ...], interrupted: bool) -> dict[str, Any]:
-    """Return verl's sampling parameters for at most `most` tokens up to a stop string.
 
-    `interrupted`: an update of the weights may interrupt the request (verl's asynchronous trainers).
+def sampling(
+    parameters: Mapping[str, Any], most: int, stop: tuple[str, ...], interrupted: bool, engine: str = "vllm"
+) -> dict[str, Any]:
+    """Return verl's sampling parameters for at most `most` tokens up to a stop string, which is a part of what is returned.
+
+    `interrupted`: an update of the weights may interrupt the request (verl's asynchronous trainers). `engine`: one of ENGINES. verl's
+    server for SGLang renames `max_tokens`, and passes on the rest, where SGLang refuses names that it does not know.
     """
-    from vllm.sampling_params import RequestOutputKind
-
-    return {
+    common = {
         **parameters,
         "max_tokens": most,
         "stop": list(stop),
+        "skip_special_tokens": False,  # stop strings are matched in the text, in which a special token must not be missing
+    }
+    if engine == "sglang":
+        return {**common, "no_stop_trim": True}
+    from vllm.sampling_params import RequestOutputKind
+
+    return {
+        **common,
         "include_stop_str_in_output": True,
-        "skip_special_tokens": False,  # vLLM matches stop strings in the text, in which a special token must not be missing
         # verl waits for the end of a request anyway, and one message per request instead of one per token relieves the engine's process.
         # But before verl interrupts requests, it waits for a first output of each.
         **({} if interrupted else {"output_kind": RequestOutputKind.FINAL_ONLY}),
@@ -35,8 +45,8 @@ def merge_steps(extra: dict[str, Any], new: Mapping[str, Any]) -> None:
 def up_to_stop(ids: Sequence[int], decode: Callable[[Sequence[int]], str], stop: Sequence[str]) -> int:
     """Return the number of ids up to the end of the first stop string; of all ids if there is none.
 
-    An interrupted request is sent again, with the ids sampled so far as a part of its prompt. vLLM does not look for stop strings there,
-    so that it misses one that began before the interruption, and the policy writes on.
+    An interrupted request is sent again, with the ids sampled so far as a part of its prompt. Engines do not look for stop strings there,
+    so that they miss one that began before the interruption, and the policy writes on.
     """
 
     def has_stopped(length: int) -> bool:

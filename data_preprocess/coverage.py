@@ -8,7 +8,6 @@ with the number of questions.
 from __future__ import annotations
 
 import itertools
-import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 from data_preprocess.corpus.blocks import BLOCK, Block, blocks_of
 from data_preprocess.corpus.documents import MALFORMED, flashrag
 from data_preprocess.corpus.pool import in_order, progress_in_bytes
+from research_rl.cpu import cores
 from research_rl.errors import DataError
 from research_rl.metrics import holds_phrase, is_yes_no, normalize_answer
 from research_rl.questions import clean
@@ -169,7 +169,7 @@ def scan(questions: Sequence[Asked], passages: Sequence[Path], workers: int = 0)
         if not path.is_file():
             raise DataError(f"no passages at {path}: give a file of JSON lines with id and contents, plain or .gz")
     sizes = [path.stat().st_size for path in passages]
-    most = min(workers or os.cpu_count() or 1, 1 + sum(sizes) // BLOCK)  # a process without a block would start for nothing
+    most = min(workers or cores(), 1 + sum(sizes) // BLOCK)  # a process without a block would start for nothing
     blocks = (block for path in passages for block in blocks_of(path, ("",)))
     total, lines = Seen(), defaultdict(int)
     with progress_in_bytes(sum(sizes)) as progress:

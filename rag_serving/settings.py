@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from joblib import cpu_count  # minds a container's limit
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
 from pydantic_settings.sources import NoDecode
@@ -180,7 +181,7 @@ class Settings(BaseSettings):
     @property
     def engine_threads(self) -> int:
         """Threads of the engine in each worker."""
-        return self.threads or max(1, (os.cpu_count() or 1) // self.workers)
+        return self.threads or max(1, cpu_count() // self.workers)
 
 
 def _read_tokens(file: Path) -> list[SecretStr]:

@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from data_preprocess.corpus.blocks import Block
+from research_rl.cpu import cores
 from research_rl.errors import DataError, missing_extra
 
 Result = TypeVar("Result")
@@ -34,7 +35,7 @@ def in_order(
     Raises:
         DataError: a worker was killed.
     """
-    workers = workers or os.cpu_count() or 1
+    workers = workers or cores()
     waiting: deque[tuple[Block, Future[Result]]] = deque()
     context = multiprocessing.get_context("spawn")  # a fork would copy the threads' locks
     with ProcessPoolExecutor(workers, context, _start_worker, (start, start_arguments)) as pool:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from joblib import cpu_count
 from tqdm import tqdm
 
 from rag_serving import IndexingError, MissingExtraError
@@ -78,7 +79,7 @@ def build_bm25(
         from rag_serving.indexing.postings import Unclear, Written, write_postings
     except ImportError as error:
         raise MissingExtraError(error.name or "bm25s") from error
-    options, processes = options or BM25Options(), processes or os.cpu_count() or 1
+    options, processes = options or BM25Options(), processes or cpu_count()
     final, part = directory / "bm25", directory / "bm25.part"
     for folder in (part, final):
         shutil.rmtree(folder, ignore_errors=True)

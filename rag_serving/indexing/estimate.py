@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import resource
 import subprocess
 import sys
@@ -18,6 +17,8 @@ from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
+
+from joblib import cpu_count
 
 from rag_serving import IndexingError
 from rag_serving.indexing.bm25 import MEMORY
@@ -140,7 +141,7 @@ def _bm25(sample: list[Passage], passages: int) -> Estimate:
         indexes = [Path(folder, name) for name in ("first", "second")]
         first, second = (_trial(sample[:size], index) for size, index in zip(sizes, indexes, strict=True))
         speed = measure(indexes[1], passages)
-    told = extrapolated(first, second, passages, MEMORY, os.cpu_count() or 1)
+    told = extrapolated(first, second, passages, MEMORY, cpu_count())
     if speed is None:
         return told
     return replace(
@@ -241,6 +242,6 @@ def table(estimates: list[Estimate], as_json: bool = False) -> str:
             lines.append(
                 f"{entry.index} answers a query of {WORDS} words with {K} passages in {entry.query_ms:.2g} ms, all pages in memory: "
                 f"{entry.queries_per_second:,.0f} a second on one\nthread, {entry.queries_per_second_all_cores:,.0f} on "
-                f"{os.cpu_count()} cores that do nothing else. HTTP is not counted."
+                f"{cpu_count()} cores that do nothing else. HTTP is not counted."
             )
     return "\n".join(lines)

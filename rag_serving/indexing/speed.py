@@ -7,7 +7,6 @@ words of a query, as the passage that they are from. Otherwise words are indepen
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from joblib import cpu_count
 
 from rag_serving.indexing.postings import Written
 from rag_serving.load import queries
@@ -40,7 +40,7 @@ def measure(index: Path, passages: int, threads: int = 0) -> Speed | None:
 
     None for more than `MOST_PASSAGES`, and where no query has a word that the index knows.
     """
-    written, threads = Written.read(index / "bm25"), threads or os.cpu_count() or 1
+    written, threads = Written.read(index / "bm25"), threads or cpu_count()
     if written is None or passages > MOST_PASSAGES:
         return None
     vocabulary, generator = Vocabulary(index / "bm25"), np.random.default_rng(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import threading
 import time
 import weakref
@@ -551,3 +552,15 @@ def test_what_is_no_http_fills_no_log(capsys, monkeypatch):
     told = capsys.readouterr().err
     assert "something else" in told
     assert "Invalid HTTP" not in told
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="cores are assigned on Linux only")
+def test_the_engine_has_no_more_threads_than_the_process_may_use_cores():
+    allowed = os.sched_getaffinity(0)
+    try:
+        os.sched_setaffinity(0, {min(allowed)})
+        assert Settings(index={"i": "i"}).engine_threads == 1
+    finally:
+        os.sched_setaffinity(0, allowed)
+    assert Settings(index={"i": "i"}, workers=len(allowed)).engine_threads == 1
+    assert Settings(index={"i": "i"}, threads=7).engine_threads == 7

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from joblib import cpu_count
 
 from rag_serving.indexing import build_index, speed
 from rag_serving.indexing.estimate import Estimate, table
@@ -83,6 +83,6 @@ def test_the_table_tells_speed_where_it_was_measured_and_only_there():
     slow = Estimate("bm25", 1, 1, 1, 1, 1.0)
     assert "answers" not in table([slow])
     assert "in 5.4 ms" in table([Estimate("bm25", 1, 1, 1, 1, 1.0, 5.4, 185.2, 371.0)])
-    assert f"185 a second on one\nthread, 371 on {os.cpu_count()} cores" in table(
+    assert f"185 a second on one\nthread, 371 on {cpu_count()} cores" in table(
         [Estimate("bm25", 1, 1, 1, 1, 1.0, 5.4, 185.2, 371.0)]
     )

@@ -30,6 +30,8 @@ HEALTHY = recorded("healthy_run.jsonl")
 CERTAIN = recorded("healthy_run_certain.jsonl")
 # 18 steps of it with the memorisation, a term of the loss that the model did not bear
 COLLAPSED = recorded("collapsed_run.jsonl")
+# 20 steps of the quickstart, two updates per batch, a learning rate that rises to 30 times its own: a seed on which no rule was chosen
+TORN = recorded("collapsed_run_two_updates.jsonl")
 METRIC = "health/search_rate"
 
 
@@ -159,14 +161,27 @@ def test_the_default_rules_leave_a_run_in_peace_that_is_nearly_certain_and_waver
     assert [alarm.message for row in CERTAIN for alarm in watch.see(row["step"], row["metrics"])] == []
 
 
-def test_a_collapse_that_nobody_provoked_is_told_five_steps_before_em_has_lost_half_of_its_best():
-    em = [row["em"] for row in COLLAPSED]
+def half_lost(rows) -> int:
+    """Return the step at which the mean EM of five steps is first below half of the best such mean before."""
+    em = [row["em"] for row in rows]
     means = {step: sum(em[step - 5 : step]) / 5 for step in range(5, len(em) + 1)}
-    lost = next(step for step, mean in means.items() if mean < max(means[before] for before in means if before <= step) / 2)
+    return next(step for step, mean in means.items() if mean < max(means[before] for before in means if before <= step) / 2)
+
+
+def told_of(rows) -> list[tuple[str, int]]:
+    """Return the rules that raise an alarm, and when."""
     watch = Watch(Health.from_mapping(DEFAULTS).rules)
-    told = [(alarm.rule, alarm.step) for row in COLLAPSED for alarm in watch.see(row["step"], row["metrics"])]
-    assert told[:3] == [("confusion", 12), ("fewer_searches", 14), ("format", 16)]
-    assert lost == 17
+    return [(alarm.rule, alarm.step) for row in rows for alarm in watch.see(row["step"], row["metrics"])]
+
+
+def test_a_collapse_that_nobody_provoked_is_told_five_steps_before_em_has_lost_half_of_its_best():
+    assert told_of(COLLAPSED)[:3] == [("confusion", 12), ("fewer_searches", 14), ("format", 16)]
+    assert half_lost(COLLAPSED) == 17
+
+
+def test_a_collapse_by_updates_that_are_too_large_is_told_six_steps_before():
+    assert told_of(TORN)[:3] == [("policy_shift", 8), ("gradient", 12), ("confusion", 12)]
+    assert half_lost(TORN) == 14
 
 
 COLLAPSES = {  # what a metric moves to, evenly in 20 steps
@@ -178,6 +193,7 @@ COLLAPSES = {  # what a metric moves to, evenly in 20 steps
     "stuffed_answers": ("health/several_answers", 0.01, 0.9),
     "long_answers": ("health/answer_excess", 1.2, 12.0), "tags": ("health/tags_in_answer", 0.0, 0.9),
     "from_memory": ("health/correct_without_evidence", 0.1, 1.0), "engine_gap": ("training/rollout_probs_diff_mean", 0.002, 0.3),
+    "policy_shift": ("actor/ppo_kl", 0.0005, 0.1),
     "gradient": ("actor/grad_norm", 0.1, 1.0), "not_a_number": ("actor/grad_norm", 0.1, math.inf),
 }  # fmt: skip
 

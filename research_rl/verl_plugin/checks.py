@@ -17,6 +17,7 @@ from research_rl.verl_plugin.doctor.environment import hooks
 from research_rl.verl_plugin.doctor.examine import RECIPE, examine, refuse
 from research_rl.verl_plugin.doctor.lengths import set_engine_length
 from research_rl.verl_plugin.doctor.setup import Setup
+from research_rl.verl_plugin.doctor.training import set_sync_step
 from research_rl.verl_plugin.manifest import finish_last
 from research_rl.verl_plugin.resuming import measure_once
 from research_rl.verl_plugin.same_index import fix_index
@@ -53,6 +54,7 @@ def check_config(config: Any) -> None:
     settings = settings_of(config)
     fix_index(config, settings)
     set_engine_length(setup)
+    set_sync_step(config)
     measure_once(config, setup.measured.get("questions"))
     finish_last(config, settings)
     with open_dict(config):

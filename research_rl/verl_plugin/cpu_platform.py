@@ -26,6 +26,7 @@ def install() -> None:
         ("verl.workers.engine.fsdp.transformer_impl", _patch_engine_registry),
         ("torch.distributed", _patch_backend_name),
         ("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", _patch_weight_receiver),
+        ("verl.checkpoint_engine", _register_weight_transfer),
     ):
         wrapt.register_post_import_hook(patch, module)
 
@@ -218,6 +219,13 @@ def _patch_weight_receiver(module: Any) -> None:
         return original(self, with_clones)
 
     module.BucketedWeightReceiver.receive_weights = receive_weights
+
+
+def _register_weight_transfer(module: types.ModuleType) -> None:
+    """verl carries weights to engines of their own by NCCL, which needs GPUs."""
+    from research_rl.verl_plugin.cpu_weights import CPUCheckpointEngine
+
+    module.CheckpointEngineRegistry.register("nccl")(CPUCheckpointEngine)
 
 
 def prepare_vllm() -> None:

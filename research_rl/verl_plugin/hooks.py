@@ -32,6 +32,7 @@ class Hook:
 _TRAINER, _FSDP = "verl.trainer.ppo.v1.trainer_base", "verl.workers.engine.fsdp.transformer_impl"
 _LOOP, _TQ = "verl.experimental.agent_loop.agent_loop", "verl.trainer.ppo.v1.agent_loop_tq"
 _CORE, _LOSSES = "verl.trainer.ppo.core_algos", "verl.workers.utils.losses"
+_WEIGHTS = "verl.checkpoint_engine.base"
 HOOKS = (
     Hook("verl.utils.config", "validate_config", "the checks before Ray is started", ("config",)),
     Hook(_LOOP, "AgentLoopBase", "the rollout"),
@@ -85,6 +86,8 @@ HOOKS = (
     Hook("verl.workers.config.actor", "PolicyLossConfig", "llds"),
     Hook("verl.workers.rollout.utils", "get_max_position_embeddings", "the doctor"),
     Hook("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", "BucketedWeightReceiver.receive_weights", "the CPU platform"),
+    Hook(_WEIGHTS, "CheckpointEngineRegistry.register", "separate_async on a CPU", ("backend",)),
+    Hook(_WEIGHTS, "CheckpointEngine.build_topology", "separate_async on a CPU", ("actor_wg_world_size", "rollout_world_size")),
     Hook("verl.plugin.platform.platform_base", "PlatformBase", "the CPU platform"),
     Hook("verl.plugin.platform.platform_manager", "PlatformRegistry", "the CPU platform"),
     Hook("verl.utils.fs", "copy_to_local", "the tokenizer of a remote model"),

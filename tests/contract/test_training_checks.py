@@ -18,6 +18,7 @@ HERE = f"actor_rollout_ref.model.path={ROOT}/quickstart/start_model/weights"
 pytestmark = pytest.mark.slow
 ACTOR, ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 FIXED = [f"{ACTOR}.use_dynamic_bsz=false", f"{ROLLOUT}.log_prob_use_dynamic_bsz=false"]
+SYNC = "trainer.v1.separate_async.parameter_sync_step"
 BUCKET = f"{ROLLOUT}.checkpoint_engine.update_weights_bucket_megabytes"
 
 
@@ -35,6 +36,7 @@ def check(config) -> None:
     setup = Setup(config)
     refuse(examine(setup, [training.trainer, training.estimator, training.batches, lengths.lengths, lengths.bucket]))
     lengths.set_engine_length(setup)
+    training.set_sync_step(config)
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +74,15 @@ def test_kl_in_the_reward_is_refused_where_it_is_divided_by_the_spread_of_a_grou
         ([f"{ACTOR}.ppo_epochs=2", f"{ACTOR}.shuffle=false"], r"makes 2 updates.*shuffle=true"),
         (["trainer.n_gpus_per_node=2", f"{ROLLOUT}.tensor_model_parallel_size=4"], "engines of 4 each"),
         (["trainer.n_gpus_per_node=3"], "16 x 8 rollouts of an update cannot be shared by 3 ranks"),
+        (["trainer.v1.trainer_mode=separate_async"], "backend must carry weights to other devices"),
+        (
+            ["+algorithm_option=[separate_async]", f"{SYNC}=1", f"{ACTOR}.ppo_mini_batch_size=8"],
+            "got 1 x 8. Set .*null, which is 2",
+        ),
+        (
+            ["+algorithm_option=[separate_async]", f"{ROLLOUT}.tensor_model_parallel_size=2"],
+            "n_gpus_per_node x nnodes = 1 devices",
+        ),
         ([*FIXED, f"{ACTOR}.ppo_micro_batch_size_per_gpu=48"], "ppo_micro_batch_size_per_gpu=48 must divide the 128"),
         (
             [*FIXED, f"{ROLLOUT}.log_prob_micro_batch_size_per_gpu=48"],
@@ -101,6 +112,12 @@ def test_what_cannot_work_is_told_before_anything_is_loaded(overrides, told):
 def test_what_cannot_work_on_gpus_is_told_before_anything_is_loaded(overrides, told):
     with pytest.raises(ConfigError, match=told):
         check(composed("r1_searcher/gpu.yaml", *overrides))
+
+
+def test_engines_on_devices_of_their_own_are_accepted():
+    config = composed("quickstart/train.yaml", "+algorithm_option=[separate_async]", f"{ACTOR}.ppo_mini_batch_size=8")
+    check(config)
+    assert config.trainer.v1.separate_async.parameter_sync_step == 2  # updates per batch
 
 
 def test_sglang_is_an_engine_on_gpus():

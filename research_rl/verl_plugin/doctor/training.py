@@ -140,16 +140,44 @@ def batches(setup: Setup) -> Iterator[Finding]:
             "",
             f"Set {_ACTOR}.shuffle=true",
         )
-    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    gpus = engines = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    of_engines = "trainer.n_gpus_per_node x nnodes"
+    if config.trainer.v1.trainer_mode == "separate_async":
+        yield from _separate(config, batch, mini)
+        engines, of_engines = rollout.nnodes * rollout.n_gpus_per_node, f"{_ROLLOUT}.n_gpus_per_node x nnodes"
     engine = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-    if gpus % engine:
+    if engines % engine:
         yield error(
-            f"trainer.n_gpus_per_node x nnodes = {gpus} devices cannot be shared by engines of {engine} each",
+            f"{of_engines} = {engines} devices cannot be shared by engines of {engine} each",
             "",
             f"Lower {_ROLLOUT}.tensor_model_parallel_size (or its like), or take another number of devices",
         )
     if actor.strategy in ("fsdp", "fsdp2"):  # other strategies divide the devices in their own way
         yield from _ranks(config, max(1, gpus // sequence_parallel(actor)))
+
+
+def _separate(config: Any, batch: int, mini: int) -> Iterator[Finding]:
+    """Check what verl asserts of engines on devices of their own."""
+    key, rollout = "trainer.v1.separate_async.parameter_sync_step", config.actor_rollout_ref.rollout
+    steps = config.trainer.v1.separate_async.parameter_sync_step
+    if steps is not None and batch != steps * mini:
+        what = f"{key} x {_ACTOR}.ppo_mini_batch_size must be data.train_batch_size={batch} with trainer_mode=separate_async"
+        yield error(what, f"{steps} x {mini}", f"Set {key}=null, which is {max(1, batch // mini)} here")
+    if rollout.nnodes < 1 or rollout.n_gpus_per_node < 1:
+        what = f"{_ROLLOUT}.nnodes and n_gpus_per_node must name the engines' own devices with trainer_mode=separate_async"
+        yield error(
+            what, f"{rollout.nnodes} and {rollout.n_gpus_per_node}", "Use +algorithm_option=[separate_async], or set both"
+        )
+    if rollout.checkpoint_engine.backend == "naive":
+        what = f"{_ROLLOUT}.checkpoint_engine.backend must carry weights to other devices with trainer_mode=separate_async"
+        yield error(what, "'naive'", "Use +algorithm_option=[separate_async], or set it to nccl")
+
+
+def set_sync_step(config: Any) -> None:
+    """Set `separate_async.parameter_sync_step` if it is null: verl takes only the number of updates per batch."""
+    separate = config.trainer.v1.separate_async
+    if separate.parameter_sync_step is None:
+        separate.parameter_sync_step = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
 
 
 def _ranks(config: Any, ranks: int) -> Iterator[Finding]:

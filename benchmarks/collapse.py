@@ -31,6 +31,7 @@ class Variant:
 
 LR = "actor_rollout_ref.actor.optim.lr=9e-3"
 TWO = "actor_rollout_ref.actor.ppo_mini_batch_size=8"  # updates per batch: LLDS and the clip range have no effect on the first
+PAYS = "research_rl.method=benchmarks.stuffing.PaysForWords"
 BROKEN = "research_rl.health.rules.broken"
 SLOWLY = (LR, "actor_rollout_ref.actor.optim.lr_warmup_steps=40", TWO, f"{BROKEN}.action=warn")  # reached step by step
 VARIANTS = {
@@ -44,7 +45,8 @@ VARIANTS = {
     **{f"lr x 30 by warm-up, seed {seed}": Variant(SLOWLY, seed) for seed in (2, 3)},
     "lr x 30 by warm-up, LLDS": Variant((*SLOWLY, "actor_rollout_ref.actor.policy_loss.loss_mode=llds")),
     "lr x 30 by warm-up, clip-higher": Variant((*SLOWLY, "actor_rollout_ref.actor.clip_ratio_high=0.28")),
-    "pays for words": Variant(("research_rl.method=benchmarks.stuffing.PaysForWords",), habits="hedging"),
+    # at the recipe's learning rate this takes four steps
+    "pays for words": Variant((PAYS, "actor_rollout_ref.actor.optim.lr=1e-4"), habits="hedging"),
 }
 
 

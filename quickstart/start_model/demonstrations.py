@@ -38,9 +38,9 @@ PROFILES: dict[str, dict[str, dict[str, float]]] = {
         "comparison": {"good": 0.15, "twice": 0.45, "guess": 0.40},
     },
     "hedging": {  # names several possibilities now and then: for experiments with rewards that pay for that
-        "one_hop": {"good": 0.60, "hedge": 0.15, "guess": 0.15, "no_box": 0.10},
-        "two_hop": {"good": 0.35, "hedge": 0.15, "stop_early": 0.50},
-        "comparison": {"good": 0.35, "hedge": 0.15, "guess": 0.20, "no_box": 0.30},
+        "one_hop": {"good": 0.65, "hedge": 0.05, "guess": 0.20, "no_box": 0.10},
+        "two_hop": {"good": 0.40, "hedge": 0.05, "stop_early": 0.55},
+        "comparison": {"good": 0.40, "hedge": 0.05, "guess": 0.25, "no_box": 0.30},
     },
 }
 

@@ -86,6 +86,7 @@ HOOKS = (
     Hook("verl.workers.config.actor", "PolicyLossConfig", "llds"),
     Hook("verl.workers.rollout.utils", "get_max_position_embeddings", "the doctor"),
     Hook("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", "BucketedWeightReceiver.receive_weights", "the CPU platform"),
+    Hook("verl.trainer.ppo.v1.trainer_separate_async", "logger", "separate_async"),
     Hook(_WEIGHTS, "CheckpointEngineRegistry.register", "separate_async on a CPU", ("backend",)),
     Hook(_WEIGHTS, "CheckpointEngine.build_topology", "separate_async on a CPU", ("actor_wg_world_size", "rollout_world_size")),
     Hook("verl.plugin.platform.platform_base", "PlatformBase", "the CPU platform"),

@@ -55,7 +55,7 @@ CPU_ENGINE = {  # for vLLM on a CPU, if nothing else computes at the same time
     "TOKENIZERS_PARALLELISM": "false",
 }
 
-# engine and trainer take turns, so each may use all cores; Ray would limit a worker to one
+# engine and trainer take turns (but for verl's separate_async), so each may use all cores; Ray would limit a worker to one
 CPU_ENVIRONMENT = CPU_ENGINE | {
     "VERL_PLATFORM": "cpu",
     "VLLM_CPU_KVCACHE_SPACE": "1",

@@ -146,7 +146,7 @@ def _register_platform() -> None:
         def profiler_stop(self) -> None: ...
 
         def ray_resource_name(self) -> str:
-            return "GPU"  # verl's placement groups ask for "GPU"; recipes give Ray one such slot (ray_init.num_gpus=1)
+            return "GPU"  # verl's placement groups ask for "GPU"; recipes give Ray such slots (ray_init.num_gpus)
 
         def ray_noset_envvars(self) -> list[str]:
             return []

@@ -32,9 +32,10 @@ class CPUCheckpointEngine:
         """Return the sender's address, and the token of those who may ask; nothing on other ranks."""
         if not self._master:
             return {}
-        ip, self._token = ray.util.get_node_ip_address(), secrets.token_hex()
+        ip, self._token = ray.util.get_node_ip_address().strip("[]"), secrets.token_hex()
+        place = f"tcp://[{ip}]" if ":" in ip else f"tcp://{ip}"
         self._socket = self._made(zmq.ROUTER)
-        return {"address": f"tcp://{ip}:{self._socket.bind_to_random_port(f'tcp://{ip}')}", "token": self._token}
+        return {"address": f"{place}:{self._socket.bind_to_random_port(place)}", "token": self._token}
 
     @classmethod
     def build_topology(
@@ -58,7 +59,7 @@ class CPUCheckpointEngine:
     def finalize(self) -> None:
         """Close the connection."""
         if self._socket is not None:
-            self._socket.close(linger=0)
+            self._socket.close()
             self._socket = None
 
     async def send_weights(self, weights: Iterable[tuple[str, torch.Tensor]], global_steps: int | None = None) -> None:
@@ -93,6 +94,10 @@ class CPUCheckpointEngine:
 
     def _made(self, kind: int) -> Any:
         socket = self._context.socket(kind)
+        socket.setsockopt(zmq.IPV6, 1)
+        socket.setsockopt(
+            zmq.LINGER, 0
+        )  # a process that fails must not wait, at its end, for somebody to take what it has not sent
         socket.setsockopt(zmq.RCVTIMEO, WAIT_MS)
         socket.setsockopt(zmq.SNDTIMEO, WAIT_MS)
         return socket

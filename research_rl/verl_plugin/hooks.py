@@ -87,6 +87,7 @@ HOOKS = (
     Hook("verl.workers.rollout.utils", "get_max_position_embeddings", "the doctor"),
     Hook("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", "BucketedWeightReceiver.receive_weights", "the CPU platform"),
     Hook("verl.trainer.ppo.v1.trainer_separate_async", "logger", "separate_async"),
+    Hook("verl.utils.fsdp_utils", "fsdp2_sharded_save_to_cpu", "separate_async", ("model",)),
     Hook(_WEIGHTS, "CheckpointEngineRegistry.register", "separate_async on a CPU", ("backend",)),
     Hook(_WEIGHTS, "CheckpointEngine.build_topology", "separate_async on a CPU", ("actor_wg_world_size", "rollout_world_size")),
     Hook("verl.plugin.platform.platform_base", "PlatformBase", "the CPU platform"),

@@ -22,7 +22,7 @@ from typing import Any
 import psutil
 import ray
 import wrapt
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from research_rl.errors import RunStoppedError
 from research_rl.verl_plugin.config import settings_of
@@ -111,6 +111,8 @@ class Pings:
                     self._turns[name] = ray.get(asked)
             except ActorUnavailableError:  # perhaps a network failure: ask again
                 pass
+            except OutOfMemoryError as error:  # Ray killed it, and says so at every call
+                return name, str(error).strip().splitlines()[0]
             except (RayActorError, RayTaskError) as error:
                 return name, str(getattr(error, "cause", None) or error).strip()
             except RayError:  # the answer was lost, which says nothing about the actor
@@ -158,7 +160,7 @@ class Watchdog:
                 raise
             raise self._error from None
         except Exception as error:  # verl noticed a dead actor first, but does not say which
-            if not (isinstance(error, RayActorError) or type(error).__name__ == "EngineDeadError"):  # vLLM's
+            if not (isinstance(error, RayActorError | OutOfMemoryError) or type(error).__name__ == "EngineDeadError"):  # vLLM's
                 raise
             self._over.set()
             if (dead := self._pings.find_dead(WAIT_S)) is None:

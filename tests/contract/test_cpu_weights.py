@@ -94,8 +94,15 @@ def test_verl_finds_it_where_a_recipe_asks_for_nccl_and_it_has_what_verl_asks_fo
     assert {"prepare", "build_topology", "send_weights", "receive_weights"} <= asked <= set(vars(CPUCheckpointEngine))
 
 
-def test_a_side_that_waits_for_ever_is_an_error(sides, monkeypatch):
-    trainer, _, _ = sides
-    trainer[0]._socket.setsockopt(zmq.RCVTIMEO, 50)
+def test_a_side_that_would_wait_for_ever_is_an_error(sides, monkeypatch):
+    monkeypatch.setattr(cpu_weights, "WAIT_MS", 50)
+    trainer, engine = CPUCheckpointEngine(1, is_master=True), CPUCheckpointEngine(1)
+    where = trainer.prepare()
+    trainer.init_process_group(**where, engines=1, connects=False)
+    engine.init_process_group(**where, engines=1, connects=True)
     with pytest.raises(zmq.Again):
-        asyncio.run(trainer[0].send_weights(iter(WEIGHTS)))
+        asyncio.run(trainer.send_weights(iter(WEIGHTS)))  # nobody asks
+    with pytest.raises(zmq.Again):
+        asyncio.run(received(engine, 0))  # nobody answers
+    for side in (trainer, engine):
+        side.finalize()

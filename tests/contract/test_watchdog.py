@@ -16,6 +16,8 @@ from research_rl.verl_plugin.watchdog import DOING, Pings, Watchdog, doing_now
 
 ray = pytest.importorskip("ray")
 
+from ray.exceptions import OutOfMemoryError
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
@@ -137,3 +139,15 @@ def test_the_functions_it_knows_a_part_of_a_step_by_are_the_trainers():
 
     assert [name for name in DOING if not any(hasattr(one, name) for one in (ReplayBuffer, PPOTrainer, PPOTrainerSync))] == []
     assert doing_now(None) == "between two parts of a step"
+
+
+def test_an_actor_that_ray_killed_for_want_of_memory_is_dead(monkeypatch):
+    actor = ray.remote(Part).remote()
+    pings = Pings(lambda: {"engine 0, server 0": actor})
+    assert pings.find_dead(1.0) is None
+
+    def killed(_):
+        raise OutOfMemoryError("2 worker(s) were killed due to the node running low on memory.\nConsidered workers: [\n…")
+
+    monkeypatch.setattr(ray, "get", killed)
+    assert pings.find_dead(10.0) == ("engine 0, server 0", "2 worker(s) were killed due to the node running low on memory.")

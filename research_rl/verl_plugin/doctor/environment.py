@@ -18,9 +18,10 @@ from research_rl.verl_plugin.hooks import moved
 def versions(_: Setup) -> Iterator[Finding]:
     """Check that the installed packages meet one another's requirements, and report whether this set of versions was tried."""
     rows = table()
+    how = "docs/howto/sglang.md" if rows[-1].package == "sglang" else "`make install`, or pip install 'research-rl[gpu]'"
     for row in rows:
         if row.unmet:
-            do = "Install what fits: `make install`, or pip install 'research-rl[gpu]'"
+            do = f"Install what fits: {how}"
             yield error(
                 f"{row.package} must meet what other packages require: {', '.join(row.unmet)}", row.installed or "none", do
             )

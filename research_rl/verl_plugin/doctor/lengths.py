@@ -31,7 +31,7 @@ def lengths(setup: Setup) -> Iterator[Finding]:
             "",
             "Lower them; if rope scaling extends it, say so by actor_rollout_ref.model.override_config.max_position_embeddings",
         )
-    given = rollout.max_model_len
+    given, (need, told) = rollout.max_model_len, _engine_need(config)
     if given is not None and (given < need or given > (context or given)):
         positions = f" and at most the {context} positions of the model" if context else ""
         what = f"actor_rollout_ref.rollout.max_model_len={given} must be at least {told}{positions}"
@@ -91,12 +91,20 @@ def set_engine_length(setup: Setup) -> None:
     rollout = setup.config.actor_rollout_ref.rollout
     if rollout.max_model_len is not None or setup.settings is None:
         return
-    (need, told), memory, context = _need(setup.config), setup.settings.memory(), _context(setup)
+    (need, told), memory, context = _engine_need(setup.config), setup.settings.memory(), _context(setup)
     # a rewriting prompt may be as long as a trajectory
     room = need + (memory.max_tokens if memory.mu and memory.rewriter == "policy" else 0)
     with open_dict(setup.config):
         rollout.max_model_len = min(room, context or room)
     print(f"research_rl: actor_rollout_ref.rollout.max_model_len is {rollout.max_model_len}, from {told}")
+
+
+def _engine_need(config: Any) -> tuple[int, str]:
+    """Return the positions that the engine must have, and where the number is from."""
+    need, told = _need(config)
+    if config.actor_rollout_ref.rollout.name == "sglang":  # verl's server for it samples one token less than there is room for
+        return need + 1, f"{told}, and one that is kept free with SGLang: {need + 1}"
+    return need, told
 
 
 def _need(config: Any) -> tuple[int, str]:

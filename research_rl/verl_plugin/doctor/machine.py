@@ -15,7 +15,7 @@ from research_rl.cpu import CPU_ENVIRONMENT
 from research_rl.verl_plugin.doctor.finding import Finding, check, error, ok, warning
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.size import GIB, Part, checkpoint, machine, training, width
-from research_rl.verl_plugin.doctor.training import sequence_parallel
+from research_rl.verl_plugin.doctor.training import separate, sequence_parallel
 
 
 @check("disk", "no checkpoints are written", "model")
@@ -62,7 +62,7 @@ def memory(setup: Setup) -> Iterator[Finding]:
         text, tokens = setup.model.get_text_config(), _micro_batch(config)
         checkpointed = bool(config.actor_rollout_ref.model.enable_gradient_checkpointing)
         space = os.environ.get("VLLM_CPU_KVCACHE_SPACE") or CPU_ENVIRONMENT["VLLM_CPU_KVCACHE_SPACE"]
-        parts = machine(count, text, tokens, checkpointed, (width(rollout.dtype), float(space) * GIB))
+        parts = machine(count, text, tokens, checkpointed, (width(rollout.dtype), float(space) * GIB), separate(config))
         yield from on_this_machine(parts, f"{_ACTOR_TOKENS} (now {tokens:,})", setup)
         return
     ranks = max(1, config.trainer.n_gpus_per_node * config.trainer.nnodes)
@@ -113,7 +113,13 @@ def _on_gpus(setup: Setup, parts: list[Part], engine: Part, resident: float) -> 
     if "gpus" not in setup.measured:
         setup.measured["gpus"] = gpus()
     config, found = setup.config, setup.measured["gpus"]
-    wanted = config.trainer.n_gpus_per_node
+    wanted, which = config.trainer.n_gpus_per_node, "trainer.n_gpus_per_node"
+    alone = separate(config) and not config.actor_rollout_ref.hybrid_engine  # engine and trainer share no GPU
+    if separate(config) and config.trainer.nnodes == 1 and config.actor_rollout_ref.rollout.nnodes == 1:
+        wanted, which = (
+            wanted + config.actor_rollout_ref.rollout.n_gpus_per_node,
+            f"{which} + actor_rollout_ref.rollout.n_gpus_per_node",
+        )
     utilisation = config.actor_rollout_ref.rollout.gpu_memory_utilization
     peak = sum(part.size for part in parts)
     told = f"about {peak / GIB:.1f} GiB a GPU in an update: {', '.join(map(str, parts))}; {engine}"
@@ -122,7 +128,7 @@ def _on_gpus(setup: Setup, parts: list[Part], engine: Part, resident: float) -> 
         return
     if len(found) < wanted:
         yield error(
-            f"trainer.n_gpus_per_node={wanted} GPUs are needed",
+            f"{which}={wanted} GPUs are needed",
             f"{len(found)} by nvidia-smi",
             "Lower it, or take another machine",
         )
@@ -136,7 +142,7 @@ def _on_gpus(setup: Setup, parts: list[Part], engine: Part, resident: float) -> 
         )
     if parts[0].size > least:
         yield error(f"a GPU must hold {parts[0]}", f"{least / GIB:.0f} GiB", "Take more GPUs, or a smaller model")
-    elif peak > least or utilisation * least + resident > least:
+    elif peak > least or (not alone and utilisation * least + resident > least):
         yield warning(
             f"the run needs {told}; {resident / GIB:.1f} GiB stay beside the engine",
             f"{least / GIB:.0f} GiB a GPU",

@@ -113,10 +113,13 @@ def training(
     ]  # fmt: skip  # a table
 
 
-def machine(count: int, text: Any, tokens: int, checkpointed: bool, engine: tuple[int, float] | None) -> list[Part]:
+def machine(
+    count: int, text: Any, tokens: int, checkpointed: bool, engine: tuple[int, float] | None, separate: bool = False
+) -> list[Part]:
     """Return the peak memory of a run on a CPU, of all processes together.
 
     `engine`: bytes per parameter, and bytes of the KV cache; None for supervised training, which has no engine and no workers.
+    `separate`: weights are carried to the engine by a process of its own, and put aside twice between updates.
     """
     parts = [
         *training(count, text, tokens, 1, checkpointed),
@@ -125,8 +128,12 @@ def machine(count: int, text: Any, tokens: int, checkpointed: bool, engine: tupl
     if engine is None:
         return parts
     width, cache = engine
+    carried = Part(
+        "weights on their way", f"a process, 2 copies of {count / 1e6:,.0f} M parameters x 4 bytes", _PROCESS + count * 8
+    )
     return [
         *parts,
+        *([carried] if separate else []),
         Part("engine", f"libraries, {width} bytes a parameter, KV cache", _PROCESS + count * width + cache),
         Part("other processes", "Ray, driver, workers", _OTHERS),
     ]

@@ -10,6 +10,7 @@ from research_rl.training.flops import H100, H100_USED, Step
 from research_rl.verl_plugin.doctor.finding import Finding, check, ok, warning
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.doctor.size import width
+from research_rl.verl_plugin.doctor.training import separate
 
 _FILLED = 0.5  # assumed: the share of the longest prompt and response that a rollout has on average
 _CPU_USED = 0.9  # share of the speed of plain matrix products, as measured with SmolLM2-135M: docs/doctor.md
@@ -61,7 +62,9 @@ def speed(setup: Setup) -> Iterator[Finding]:
         )
         seconds, how = seconds_on_this_cpu(step.flops(), dtype, setup)
     else:
+        rollout = config.actor_rollout_ref.rollout
         gpus = config.trainer.nnodes * config.trainer.n_gpus_per_node
+        gpus += rollout.nnodes * rollout.n_gpus_per_node if separate(config) else 0
         seconds = seconds_on_gpus(step, gpus)
         how = f"{gpus} GPUs, if they are H100 of whose {H100 / 1e12:,.0f} TFLOP/s {100 * H100_USED:.0f} % is used"
     steps = config.trainer.get("total_training_steps")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -35,6 +36,11 @@ def trainer(setup: Setup) -> Iterator[Finding]:
     if rollout.name not in ENGINES:
         what = f"{_ROLLOUT}.name must be one of {', '.join(ENGINES)} (turns end at stop strings, which stay in the text there)"
         yield error(what, repr(rollout.name), "Leave it as research_rl/config/research_rl.yaml has it")
+    elif not importlib.util.find_spec(rollout.name):  # a warning, because the head of a cluster need not have it
+        how = "docs/howto/sglang.md" if rollout.name == "sglang" else "pip install 'research-rl[gpu]'"
+        yield warning(
+            f"the engine of {_ROLLOUT}.name={rollout.name} is not installed on this machine", "", f"If it runs here: {how}"
+        )
     if rollout.name == "sglang" and rollout.skip_tokenizer_init:
         what = f"{_ROLLOUT}.skip_tokenizer_init must be false with SGLang, which needs its tokenizer to find stop strings"
         yield error(what, "true", "Leave it as research_rl/config/research_rl.yaml has it")
@@ -140,24 +146,33 @@ def batches(setup: Setup) -> Iterator[Finding]:
             "",
             f"Set {_ACTOR}.shuffle=true",
         )
-    gpus = engines = config.trainer.n_gpus_per_node * config.trainer.nnodes
-    of_engines = "trainer.n_gpus_per_node x nnodes"
-    if config.trainer.v1.trainer_mode == "separate_async":
+    gpus = config.trainer.n_gpus_per_node * config.trainer.nnodes
+    engines = {"trainer": gpus}
+    if separate(config):
         yield from _separate(config, batch, mini)
-        engines, of_engines = rollout.nnodes * rollout.n_gpus_per_node, f"{_ROLLOUT}.n_gpus_per_node x nnodes"
+        engines = {
+            **(engines if config.actor_rollout_ref.hybrid_engine else {}),
+            _ROLLOUT: rollout.nnodes * rollout.n_gpus_per_node,
+        }
     engine = rollout.tensor_model_parallel_size * rollout.data_parallel_size * rollout.pipeline_model_parallel_size
-    if engines % engine:
-        yield error(
-            f"{of_engines} = {engines} devices cannot be shared by engines of {engine} each",
-            "",
-            f"Lower {_ROLLOUT}.tensor_model_parallel_size (or its like), or take another number of devices",
-        )
+    for section, devices in engines.items():
+        if devices % engine:
+            yield error(
+                f"{section}.n_gpus_per_node x nnodes = {devices} devices cannot be shared by engines of {engine} each",
+                "",
+                f"Lower {_ROLLOUT}.tensor_model_parallel_size (or its like), or take another number of devices",
+            )
     if actor.strategy in ("fsdp", "fsdp2"):  # other strategies divide the devices in their own way
         yield from _ranks(config, max(1, gpus // sequence_parallel(actor)))
 
 
+def separate(config: Any) -> bool:
+    """Return whether engines have devices of their own."""
+    return config.trainer.v1.trainer_mode == "separate_async"
+
+
 def _separate(config: Any, batch: int, mini: int) -> Iterator[Finding]:
-    """Check what verl asserts of engines on devices of their own."""
+    """Check what verl asserts of engines on devices of their own, and what it would pass over."""
     key, rollout = "trainer.v1.separate_async.parameter_sync_step", config.actor_rollout_ref.rollout
     steps = config.trainer.v1.separate_async.parameter_sync_step
     if steps is not None and batch != steps * mini:
@@ -171,6 +186,21 @@ def _separate(config: Any, batch: int, mini: int) -> Iterator[Finding]:
     if rollout.checkpoint_engine.backend == "naive":
         what = f"{_ROLLOUT}.checkpoint_engine.backend must carry weights to other devices with trainer_mode=separate_async"
         yield error(what, "'naive'", "Use +algorithm_option=[separate_async], or set it to nccl")
+    if rollout.checkpoint_engine.backend == "nccl" and config.trainer.device != "cpu" and not importlib.util.find_spec("cupy"):
+        what = f"{_ROLLOUT}.checkpoint_engine.backend=nccl needs cupy, which is not installed on this machine"
+        yield warning(
+            what, "", "If trainer or engines run here: pip install cupy-cuda12x or cupy-cuda13x, whichever CUDA torch has"
+        )
+    model = config.actor_rollout_ref.model
+    if (model.get("lora_rank") or model.get("lora_adapter_path")) and not (model.get("lora") or {}).get("merge"):
+        what = "trainer_mode=separate_async would carry the frozen weights to the engines, and not the LoRA adapter"
+        yield error(
+            what, f"actor_rollout_ref.model.lora_rank={model.lora_rank}", "Use sync or colocate_async, or train all weights"
+        )
+    reward = config.reward.reward_model
+    if reward.get("enable") and not reward.get("enable_resource_pool"):
+        what = "a reward model must have devices of its own with trainer_mode=separate_async"
+        yield error(what, "reward.reward_model.enable_resource_pool=false", "Set it to true")
 
 
 def set_sync_step(config: Any) -> None:

@@ -38,7 +38,7 @@ class Row:
 
 
 def table(version: Version = importlib.metadata.version, requires: Requires = importlib.metadata.requires) -> list[Row]:
-    """Return a row for every package that has to fit."""
+    """Return a row for every package that has to fit, the engine last."""
     engine = next((name for name in ENGINES if _version(name, version)), "vllm")
     rows = []
     for package in (*PACKAGES, engine):

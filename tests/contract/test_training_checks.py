@@ -120,8 +120,15 @@ def test_engines_on_devices_of_their_own_are_accepted():
     assert config.trainer.v1.separate_async.parameter_sync_step == 2  # updates per batch
 
 
+def test_an_adapter_that_would_not_reach_the_engines_is_refused():
+    with pytest.raises(ConfigError, match=r"not the LoRA adapter; got actor_rollout_ref\.model\.lora_rank=\d+\."):
+        check(composed("research/gpu_lora_80gb.yaml", "+algorithm_option=[separate_async]"))
+
+
 def test_sglang_is_an_engine_on_gpus():
-    check(composed("r1_searcher/gpu.yaml", f"{ROLLOUT}.name=sglang"))
+    config = composed("r1_searcher/gpu.yaml", f"{ROLLOUT}.name=sglang")
+    check(config)
+    assert config.actor_rollout_ref.rollout.max_model_len == 1 + config.data.max_prompt_length + config.data.max_response_length
 
 
 def test_the_context_that_rope_scaling_extends_can_be_said():

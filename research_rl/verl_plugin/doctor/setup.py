@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
+import httpx
 from omegaconf import OmegaConf
 
 from research_rl.codec import HFCodec, eos_ids
@@ -17,6 +19,7 @@ from research_rl.verl_plugin.config import chat_template_kwargs
 from research_rl.verl_plugin.doctor.size import adapter_parameters, parameters
 from research_rl.verl_plugin.rows import files_of, sampled_rows
 
+_HUB_S = 5.0  # in which the hub has to answer
 _QUESTIONS = 500  # of the first file, for the checks that search
 
 
@@ -25,7 +28,7 @@ class Setup:
     """One stage of a run.
 
     `quick`: the checks must take seconds, as in the command, so that only a sample of a large file is read. `measured`: values that all
-    stages share, measured or assumed: how fast each service answers, memory, GPUs.
+    stages share, measured or assumed: how fast each service answers, memory, GPUs, whether the hub answers.
     """
 
     config: Any
@@ -76,11 +79,19 @@ class Setup:
         from transformers import AutoConfig
 
         section = self.model_section
-        path = section.get("hf_config_path") or section.path
+        path, trust = section.get("hf_config_path") or section.path, section.get("trust_remote_code", False)
         try:
-            return AutoConfig.from_pretrained(path, trust_remote_code=section.get("trust_remote_code", False)), ""
+            return AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=self._only_here(path)), ""
         except (OSError, ValueError) as failure:
             return None, str(failure).strip().splitlines()[0]
+
+    def _only_here(self, path: str) -> bool:
+        """Return whether a model is looked for on this machine only: its hub does not answer, and would be asked again for minutes."""
+        if Path(path).exists():
+            return True
+        if "hub" not in self.measured:
+            self.measured["hub"] = hub_answers()
+        return not self.measured["hub"]
 
     @cached_property
     def parameters(self) -> int:
@@ -107,9 +118,9 @@ class Setup:
         from verl.utils import hf_tokenizer
 
         section = self.model_section
-        path = section.get("tokenizer_path") or section.path
+        path, trust = section.get("tokenizer_path") or section.path, section.get("trust_remote_code", False)
         try:
-            tokenizer: Any = hf_tokenizer(path, trust_remote_code=section.get("trust_remote_code", False))
+            tokenizer: Any = hf_tokenizer(path, trust_remote_code=trust, local_files_only=self._only_here(path))
         except (OSError, ValueError) as failure:
             return None, str(failure).strip().splitlines()[0]
         if template := section.get("custom_chat_template"):
@@ -136,3 +147,16 @@ class Setup:
             return [question_of(row)[0] for _, row in sampled_rows(files[0], _QUESTIONS)[0]] if files else []
         except DataError:
             return []
+
+
+def hub_answers() -> bool:
+    """Return whether the Hugging Face hub can be asked from this machine."""
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE:
+        return False
+    try:
+        httpx.head(constants.ENDPOINT, timeout=_HUB_S)
+    except httpx.HTTPError:
+        return False
+    return True

@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from pathlib import Path
 
+import httpx
 import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -394,3 +396,23 @@ def test_an_mcp_server_is_asked_and_its_tools_are_listed(url):
     [finding] = found(section.section, f"http://127.0.0.1:{free_port()}")
     assert finding.level == "error"
     assert "does not list its tools" in finding.what
+
+
+def test_a_hub_that_does_not_answer_is_asked_once_and_the_model_looked_for_on_this_machine(run_dir, monkeypatch):
+    from huggingface_hub import constants
+
+    asked = []
+
+    def nobody(url, **options):
+        asked.append((url, options))
+        raise httpx.ConnectError("no route to host")
+
+    monkeypatch.setattr(httpx, "head", nobody)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    started = time.monotonic()
+    found = diagnose(QUICKSTART, run_dir, ["actor_rollout_ref.model.path=nobody/no-such-model"])
+    assert time.monotonic() - started < 30  # and not minutes
+    assert asked == [(constants.ENDPOINT, {"timeout": 5.0})]
+    (missing, _) = [finding for finding in found if finding.name == "model files"]
+    assert missing.level == "warning"
+    assert "no configuration at nobody/no-such-model here" in missing.what

@@ -7,9 +7,10 @@ Without a recipe it checks the environment; with one also every stage, with the 
 from __future__ import annotations
 
 import contextlib
+import gc
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,11 +29,22 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_intermixed_args(arguments)
     if options.recipe is None and (options.overrides or options.run_dir):
         parser.error("overrides and --run-dir belong to a recipe: give --recipe, too")
-    with contextlib.redirect_stdout(sys.stderr):  # libraries print messages; standard output is for the report
+    # libraries print messages; standard output is for the report
+    with contextlib.redirect_stdout(sys.stderr), _without_collection():
         findings = diagnose(options.recipe, options.run_dir, options.overrides)
     seconds = time.perf_counter() - started
     print(as_json(findings, seconds) if options.json else as_text(findings, seconds, coloured()))
     return int(any(finding.level == "error" for finding in findings))
+
+
+@contextlib.contextmanager
+def _without_collection() -> Iterator[None]:
+    """Keep the garbage collector from going through a million new objects of libraries, a fifth of the time here."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def make_parser() -> Parser:

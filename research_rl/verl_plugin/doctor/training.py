@@ -211,9 +211,9 @@ def _separate(config: Any, batch: int, mini: int) -> Iterator[Finding]:
 
 def set_sync_step(config: Any) -> None:
     """Set `separate_async.parameter_sync_step` if it is null: verl takes only the number of updates per batch."""
-    separate = config.trainer.v1.separate_async
-    if separate.parameter_sync_step is None:
-        separate.parameter_sync_step = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
+    section = config.trainer.v1.separate_async
+    if section.parameter_sync_step is None:
+        section.parameter_sync_step = config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size
 
 
 def _ranks(config: Any, ranks: int) -> Iterator[Finding]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import os
 import sys
+from typing import NoReturn
 
 COMMANDS = {  # name: (module with a `main(arguments)`, what it does)
     "chat": ("research_rl.web.chat", "ask a served model in the terminal, and watch it search"),
@@ -41,5 +44,16 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
+def command() -> NoReturn:
+    """Run the command of the command line, and end the process: the console script."""
+    code = main()
+    if sys.argv[1:2] == ["doctor"]:  # it leaves nothing behind, and Python needs 1.7 s to take verl's modules apart
+        for stream in (sys.stdout, sys.stderr):
+            with contextlib.suppress(BrokenPipeError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

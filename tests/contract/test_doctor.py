@@ -412,7 +412,7 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_the_model_looked_for_on_th
     started = time.monotonic()
     found = diagnose(QUICKSTART, run_dir, ["actor_rollout_ref.model.path=nobody/no-such-model"])
     assert time.monotonic() - started < 30  # and not minutes
-    assert asked == [(constants.ENDPOINT, {"timeout": 5.0})]
+    assert asked == [(constants.ENDPOINT, {"timeout": 2.0})]
     (missing, _) = [finding for finding in found if finding.name == "model files"]
     assert missing.level == "warning"
     assert "no configuration at nobody/no-such-model here" in missing.what

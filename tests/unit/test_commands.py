@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import json
 import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -113,6 +116,18 @@ def test_a_failure_ends_with_1(tmp_path, capsys):
     assert cli.main(["evaluate", "score", str(tmp_path / "none.jsonl")]) == 1
     assert cli.main(["serve", "verify", str(tmp_path / "none")]) == 1
     assert "none.jsonl" in capsys.readouterr().err
+
+
+def test_the_doctor_leaves_at_once_with_its_whole_report_and_its_exit_code(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "research_rl.cli", "doctor", "--recipe", str(tmp_path / "none.yaml"), "--json"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    [finding] = json.loads(done.stdout)["findings"]
+    assert "none.yaml" in finding["what"]
+    assert done.returncode == 1
 
 
 @pytest.mark.parametrize(("value", "colour"), [("1", False), ("", True)])

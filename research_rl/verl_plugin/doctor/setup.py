@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import httpx
 from omegaconf import OmegaConf
 
 from research_rl.codec import HFCodec, eos_ids
@@ -16,10 +14,10 @@ from research_rl.errors import ConfigError, DataError
 from research_rl.questions import question_of
 from research_rl.training.settings import Settings
 from research_rl.verl_plugin.config import chat_template_kwargs
+from research_rl.verl_plugin.doctor.hub import Hub
 from research_rl.verl_plugin.doctor.size import adapter_parameters, parameters
 from research_rl.verl_plugin.rows import files_of, sampled_rows
 
-_HUB_S = 5.0  # in which the hub has to answer
 _QUESTIONS = 500  # of the first file, for the checks that search
 
 
@@ -28,7 +26,7 @@ class Setup:
     """One stage of a run.
 
     `quick`: the checks must take seconds, as in the command, so that only a sample of a large file is read. `measured`: values that all
-    stages share, measured or assumed: how fast each service answers, memory, GPUs, whether the hub answers.
+    stages share, measured or assumed: how fast each service answers, memory, GPUs, the hub.
     """
 
     config: Any
@@ -81,17 +79,14 @@ class Setup:
         section = self.model_section
         path, trust = section.get("hf_config_path") or section.path, section.get("trust_remote_code", False)
         try:
-            return AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=self._only_here(path)), ""
+            with self._hub.only_here(path) as only_here:
+                return AutoConfig.from_pretrained(path, trust_remote_code=trust, local_files_only=only_here), ""
         except (OSError, ValueError) as failure:
             return None, str(failure).strip().splitlines()[0]
 
-    def _only_here(self, path: str) -> bool:
-        """Return whether a model is looked for on this machine only: its hub does not answer, and would be asked again for minutes."""
-        if Path(path).exists():  # it asks the hub only for code that it names there
-            return False
-        if "hub" not in self.measured:
-            self.measured["hub"] = hub_answers()
-        return not self.measured["hub"]
+    @property
+    def _hub(self) -> Hub:
+        return self.measured.setdefault("hub", Hub())
 
     @cached_property
     def parameters(self) -> int:
@@ -120,7 +115,8 @@ class Setup:
         section = self.model_section
         path, trust = section.get("tokenizer_path") or section.path, section.get("trust_remote_code", False)
         try:
-            tokenizer: Any = hf_tokenizer(path, trust_remote_code=trust, local_files_only=self._only_here(path))
+            with self._hub.only_here(path) as only_here:
+                tokenizer: Any = hf_tokenizer(path, trust_remote_code=trust, local_files_only=only_here)
         except (OSError, ValueError) as failure:
             return None, str(failure).strip().splitlines()[0]
         if template := section.get("custom_chat_template"):
@@ -147,16 +143,3 @@ class Setup:
             return [question_of(row)[0] for _, row in sampled_rows(files[0], _QUESTIONS)[0]] if files else []
         except DataError:
             return []
-
-
-def hub_answers() -> bool:
-    """Return whether the Hugging Face hub can be asked from this machine."""
-    from huggingface_hub import constants
-
-    if constants.HF_HUB_OFFLINE:
-        return False
-    try:
-        httpx.head(constants.ENDPOINT, timeout=_HUB_S)
-    except httpx.HTTPError:
-        return False
-    return True

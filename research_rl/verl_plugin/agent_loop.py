@@ -1,10 +1,10 @@
-"""verl's agent loop around `research_rl.rollout.rollout`: one trajectory, scored."""
+"""`research_rl.rollout.rollout` over verl's engine: one trajectory, scored, in verl's format."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache, cached_property, partial
 from typing import Any
 from uuid import uuid4
 
@@ -23,13 +23,10 @@ from research_rl.verl_plugin.config import chat_template_kwargs, settings_of
 from research_rl.verl_plugin.generation import merge_steps, sampling, up_to_stop
 
 try:
-    from verl.experimental.agent_loop.agent_loop import AgentLoopBase, AgentLoopMetrics, AgentLoopOutput, register
+    from verl.experimental.agent_loop.agent_loop import AgentLoopMetrics, AgentLoopOutput
     from verl.utils.fs import copy_to_local
 except ModuleNotFoundError as error:
     raise missing_extra(error.name or "verl", "train") from error
-
-NAME = "research_rl"
-ROLLOUT = "rollout"  # field that carries a rollout to the worker, which scores and logs it once the group is complete
 
 
 @cache
@@ -51,8 +48,12 @@ class Progress:
 
 @dataclass
 class FinishedRollout:
-    """A finished rollout on its way through the worker; `complete` asks the policy for a further completion."""
+    """A finished rollout, which the worker scores and logs once the whole group is there.
 
+    `output`: the trajectory as verl has it, without a reward. `complete` asks the policy for a further completion.
+    """
+
+    output: AgentLoopOutput
     trajectory: Trajectory
     golden_answers: list[str]
     reward: Reward
@@ -62,33 +63,30 @@ class FinishedRollout:
     judgement: Judgement | None = None  # None: there is no judge
 
 
-class SearchAgentLoop(AgentLoopBase):
-    """Rolls out one question. verl makes one instance per trajectory, so everything costly is cached per process."""
+class SearchAgentLoop:
+    """Rolls out questions with the policy that verl's engine serves."""
 
-    def __init__(self, *args: Any, hf_model_type: str | None = None, **kwargs: Any) -> None:
-        # None: verl's builder of chat turns stays generic; it is not used, because the rollout works on token ids
-        super().__init__(*args, hf_model_type=None, **kwargs)
-        self._settings: Settings = once_per(self.config, settings_of)
+    def __init__(self, config: Any, llm_client: Any, tokenizer: Any) -> None:
+        """`config`: verl's, with our section; `llm_client`: verl's client of its engine.
+
+        Raises:
+            ConfigError: the method does not suit the tokenizer or its chat template.
+        """
+        self.rollout_config = config.actor_rollout_ref.rollout
+        self._settings: Settings = settings_of(config)
         self._method = self._settings.load()
         self._budget = self._settings.budget(self.rollout_config.response_length)
-        self._interrupted = self.config.trainer.v1.trainer_mode != "sync"
+        self._interrupted = config.trainer.v1.trainer_mode != "sync"
         self._sampling = partial(sampling, interrupted=self._interrupted, engine=self.rollout_config.name)
-
-    @property
-    def _codec(self) -> HFCodec:
-        # made on first use, in `run`, because only errors in `run` end the training
-        return once_per(self.tokenizer, self._load_codec)
-
-    def _load_codec(self, tokenizer: Any) -> HFCodec:
+        self._client, self._tokenizer = llm_client, tokenizer
         # the directory that verl's engine uses: verl has copied a remote path (hdfs://…) to this machine, and this call returns the copy
-        model = self.config.actor_rollout_ref.model
+        model = config.actor_rollout_ref.model
         directory = copy_to_local(model.path, use_shm=model.get("use_shm", False))
-        codec = load_codec(tokenizer, directory, self._settings.bos, chat_template_kwargs(self.data_config))
-        self._method.check_template(codec)
-        return codec
+        self._codec: HFCodec = load_codec(tokenizer, directory, self._settings.bos, chat_template_kwargs(config.data))
+        self._method.check_template(self._codec)
 
-    async def run(self, sampling_params: dict[str, Any], **row: Any) -> AgentLoopOutput:
-        """Return the scored trajectory of one dataset row in verl's format.
+    async def run(self, sampling_params: Mapping[str, Any], row: Mapping[str, Any]) -> FinishedRollout:
+        """Return the trajectory of one dataset row, with the reward that it has by itself.
 
         Raises:
             RetrievalError: the service gave no answer.
@@ -106,26 +104,27 @@ class SearchAgentLoop(AgentLoopBase):
         request, extra = uuid4().hex, {}
 
         async def generate(ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
-            output = await self.server_manager.generate(
+            output = await self._client.generate(
                 request_id=request, prompt_ids=ids, sampling_params=self._sampling(sampling_params, most, stop)
             )
             merge_steps(extra, output.extra_fields)
             Progress.turns += 1
             sampled = list(output.token_ids)
             end = up_to_stop(sampled, self._codec.decode, stop) if self._interrupted else len(sampled)
-            return Generation(sampled[:end], list(output.log_probs or ())[:end])
+            logprobs: list[float] = list(output.log_probs or ())
+            return Generation(sampled[:end], logprobs[:end])
 
         async def complete(messages: list[Message]) -> str:
             memory = self._settings.memory()
             # a base model without a chat template gets plain text
-            asked = messages if getattr(self.tokenizer, "chat_template", None) else messages[-1]["content"] + "\n"
+            asked = messages if getattr(self._tokenizer, "chat_template", None) else messages[-1]["content"] + "\n"
             ids = self._codec.encode_prompt(asked)
             context = self.rollout_config.max_model_len or len(ids) + memory.max_tokens
             limit = min(memory.max_tokens, self.rollout_config.response_length, context - len(ids))
             if limit < 1:
                 return ""  # too long to be rewritten: this path is not accepted
             parameters = self._sampling({**sampling_params, "temperature": memory.temperature}, limit, ())
-            output = await self.server_manager.generate(request_id=uuid4().hex, prompt_ids=ids, sampling_params=parameters)
+            output = await self._client.generate(request_id=uuid4().hex, prompt_ids=ids, sampling_params=parameters)
             ids = [number for number in output.token_ids if number not in self._codec.eos_ids]
             return self._codec.decode(ids)
 
@@ -146,29 +145,26 @@ class SearchAgentLoop(AgentLoopBase):
             "answer": self._method.answer(trajectory) or "",
             **({"judge_said": judgement.said} if judgement else {}),
         }
-        return AgentLoopOutput(
+        output = AgentLoopOutput(
             prompt_ids=prompt_ids,
             response_ids=trajectory.response_ids,
             response_mask=trajectory.response_mask,
             response_logprobs=trajectory.logprobs or None,
-            reward_score=reward.score,
             num_turns=1 + len(trajectory.turns) + len(trajectory.searches),
             metrics=AgentLoopMetrics(
                 generate_sequences=trajectory.seconds_generating, tool_calls=trajectory.seconds_searching, compute_score=0.0
             ),
-            extra_fields={
-                **extra,
-                "turn_scores": [],
-                "tool_rewards": [],
-                ROLLOUT: FinishedRollout(trajectory, golden_answers, reward, record, complete, self._codec, judgement),
-            },
+            extra_fields={**extra, "turn_scores": [], "tool_rewards": []},
         )
+        return FinishedRollout(output, trajectory, golden_answers, reward, record, complete, self._codec, judgement)
 
     async def _judge(self, question: str, golden_answers: Sequence[str], answer: str) -> Judgement | None:
-        if (settings := self._settings.judging()) is None:
-            return None
-        # made here, not in the constructor, because only errors in `run` end the training
-        return await once_per(settings, Judge).judge(question, golden_answers, answer)
+        return None if self._judging is None else await self._judging.judge(question, golden_answers, answer)
+
+    @cached_property
+    def _judging(self) -> Judge | None:
+        settings = self._settings.judging()
+        return settings and Judge(settings)
 
 
 def info_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -178,17 +174,3 @@ def info_of(row: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _number(value: Any) -> int:
     return -1 if value is None else int(value)
-
-
-# by the id() of the object it was made from, which is kept alive here so that its id is not reused
-_MADE: dict[int, tuple[Any, Any]] = {}
-
-
-def once_per(source: Any, make: Callable[[Any], Any]) -> Any:
-    """Return `make(source)`, computed once: verl passes the same configuration and tokenizer to the instances of all trajectories."""
-    if id(source) not in _MADE:
-        _MADE[id(source)] = (source, make(source))
-    return _MADE[id(source)][1]
-
-
-register(NAME)(SearchAgentLoop)

@@ -1,8 +1,14 @@
-"""verl's manager of agent loops, which ends a run if the retrieval service stays unavailable."""
+"""The manager of agent loops that verl's trainer asks for rollouts. It ends the run if the retrieval service stays unavailable.
+
+verl leaves this class to its users (`TaskRunnerV1.init_agent_loop_manager`): it has `create` and `generate_sequences`, and puts rollouts
+into the TransferQueue. So it inherits nothing of verl's, which may change.
+"""
 
 from __future__ import annotations
 
+from itertools import cycle
 from typing import Any
+from uuid import uuid4
 
 from research_rl.errors import missing_extra
 from research_rl.verl_plugin.agent_worker import SearchAgentLoopWorker
@@ -11,21 +17,50 @@ from research_rl.verl_plugin.judging import Unjudged, together
 try:
     import ray
     from ray.exceptions import RayTaskError
-    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopManagerTQ
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 except ModuleNotFoundError as error:
     raise missing_extra(error.name or "verl", "train") from error
 
 
-class SearchAgentLoopManager(AgentLoopManagerTQ):
-    """Named by `rollout.agent.agent_loop_manager_class`; importing it registers the agent loop in every worker."""
+class SearchAgentLoopManager:
+    """Named by `rollout.agent.agent_loop_manager_class`."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.agent_loop_workers_class = ray.remote(SearchAgentLoopWorker)
+    def __init__(self, agent_loop_workers: list[Any]) -> None:
+        """`agent_loop_workers`: Ray's handles of some SearchAgentLoopWorker."""
+        self.agent_loop_workers = agent_loop_workers
+
+    @classmethod
+    def create(cls, config: Any, llm_client: Any, teacher_client: Any = None, reward_loop_worker_handles: Any = None) -> Any:
+        """Start `rollout.agent.num_workers` workers, in turn on every node, and return their manager.
+
+        Rewards are the method's, and there is no teacher (the doctor refuses distillation), so that the last two are not used.
+        """
+        nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+        actor = ray.remote(SearchAgentLoopWorker)
+        return cls(
+            [
+                actor.options(
+                    name=f"agent_loop_worker_{number}_{uuid4().hex[:8]}",
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(node_id=node, soft=True),
+                ).remote(config, llm_client)
+                for number, node in zip(range(config.actor_rollout_ref.rollout.agent.num_workers), cycle(nodes), strict=False)
+            ]
+        )
 
     def generate_sequences(self, prompts: Any) -> None:
+        """Hand out a batch of questions (a TensorDict) to the workers, without waiting for the rollouts, which they put into the queue.
+
+        Raises:
+            Exception: the failure that ends the run (see `fail_if_failed`).
+        """
         self.fail_if_failed()
-        super().generate_sequences(prompts)
+        shares = prompts.chunk(len(self.agent_loop_workers))
+        ray.get(
+            [
+                worker.generate_sequences.remote(share)
+                for worker, share in zip(self.agent_loop_workers, shares, strict=False)  # a small batch has fewer shares
+            ]
+        )
 
     def fail_if_failed(self) -> None:
         """Raise the failure that ends the run, if a worker met one. Called whenever the trainer asks for rollouts, after a validation,

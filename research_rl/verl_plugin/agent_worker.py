@@ -1,9 +1,15 @@
-"""verl's worker of agent loops, with whole groups: which rollouts enter the batch, with which rewards, and which failure ends the run."""
+"""One process that rolls out questions: which rollouts enter the batch, with which rewards, and which failure ends the run.
+
+The rollouts of a question enter the batch together or not at all, and are scored together: in an outage, rollouts that never searched would
+arrive, and would be trained on as if they were the whole group.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Mapping, Sequence
-from functools import cache, partial
+from functools import cache, cached_property
 from typing import Any
 
 from research_rl.codec import turn_tokens
@@ -15,21 +21,24 @@ from research_rl.training.memorisation import memory
 from research_rl.training.settings import Settings
 from research_rl.training.trajectory_log import TrajectoryLog
 from research_rl.types import Reward
-from research_rl.verl_plugin.agent_loop import ROLLOUT, FinishedRollout, Progress, info_of, retrieval_client
+from research_rl.verl_plugin.agent_loop import FinishedRollout, Progress, SearchAgentLoop, info_of, retrieval_client
 from research_rl.verl_plugin.config import settings_of
-from research_rl.verl_plugin.groups import DroppedError, FailedQueries, Group
+from research_rl.verl_plugin.failed_queries import FailedQueries
+from research_rl.verl_plugin.generation import sampling_of
 from research_rl.verl_plugin.judging import Unjudged
+from research_rl.verl_plugin.rollout_queue import put_group, rows_of, tell
 from research_rl.verl_plugin.trainer import HEALTH
 
 try:
     import transfer_queue as tq
-    from verl.trainer.ppo.v1.agent_loop_tq import AgentLoopWorkerTQ
+    from verl.utils.config import omega_conf_to_dataclass
 except ModuleNotFoundError as error:
     raise missing_extra(error.name or "verl", "train") from error
 
 MEMORY = (
     "memory"  # field that carries a search-free path to the actor, for the likelihood term (see verl_plugin/memorisation.py)
 )
+log = logging.getLogger(__name__)
 
 
 @cache
@@ -38,34 +47,37 @@ def log_for(directory: str, attempt: float, share: float, max_gb: float | None) 
     return TrajectoryLog(directory, attempt, share, max_bytes=None if max_gb is None else max_gb * 1e9)
 
 
-class Fatal:
-    """The first unrecoverable failure of this process. The manager asks every process for it, and ends the run (see `fail_if_failed`).
+class SearchAgentLoopWorker:
+    """A Ray actor. A failure ends the run unless it is an outage that may pass or costs one question only."""
 
-    verl only logs what a loop raises and, with `sync_refill_failed_groups`, tries the next question: for ever, unless the run is ended.
-    """
-
-    error: Exception | None = None
-
-
-_Worker: Any = AgentLoopWorkerTQ.__ray_metadata__.modified_class  # type: ignore[attr-defined]  # the class under verl's @ray.remote
-
-
-class SearchAgentLoopWorker(_Worker):
-    """verl's worker, with whole groups. A failure ends the run unless it is an outage that may pass or costs one question only."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self._settings: Settings = settings_of(self.config)
-        self._groups: dict[str, Group[FinishedRollout, _Scored]] = {}
+    def __init__(self, config: Any, llm_client: Any) -> None:
+        tq.init()
+        self.config, self._llm_client = config, llm_client
+        self._settings: Settings = settings_of(config)
+        self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps weak references only
+        # The first failure that ends the run. The manager asks every worker for it (see `fail_if_failed`); verl only sees that a question
+        # failed, and with `sync_refill_failed_groups` tries the next one: for ever.
+        self._fatal: Exception | None = None
         self._failed_queries = FailedQueries(self._settings.max_failed_query_share)
         # questions dropped since the last call of `lost_questions`, in training (False) and in validation (True)
         self._lost = {False: 0, True: 0}
         self._unjudged = {False: Unjudged(), True: Unjudged()}
 
+    @cached_property
+    def _model(self) -> Any:
+        return omega_conf_to_dataclass(self.config.actor_rollout_ref.model)  # verl's, with tokenizer and processor
+
+    @cached_property
+    def _loop(self) -> SearchAgentLoop:
+        tokenizer = self._model.tokenizer
+        if self._model.custom_chat_template is not None:
+            tokenizer.chat_template = self._model.custom_chat_template
+        return SearchAgentLoop(self.config, self._llm_client, tokenizer)
+
     async def fail_if_failed(self) -> None:
         """Raise the failure that ends the run, if there was one."""
-        if Fatal.error is not None:
-            raise Fatal.error
+        if self._fatal is not None:
+            raise self._fatal
 
     def turns(self) -> int:
         """Return how many turns this worker has rolled out (see watchdog.py)."""
@@ -81,35 +93,57 @@ class SearchAgentLoopWorker(_Worker):
         found, self._unjudged[validate] = self._unjudged[validate], Unjudged()
         return found
 
-    async def _run_prompt(self, prompt: dict, sampling_params: dict, trajectory: dict, trace: bool = False) -> None:
-        rollout_config = self.config.actor_rollout_ref.rollout
-        size = prompt.get("__rollout_n__", rollout_config.val_kwargs.n if trajectory["validate"] else rollout_config.n)
-        group = self._groups[str(prompt["uid"])] = Group(int(size), partial(_score, self._settings.load()))
+    async def generate_sequences(self, batch: Any) -> None:
+        """Begin to roll out the questions of a batch (a TensorDict of dataset rows), and return. The rollouts go into the queue."""
+        validate = bool(batch["validate"]) if "validate" in batch else False
+        batch.pop("validate", None)
+        for row in rows_of(batch):
+            task = asyncio.create_task(self._roll_out(row, validate))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _roll_out(self, row: dict[str, Any], validate: bool) -> None:
+        """Put all rollouts of a question into the queue, or none, and say which."""
+        uid, failures = row["uid"], []
         self._failed_queries.questions += 1
         try:
-            await super()._run_prompt(prompt, sampling_params, trajectory=trajectory, trace=trace)
-        finally:
-            self._lost[bool(trajectory["validate"])] += group.failed
-            del self._groups[str(prompt["uid"])]
-
-    async def _run_agent_loop(self, sampling_params: dict, trajectory: dict, **kwargs: Any) -> Any:
-        uid, session = str(kwargs["uid"]), kwargs["session_id"]
-        group, entered = self._groups[uid], False
+            await tell(uid, "running", validate)
+            failures = await self._group(row, validate)
+        except Exception as failure:
+            failures = [failure]
+        for failure in failures:
+            self._note(failure, row)
+        self._lost[validate] += bool(failures)
         try:
-            result = await super()._run_agent_loop(sampling_params, trajectory=trajectory, **kwargs)
-            entered = True
-            return result
-        except BaseException as error:
-            group.fail(session)
-            if isinstance(error, Exception) and not isinstance(error, DroppedError):
-                Fatal.error = Fatal.error or self._fatal(error, kwargs)
-            raise
-        finally:
-            if out := group.leave(session, entered):  # verl would train on an incomplete group
-                keys = [f"{uid}_{number}_0" for number in out]
-                await tq.async_kv_clear(keys=keys, partition_id="val" if trajectory["validate"] else "train")
+            await tell(uid, "failure" if failures else "finished", validate)
+        except Exception as failure:
+            self._note(failure, row)
 
-    def _fatal(self, error: Exception, row: Mapping[str, Any]) -> Exception | None:
+    async def _group(self, row: dict[str, Any], validate: bool) -> list[Exception]:
+        """Roll out, score and put a question's rollouts; return why it could not, if so."""
+        rollout = self.config.actor_rollout_ref.rollout
+        size = int(row.pop("__rollout_n__", rollout.val_kwargs.n if validate else rollout.n))  # verl's, for this question alone
+        parameters = sampling_of(rollout, validate, greedy=not row.pop("__do_sample__", True))
+        loop = self._loop
+        found = await asyncio.gather(*(loop.run(parameters, row) for _ in range(size)), return_exceptions=True)
+        rollouts = [one for one in found if isinstance(one, FinishedRollout)]
+        if len(rollouts) < size:
+            failed = [one for one in found if not isinstance(one, FinishedRollout)]
+            return [one if isinstance(one, Exception) else RuntimeError(f"a rollout ended with {one!r}") for one in failed]
+        scored = score(self._settings.load(), rollouts)
+        await asyncio.gather(*(self._finish(*each, row, validate) for each in zip(rollouts, scored, strict=True)))
+        await put_group(row, [one.output for one in rollouts], validate, self._model.processor)
+        for one, (_, metrics) in zip(rollouts, scored, strict=True):
+            self._log(one, metrics, validate)
+        return []
+
+    def _note(self, failure: Exception, row: Mapping[str, Any]) -> None:
+        """Log a failure, and keep it if it must end the run."""
+        expected = isinstance(failure, RetrievalError)
+        log.error("question %s is lost: %s", row["uid"], failure, exc_info=None if expected else failure)
+        self._fatal = self._fatal or self._ends_the_run(failure, row)
+
+    def _ends_the_run(self, error: Exception, row: Mapping[str, Any]) -> Exception | None:
         """Return the error that must end the run; None if only this question is lost."""
         if isinstance(error, QueryFailedError):
             try:
@@ -123,29 +157,31 @@ class SearchAgentLoopWorker(_Worker):
             return error if gone > self._settings.max_tolerated_outage_s else None
         return error
 
-    async def _agent_loop_postprocess(self, output: Any, validate: bool, **kwargs: Any) -> None:
-        rollout: FinishedRollout = output.extra_fields.pop(ROLLOUT)
-        reward, metrics = await self._groups[str(kwargs["uid"])].scored(kwargs["session_id"], rollout)
-        settings = self._settings
+    async def _finish(self, rollout: FinishedRollout, scored: Scored, row: Mapping[str, Any], validate: bool) -> None:
+        """Add to verl's output what is known once the whole group is there."""
+        reward, metrics = scored
+        settings, output = self._settings, rollout.output
         if rollout.judgement:
-            self._unjudged[bool(validate)].add(rollout.judgement)
+            self._unjudged[validate].add(rollout.judgement)
         if settings.memory().mu and not validate:
             output.extra_fields[MEMORY] = memorised = await self._memorise(rollout)
             metrics["memorised"] = float(memorised is not None)
         if not validate:
-            group, info = str(kwargs["uid"]), info_of(kwargs)
+            group, info = str(row["uid"]), info_of(row)
             health = rollout_health(settings.load(), rollout.trajectory, rollout.golden_answers, reward.score, group, info)
             output.extra_fields[HEALTH] = vars(health)
         output.reward_score = reward.score
         output.extra_fields["reward_extra_info"] = metrics
-        await super()._agent_loop_postprocess(output, validate, **kwargs)
-        if settings.trajectory_dir:
-            record = {"validate": bool(validate), **rollout.record, "metrics": metrics, **rollout.trajectory.to_json()}
-            if settings.trajectory_logprobs:
-                for turn, tokens in zip(record["turns"], turn_tokens(rollout.codec, rollout.trajectory), strict=True):
-                    turn["tokens"] = tokens
-            log = log_for(settings.trajectory_dir, settings.attempt, settings.trajectory_share, settings.trajectory_max_gb)
-            log.write(record)
+
+    def _log(self, rollout: FinishedRollout, metrics: dict[str, float], validate: bool) -> None:
+        settings = self._settings
+        if not settings.trajectory_dir:
+            return
+        record = {"validate": validate, **rollout.record, "metrics": metrics, **rollout.trajectory.to_json()}
+        if settings.trajectory_logprobs:
+            for turn, tokens in zip(record["turns"], turn_tokens(rollout.codec, rollout.trajectory), strict=True):
+                turn["tokens"] = tokens
+        log_for(settings.trajectory_dir, settings.attempt, settings.trajectory_share, settings.trajectory_max_gb).write(record)
 
     async def _memorise(self, rollout: FinishedRollout) -> dict[str, Any] | None:
         """Return the ids of prompt and search-free path of a correct rollout that searched, with μ; None if there is no such path."""
@@ -161,10 +197,10 @@ class SearchAgentLoopWorker(_Worker):
         return {"prompt_ids": trajectory.prompt_ids, "response_ids": response, "mu": settings.mu}
 
 
-_Scored = tuple[Reward, dict[str, float]]
+Scored = tuple[Reward, dict[str, float]]
 
 
-def _score(method: Method, rollouts: Sequence[FinishedRollout]) -> list[_Scored]:
+def score(method: Method, rollouts: Sequence[FinishedRollout]) -> list[Scored]:
     """Return reward and metrics of all rollouts of a question; the rewards may depend on one another."""
     rewards = method.regroup([one.trajectory for one in rollouts], [one.reward for one in rollouts])
     return [

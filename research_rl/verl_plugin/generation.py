@@ -8,6 +8,15 @@ from typing import Any
 ENGINES = ("vllm", "sglang")  # of actor_rollout_ref.rollout.name
 
 
+def sampling_of(rollout: Any, validate: bool, greedy: bool = False) -> dict[str, Any]:
+    """Return the sampling parameters of verl's section `actor_rollout_ref.rollout`; `greedy`: verl wants one greedy rollout (ReMax)."""
+    chosen = rollout.val_kwargs if validate else rollout
+    parameters = {"temperature": chosen.temperature, "top_p": chosen.top_p, "top_k": chosen.top_k}
+    if greedy and not validate:
+        parameters = {"temperature": 0, "top_p": 1.0, "top_k": -1}
+    return {**parameters, "repetition_penalty": 1.0, "logprobs": rollout.calculate_log_probs}
+
+
 def sampling(
     parameters: Mapping[str, Any], most: int, stop: tuple[str, ...], interrupted: bool, engine: str = "vllm"
 ) -> dict[str, Any]:

@@ -30,22 +30,16 @@ class Hook:
 
 
 _TRAINER, _FSDP = "verl.trainer.ppo.v1.trainer_base", "verl.workers.engine.fsdp.transformer_impl"
-_LOOP, _TQ = "verl.experimental.agent_loop.agent_loop", "verl.trainer.ppo.v1.agent_loop_tq"
+_LOOP = "verl.experimental.agent_loop.agent_loop"
 _CORE, _LOSSES = "verl.trainer.ppo.core_algos", "verl.workers.utils.losses"
 _WEIGHTS = "verl.checkpoint_engine.base"
 HOOKS = (
     Hook("verl.utils.config", "validate_config", "the checks before Ray is started", ("config",)),
-    Hook(_LOOP, "AgentLoopBase", "the rollout"),
-    Hook(_LOOP, "AgentLoopBase.__init__", "the rollout", ("trainer_config", "server_manager", "tokenizer", "data_config", "hf_model_type")),
+    Hook("verl.trainer.main_ppo", "TaskRunnerV1.init_agent_loop_manager", "the rollout"),
+    Hook("verl.utils.config", "omega_conf_to_dataclass", "the rollout", ("config",)),
     Hook(_LOOP, "AgentLoopMetrics", "the rollout"),
     Hook(_LOOP, "AgentLoopOutput", "the rollout"),
-    Hook(_LOOP, "register", "the rollout"),
-    Hook(_LOOP, "AgentLoopWorker._run_agent_loop", "whole groups", ("sampling_params", "trajectory", "trace")),
-    Hook(_TQ, "AgentLoopManagerTQ", "the rollout"),
-    Hook(_TQ, "AgentLoopManagerTQ.generate_sequences", "a failed rollout ends the run", ("prompts",)),
-    Hook(_TQ, "AgentLoopWorkerTQ", "whole groups"),
-    Hook(_TQ, "AgentLoopWorkerTQ._run_prompt", "whole groups", ("prompt", "sampling_params", "trajectory", "trace")),
-    Hook(_TQ, "AgentLoopWorkerTQ._agent_loop_postprocess", "rewards of a whole group", ("output", "validate")),
+    Hook(_LOOP, "AgentLoopOutput.as_dict", "the rollout"),
     Hook(_TRAINER, "PPOTrainer.fit", "the watchdog", ("agent_loop_manager",)),
     Hook(_TRAINER, "PPOTrainer.step", "figures and health of a step", ("metrics", "timing_raw")),
     Hook(_TRAINER, "PPOTrainer._compute_metrics", "a failed rollout ends the run", ("batch", "metrics")),
@@ -57,6 +51,7 @@ HOOKS = (
     Hook("verl.trainer.ppo.ray_trainer", "compute_advantage", "reinforce_group_baseline", ("data", "adv_estimator")),
     Hook("verl.trainer.ppo.v1.utils", "compute_advantage_for_multi_trajectories", "trained_rollouts", ("data", "batch_keys")),
     Hook("verl.trainer.ppo.checkpoint_callback", "CheckpointCallback", "the manifest beside a checkpoint"),
+    Hook("verl.trainer.ppo.checkpoint_callback", "CheckpointCallback.__init__", "the manifest beside a checkpoint", ("config",)),
     Hook("verl.trainer.ppo.checkpoint_callback", "CheckpointCallback.on_save", "manifests", ("trainer", "global_step", "checkpoint_dir")),
     Hook(_CORE, "register_policy_loss", "llds"),
     Hook(_CORE, "register_adv_est", "reinforce_group_baseline"),
@@ -98,6 +93,7 @@ HOOKS = (
         Hook("verl.utils.tensordict_utils", name, "the CPU engine and memorisation")
         for name in ("get_non_tensor_data", "assign_non_tensor", "index_select_tensor_dict", "get_tensordict", "get")
     ),
+    Hook("verl.utils.tensordict_utils", "list_of_dict_to_tensordict", "the rollout"),
     Hook("verl.utils.device", "get_device_id", "memorisation"),
 )  # fmt: skip  # a table
 

@@ -56,18 +56,17 @@ def test_every_recipe_takes_a_judge(recipe, monkeypatch):
 def rolled_out(loop_module, tokenizer, tmp_path, text, **section):
     server = plugin.Server(tokenizer, [f"{text}<|endoftext|>"])
     loop = plugin.make(loop_module, tokenizer, plugin.config(tmp_path, **section), server)
-    return asyncio.run(loop.run({"temperature": 1.0}, **plugin.ROW))
+    return asyncio.run(loop.run({"temperature": 1.0}, plugin.ROW))
 
 
 @pytest.mark.parametrize(("right", "reward"), [("Orla", 1.0), ("Nora", 0.1)])
 def test_the_verdict_is_the_answers_part_of_a_rollouts_reward(loop_module, tokenizer, tmp_path, judge, right, reward):
     section, asked, state = judge
-    by_rule = rolled_out(loop_module, tokenizer, tmp_path, NEAR).reward_score
+    by_rule = rolled_out(loop_module, tokenizer, tmp_path, NEAR).reward.score
     assert by_rule == pytest.approx(0.8)
     state["right"] = right
-    output = rolled_out(loop_module, tokenizer, tmp_path, NEAR, judge=section)
-    rollout = output.extra_fields["rollout"]
-    assert output.reward_score == rollout.reward.score == pytest.approx(reward)
+    rollout = rolled_out(loop_module, tokenizer, tmp_path, NEAR, judge=section)
+    assert rollout.reward.score == pytest.approx(reward)
     assert rollout.reward.components == {"f1": pytest.approx(0.8), "format": 1.0, "judge": float(right == "Orla")}
     assert rollout.record["judge_said"] == str(right == "Orla")
     assert 'question: "Who?"' in asked[0]
@@ -76,10 +75,10 @@ def test_the_verdict_is_the_answers_part_of_a_rollouts_reward(loop_module, token
 def test_without_a_verdict_the_methods_own_metric_counts(loop_module, tokenizer, tmp_path, judge):
     section, _, state = judge
     state["status"] = 503
-    output = rolled_out(loop_module, tokenizer, tmp_path, NEAR, judge=section)
-    assert output.reward_score == pytest.approx(0.8)
-    assert "judge" not in output.extra_fields["rollout"].reward.components
-    assert "HTTP 503" in output.extra_fields["rollout"].record["judge_said"]
+    rollout = rolled_out(loop_module, tokenizer, tmp_path, NEAR, judge=section)
+    assert rollout.reward.score == pytest.approx(0.8)
+    assert "judge" not in rollout.reward.components
+    assert "HTTP 503" in rollout.record["judge_said"]
 
 
 @pytest.mark.parametrize(("status", "fallback"), [(401, "rule"), (400, "stop")])
@@ -109,7 +108,7 @@ def test_what_the_judge_did_is_logged_and_what_it_left_open_is_counted(loop_modu
 
     monkeypatch.setattr(plugin, "finished", judged)
     _, put = run_group([NEAR] * 3, validate=validate)
-    metrics = [put[session].extra_fields["reward_extra_info"] for session in range(3)]
+    metrics = [put[session]["extra_fields"]["reward_extra_info"] for session in range(3)]
     assert [[row[f"judge/{name}"] for name in ("asked", "cached", "fallback", "seconds")] for row in metrics] == [
         [1.0, 0.0, 0.0, 2.0], [0.0, 1.0, 0.0, 0.0], [1.0, 0.0, 1.0, 0.0],
     ]  # fmt: skip

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import ast
 import asyncio
+import inspect
 import json
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from omegaconf import OmegaConf
+from tensordict import NonTensorData
 from transformers import AutoTokenizer
 
 from research_rl.codec import HFCodec
@@ -51,6 +56,7 @@ def config(tmp_path, **section):
                 "model": {"path": str(WEIGHTS)},
                 "rollout": {
                     "name": "vllm", "prompt_length": 400, "response_length": 200, "temperature": 1.0, "top_p": 1.0, "top_k": -1,
+                    "calculate_log_probs": True,
                     "agent": {"agent_loop_manager_class": "research_rl.verl_plugin.agent_manager.SearchAgentLoopManager"},
                 },
             },
@@ -82,12 +88,8 @@ ROW = {
 
 
 def make(loop_module, tokenizer, configuration, server):
-    """Make the loop with the keyword arguments that verl 0.9.1 passes."""
-    wrap = lambda value: SimpleNamespace(config=value)  # noqa: E731
-    return loop_module.SearchAgentLoop(
-        trainer_config=wrap(configuration), server_manager=server, tokenizer=tokenizer, processor=None, hf_model_type="qwen2",
-        dataset_cls=None, data_config=wrap(configuration.data), tools=SimpleNamespace(tools=[]),
-    )  # fmt: skip
+    """Make the loop as the worker does."""
+    return loop_module.SearchAgentLoop(configuration, server, tokenizer)
 
 
 def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokenizer, tmp_path, monkeypatch):
@@ -99,10 +101,12 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
     server = Server(tokenizer, texts)
 
     async def go():
-        return await make(loop_module, tokenizer, config(tmp_path), server).run({"temperature": 1.0}, **ROW)
+        return await make(loop_module, tokenizer, config(tmp_path), server).run({"temperature": 1.0}, ROW)
 
-    output = asyncio.run(go())
-    assert output.reward_score == 1.0
+    rollout = asyncio.run(go())  # the worker scores and writes it once the whole group is there
+    output = rollout.output
+    assert rollout.reward.score == 1.0
+    assert output.reward_score is None
     assert output.extra_fields["min_global_steps"] == 3
     assert len(output.response_ids) == len(output.response_mask) == len(output.response_logprobs)
     sampled = [t for t, m in zip(output.response_ids, output.response_mask, strict=True) if m]
@@ -112,11 +116,8 @@ def test_a_trajectory_reaches_verl_scored_masked_and_logged(loop_module, tokeniz
     assert first["include_stop_str_in_output"] is True
     assert first["skip_special_tokens"] is False  # a stop string that is a special token is looked for in the text
     assert first["max_tokens"] == 200
-    rollout = output.extra_fields.pop("rollout")  # the worker scores and writes it once the whole group is there
     assert rollout.trajectory.searches == ["who"]
     assert (rollout.record["step"], rollout.record["split"], rollout.record["answer"]) == (4, "train", "Orla Venn")
-    fields = output.as_dict()
-    assert fields["rm_scores"].sum() == 1.0
 
 
 def test_where_updates_interrupt_requests_what_is_sampled_behind_an_unseen_stop_string_is_dropped(
@@ -137,12 +138,13 @@ def test_where_updates_interrupt_requests_what_is_sampled_behind_an_unseen_stop_
     asynchronous = OmegaConf.merge(config(tmp_path), {"trainer": {"v1": {"trainer_mode": "colocate_async"}}})
 
     async def go():
-        return await make(loop_module, tokenizer, asynchronous, server).run({"temperature": 1.0}, **ROW)
+        return await make(loop_module, tokenizer, asynchronous, server).run({"temperature": 1.0}, ROW)
 
-    output = asyncio.run(go())
+    rollout = asyncio.run(go())
+    output = rollout.output
     sampled = [t for t, m in zip(output.response_ids, output.response_mask, strict=True) if m]
     assert tokenizer.decode(sampled) == "<think>t</think><search> who</search>" + texts[1]
-    assert output.extra_fields["rollout"].trajectory.searches == ["who"]
+    assert rollout.trajectory.searches == ["who"]
     # verl waits for each request's first message before it interrupts: they must speak before they end
     made = SamplingParams(**server.parameters[0])
     assert made.output_kind is not RequestOutputKind.FINAL_ONLY
@@ -176,10 +178,11 @@ def test_a_trajectory_of_tool_calls_reaches_verl_with_its_frames_masked(loop_mod
     configuration.data.max_prompt_length = configuration.data.max_response_length = 900
 
     async def go():
-        return await make(loop_module, tokenizer, configuration, server).run({"temperature": 1.0}, **ROW)
+        return await make(loop_module, tokenizer, configuration, server).run({"temperature": 1.0}, ROW)
 
-    output = asyncio.run(go())
-    assert output.reward_score == 1.0
+    rollout = asyncio.run(go())
+    output = rollout.output
+    assert rollout.reward.score == 1.0
     assert asked == [["who"], ("7", 2)]
     assert '"name": "search"' in tokenizer.decode(output.prompt_ids)
     assert server.parameters[0]["stop"] == []
@@ -190,28 +193,28 @@ def test_a_trajectory_of_tool_calls_reaches_verl_with_its_frames_masked(loop_mod
 
 
 def prompt_of(loop_module, folder, family, answer, section=None, data=None, begins=False):
-    """Roll out one question with a model of a family; return verl's output and the tokenizer."""
+    """Roll out one question with a model of a family; return the rollout and the tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(model_like(folder / "model", family, begins))
     configuration = config(folder, method_options={"template": "sys"}, **(section or {}))
     configuration.actor_rollout_ref.model.path = str(folder / "model")
     configuration.data = {**configuration.data, **(data or {})}
 
     async def go():
-        return await make(loop_module, tokenizer, configuration, Server(tokenizer, [answer])).run({"temperature": 1.0}, **ROW)
+        return await make(loop_module, tokenizer, configuration, Server(tokenizer, [answer])).run({"temperature": 1.0}, ROW)
 
     return asyncio.run(go()), tokenizer
 
 
 def test_a_right_answer_scores_whichever_eos_of_the_model_ends_it(loop_module, tmp_path):
-    output, _ = prompt_of(loop_module, tmp_path, "gemma", GOOD + "<end_of_turn>")
-    assert output.reward_score == 1.0
-    assert output.extra_fields["rollout"].trajectory.ended_with_eos
+    rollout, _ = prompt_of(loop_module, tmp_path, "gemma", GOOD + "<end_of_turn>")
+    assert rollout.reward.score == 1.0
+    assert rollout.trajectory.ended_with_eos
 
 
 def test_prompts_get_verls_keywords_for_the_chat_template_and_our_bos(loop_module, tmp_path):
     data = {"apply_chat_template_kwargs": {"enable_thinking": False}}
-    output, tokenizer = prompt_of(loop_module, tmp_path, "qwen3", GOOD, {"bos": True}, data)
-    prompt = tokenizer.decode(output.prompt_ids)
+    rollout, tokenizer = prompt_of(loop_module, tmp_path, "qwen3", GOOD, {"bos": True}, data)
+    prompt = tokenizer.decode(rollout.output.prompt_ids)
     assert prompt.startswith("<bos><|im_start|>system")
     assert prompt.endswith("<|im_start|>assistant\n<think>\n\n</think>\n\n")
 
@@ -235,20 +238,20 @@ def test_the_manifest_tells_how_prompts_became_tokens(tmp_path, monkeypatch):
 def test_a_dead_service_fails_the_trajectory(loop_module, tokenizer, tmp_path):
     server = Server(tokenizer, ["<search> who</search>"])
     with pytest.raises(RetrievalError, match=r"http://127\.0\.0\.1:1"):
-        asyncio.run(make(loop_module, tokenizer, config(tmp_path), server).run({}, **ROW))
+        asyncio.run(make(loop_module, tokenizer, config(tmp_path), server).run({}, ROW))
 
 
 def test_a_prompt_that_is_too_long_is_told(loop_module, tokenizer, tmp_path):
     configuration = config(tmp_path)
     configuration.actor_rollout_ref.rollout.prompt_length = 3
     with pytest.raises(DataError, match="max_prompt_length is 3"):
-        asyncio.run(make(loop_module, tokenizer, configuration, Server(tokenizer, [])).run({}, **ROW))
+        asyncio.run(make(loop_module, tokenizer, configuration, Server(tokenizer, [])).run({}, ROW))
 
 
 def test_a_bos_that_the_model_does_not_have_is_told(loop_module, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
     with pytest.raises(ConfigError, match="no BOS token"):
-        asyncio.run(make(loop_module, tokenizer, config(tmp_path, bos=True), Server(tokenizer, [])).run({}, **ROW))
+        asyncio.run(make(loop_module, tokenizer, config(tmp_path, bos=True), Server(tokenizer, [])).run({}, ROW))
 
 
 @pytest.mark.parametrize(
@@ -290,12 +293,6 @@ def test_the_starting_model_and_its_tokenizer_have_one_vocabulary(tokenizer):
     assert json.loads((WEIGHTS / "config.json").read_text())["vocab_size"] == len(tokenizer)
 
 
-def test_verls_worker_class_can_still_be_subclassed_under_its_ray_decorator(worker_module):
-    from verl.experimental.agent_loop.agent_loop import AgentLoopWorker
-
-    assert issubclass(worker_module.SearchAgentLoopWorker, AgentLoopWorker)
-
-
 GEMMA = HFCodec(tokenizer_like("gemma"), tokenizer_like("gemma").convert_tokens_to_ids(["<end_of_turn>"]))
 GOOD = "<think>t</think><answer>\\boxed{Orla Venn}</answer>"
 
@@ -305,52 +302,72 @@ def finished(loop_module, session, method, text=GOOD, answer="Orla Venn"):
     trajectory = method.read(text, "Who?")
     record = {"step": 1, "split": "train", "session": session}
     reward = method.reward(trajectory, [answer])
-    return loop_module.FinishedRollout(trajectory, [answer], reward, record, complete=None, codec=GEMMA)
+    output = loop_module.AgentLoopOutput(
+        prompt_ids=[5, 6], response_ids=[7, 8, 9], response_mask=[1, 0, 1], response_logprobs=[-1.0, 0.0, -2.0], num_turns=2,
+        metrics=loop_module.AgentLoopMetrics(), extra_fields={"min_global_steps": 3, "max_global_steps": 4},
+    )  # fmt: skip
+    return loop_module.FinishedRollout(output, trajectory, [answer], reward, record, complete=None, codec=GEMMA)
+
+
+class Queue:
+    """Stands in for verl's TransferQueue: what it was told and given."""
+
+    def __init__(self, put_fails=False, partitions=()):
+        self.statuses, self.put, self.tags, self.partitions, self._put_fails = [], {}, {}, set(partitions), put_fails
+
+    def init(self):
+        pass
+
+    async def async_kv_put(self, key, partition_id, tag):
+        self.partitions.add(partition_id)
+        self.statuses.append(tag["status"])
+
+    async def async_kv_batch_put(self, keys, fields, tags, partition_id):
+        if self._put_fails:
+            raise OSError("the queue is gone")
+        assert self.partitions == {partition_id}
+        for number, key in enumerate(keys):
+            self.put[key] = {
+                name: value.data if isinstance(value, NonTensorData) else value for name, value in fields[number].items()
+            }
+            self.tags[key] = tags[number]
 
 
 @pytest.fixture
 def run_group(loop_module, worker_module, tmp_path, monkeypatch):
-    """Run one question of several sessions through the worker; return what verl was told and given."""
-    from verl.trainer.ppo.v1 import agent_loop_tq
+    """Run one question of several sessions through the worker; return what verl's queue was told and given, by session."""
+    from verl.utils import tensordict_utils as tu
 
-    def run(texts, section=None, failing=None, loop_error=None, put_fails=None, validate=False, made=None):
-        statuses, put = [], {}
-        monkeypatch.setattr(worker_module.Fatal, "error", None)
+    from research_rl.verl_plugin import rollout_queue
 
-        async def async_kv_put(key, partition_id, tag):
-            statuses.append(tag["status"])
+    def run(texts, section=None, failing=None, loop_error=None, put_fails=False, validate=False, made=None, row=None):
+        queue = Queue(put_fails)
+        worker = None
 
-        async def run_loop(self, sampling_params, trajectory, *, session_id, **kwargs):
-            await asyncio.sleep(0.01 * session_id)
-            if session_id == failing:
-                raise (loop_error or RetrievalError)("down")
-            rollout = made or finished(loop_module, session_id, self._settings.load(), texts[session_id])
-            output = SimpleNamespace(extra_fields={"rollout": rollout}, reward_score=None)
-            await self._agent_loop_postprocess(output, trajectory["validate"], session_id=session_id, **kwargs)
+        class Loop:
+            async def run(self, parameters, row):
+                session, Loop.begun = Loop.begun, Loop.begun + 1
+                await asyncio.sleep(0.01 * session)
+                if session == failing:
+                    raise (loop_error or RetrievalError)("down")
+                return made or finished(loop_module, session, worker._settings.load(), texts[session])
 
-        async def postprocess(self, output, validate, **kwargs):
-            assert "rollout" not in output.extra_fields
-            if kwargs["session_id"] == put_fails:
-                raise OSError("the queue is gone")
-            put[kwargs["session_id"]] = output
+            begun = 0
 
-        async def async_kv_clear(keys, partition_id):
-            for key in keys:
-                del put[int(key.split("_")[1])]
+        async def go():
+            await worker.generate_sequences(tu.get_tensordict({"uid": ["u"]}, {"global_steps": 4, "validate": validate}))
+            await asyncio.gather(*worker._tasks)
 
-        monkeypatch.setattr(agent_loop_tq.tq, "async_kv_put", async_kv_put)
-        monkeypatch.setattr(worker_module.tq, "async_kv_clear", async_kv_clear)
-        monkeypatch.setattr(worker_module._Worker, "_run_agent_loop", run_loop)
-        monkeypatch.setattr(worker_module._Worker, "_agent_loop_postprocess", postprocess)
-        monkeypatch.setattr(worker_module._Worker, "__init__", lambda self, config: setattr(self, "config", config))
-        worker = worker_module.SearchAgentLoopWorker(config(tmp_path, attempt=1.5, **(section or {})))
+        monkeypatch.setattr(rollout_queue, "tq", queue)
+        monkeypatch.setattr(worker_module, "tq", queue)
+        worker = worker_module.SearchAgentLoopWorker(config(tmp_path, attempt=1.5, **(section or {})), None)
+        worker.__dict__ |= {"_loop": Loop(), "_model": SimpleNamespace(processor=None)}
         worker.config.actor_rollout_ref.rollout.n = len(texts)
-        worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": len(texts)}
+        worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": len(texts), "temperature": 0.0, "top_p": 1.0, "top_k": -1}
         worker_module.log_for.cache_clear()
-        asyncio.run(worker._run_prompt({"uid": "u"}, {}, trajectory={"validate": validate}))
-        assert worker._groups == {}
-        run.worker = worker
-        return statuses, put
+        asyncio.run(go())
+        run.worker, run.queue = worker, queue
+        return queue.statuses, {int(key.split("_")[1]): fields for key, fields in queue.put.items()}
 
     return run
 
@@ -365,6 +382,70 @@ def test_the_rollouts_of_a_question_enter_the_batch_together_or_not_at_all(run_g
     assert sorted(record["session"] for record in read(tmp_path / "trajectories")) == written
 
 
+@pytest.mark.parametrize("sees", [False, True])
+@pytest.mark.parametrize("validate", [False, True])
+def test_the_trainer_finds_what_verls_own_worker_would_have_put(loop_module, monkeypatch, validate, sees):
+    """verl's worker is what the queue's format can be held against; a verl that changes it fails here."""
+    from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
+    from verl.trainer.ppo.v1 import agent_loop_tq
+
+    from research_rl.methods.research import ReSearch
+    from research_rl.verl_plugin import rollout_queue
+
+    model = SimpleNamespace(config=Qwen2_5_VLConfig())
+    processor = SimpleNamespace(get_rope_index=partial(Qwen2_5_VLModel.get_rope_index, model)) if sees else None
+    theirs = object.__new__(agent_loop_tq.AgentLoopWorkerTQ.__ray_metadata__.modified_class)
+    theirs.__dict__ |= {"processor": processor, "distillation_enabled": False, "reward_loop_worker_handles": None}
+    theirs._compute_multi_modal_inputs = lambda output, input_ids: {"mm_token_type_ids": 0} if sees else {}  # without images
+    row = {key: value for key, value in ROW.items() if key != "session_id"}
+
+    def outputs():
+        for session in range(2):
+            output = finished(loop_module, session, ReSearch()).output
+            output.reward_score = session / 2
+            output.extra_fields["reward_extra_info"] = {"em": 1.0}
+            yield output
+
+    async def put():
+        for session, output in enumerate(outputs()):
+            await theirs._agent_loop_postprocess(output, validate, **row, session_id=session)
+
+    queues = []
+    for module, fill in (
+        (agent_loop_tq, put),
+        (rollout_queue, lambda: rollout_queue.put_group(row, list(outputs()), validate, processor)),
+    ):
+        queues.append(Queue(partitions={"val" if validate else "train"}))
+        monkeypatch.setattr(module, "tq", queues[-1])
+        asyncio.run(fill())
+    assert queues[0].tags == queues[1].tags
+    assert queues[0].put.keys() == queues[1].put.keys() == {"u_0_0", "u_1_0"}
+    for key, fields in queues[0].put.items():
+        assert fields.keys() == queues[1].put[key].keys()
+        for name, value in fields.items():
+            ours = queues[1].put[key][name]
+            if isinstance(value, torch.Tensor):
+                assert (value.dtype, value.shape) == (ours.dtype, ours.shape), name
+                assert torch.equal(value, ours), name
+            else:
+                assert value == ours, name
+
+
+def test_verls_trainer_makes_the_manager_with_the_keywords_that_it_takes():
+    from verl.trainer import main_ppo
+
+    from research_rl.verl_plugin.agent_manager import SearchAgentLoopManager
+
+    tree = ast.parse(inspect.getsource(main_ppo))
+    (call,) = (
+        node for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "create"
+        and getattr(node.func.value, "id", "") == "agent_loop_manager_cls"
+    )  # fmt: skip
+    inspect.signature(SearchAgentLoopManager.create).bind(**{keyword.arg: None for keyword in call.keywords})
+    assert not call.args
+
+
 def ends_the_run(worker) -> None:
     """Raise what the worker tells the manager that asks it."""
     asyncio.run(worker.fail_if_failed())
@@ -372,7 +453,7 @@ def ends_the_run(worker) -> None:
 
 @pytest.mark.parametrize("validate", [False, True])
 def test_a_failure_after_the_rollout_ends_the_run_and_leaves_no_half_group_to_train_on(run_group, validate):
-    statuses, put = run_group([GOOD] * 4, put_fails=2, validate=validate)
+    statuses, put = run_group([GOOD] * 4, put_fails=True, validate=validate)
     assert (statuses, put) == (["running", "failure"], {})
     with pytest.raises(OSError, match="the queue is gone"):
         ends_the_run(run_group.worker)
@@ -395,34 +476,37 @@ def test_a_log_that_cannot_be_written_costs_no_rollout(run_group, tmp_path, caps
 
 def test_the_manager_asks_every_worker_before_it_hands_out_more(monkeypatch):
     manager_module = pytest.importorskip("research_rl.verl_plugin.agent_manager")
+    from verl.utils import tensordict_utils as tu
+
     handed_out = []
 
-    def get(failures):
-        for failure in failures:
+    def get(results):
+        for failure in results:
             if failure:
                 raise manager_module.RayTaskError("fail_if_failed", "traceback", failure)
 
     def worker(failure):
-        return SimpleNamespace(fail_if_failed=SimpleNamespace(remote=lambda: failure))
+        return SimpleNamespace(
+            fail_if_failed=SimpleNamespace(remote=lambda: failure),
+            generate_sequences=SimpleNamespace(remote=lambda share: handed_out.append(list(share["uid"]))),
+        )
 
+    batch = tu.get_tensordict({"uid": ["a", "b", "c"]})
     monkeypatch.setattr(manager_module.ray, "get", get)
-    monkeypatch.setattr(
-        manager_module.AgentLoopManagerTQ, "generate_sequences", lambda self, prompts: handed_out.append(prompts)
-    )
-    manager = object.__new__(manager_module.SearchAgentLoopManager)
-    manager.agent_loop_workers = [worker(None), worker(None)]
-    manager.generate_sequences("some")
-    manager.agent_loop_workers = [worker(None), worker(ZeroDivisionError("in the second"))]
+    manager_module.SearchAgentLoopManager([worker(None), worker(None)]).generate_sequences(batch)
+    assert handed_out == [["a", "b"], ["c"]]
     with pytest.raises(ZeroDivisionError, match="in the second"):
-        manager.generate_sequences("more")
-    assert handed_out == ["some"]
+        manager_module.SearchAgentLoopManager([worker(None), worker(ZeroDivisionError("in the second"))]).generate_sequences(
+            batch
+        )
+    assert len(handed_out) == 2
 
 
 def test_a_path_that_is_too_long_to_be_rewritten_is_not_asked_for(loop_module, tokenizer, tmp_path):
     server = Server(tokenizer, [f"{GOOD}<|endoftext|>", "rewritten"])
     loop = make(loop_module, tokenizer, config(tmp_path), server)
     loop.rollout_config.max_model_len = 300
-    rollout = asyncio.run(loop.run({"temperature": 1.0}, **ROW)).extra_fields["rollout"]
+    rollout = asyncio.run(loop.run({"temperature": 1.0}, ROW))
     asked = len(server.parameters)
     assert asyncio.run(rollout.complete([{"role": "user", "content": "word " * 400}])) == ""
     assert len(server.parameters) == asked
@@ -502,7 +586,7 @@ def test_a_measurement_that_lost_questions_tells_how_many(run_group):
 
 
 def test_queries_that_fail_alone_cost_their_questions_and_too_many_end_the_run(run_group):
-    from research_rl.verl_plugin.groups import FailedQueries
+    from research_rl.verl_plugin.failed_queries import FailedQueries
 
     run_group([GOOD] * 2, failing=0, loop_error=QueryFailedError)
     ends_the_run(run_group.worker)
@@ -546,8 +630,8 @@ def test_stage_one_ends_by_its_metric_on_the_file_that_make_writes(
     texts = ["<think>t</think><search> who</search>"] * searched + [f"{GOOD}<|endoftext|>"]
     section = {"until": {"metric": "retrieval_rate", "reaches": 0.95, "window": 1}, "stage": "retrieval"}
     configuration = config(tmp_path, **section)
-    output = asyncio.run(make(loop_module, tokenizer, configuration, Server(tokenizer, texts)).run({"temperature": 1.0}, **row))
-    run_group([GOOD] * 2, section, made=output.extra_fields["rollout"])
+    rollout = asyncio.run(make(loop_module, tokenizer, configuration, Server(tokenizer, texts)).run({"temperature": 1.0}, row))
+    run_group([GOOD], section, made=rollout)
 
     trainer = SimpleNamespace(total_training_steps=40)
     configuration.merge_with(
@@ -655,9 +739,9 @@ SEARCH = "I wonder.<external>q</external>\n<document>\n(1)x\n</document>\n It is
 def test_the_group_reward_reaches_the_batch_and_the_log(run_group, tmp_path):
     section = {"method": "r1_searcher_pp"}
     _, put = run_group(["\\boxed{Orla Venn}", SEARCH, "\\boxed{nobody}"], section)
-    assert [put[session].reward_score for session in range(3)] == [1.5, 1.0, 0.0]
-    assert put[0].extra_fields["reward_extra_info"]["reward/group"] == 0.5
-    assert (put[1].extra_fields["health"]["score"], put[1].extra_fields["health"]["figures"]["search_rate"]) == (1.0, 1.0)
+    assert [put[session]["rm_scores"].sum() for session in range(3)] == [1.5, 1.0, 0.0]
+    assert put[0]["extra_fields"]["reward_extra_info"]["reward/group"] == 0.5
+    assert (put[1]["extra_fields"]["health"]["score"], put[1]["extra_fields"]["health"]["figures"]["search_rate"]) == (1.0, 1.0)
     scores = {record["session"]: record["metrics"]["score"] for record in read(tmp_path / "trajectories")}
     assert scores == {0: 1.5, 1: 1.0, 2: 0.0}
 
@@ -680,7 +764,7 @@ def test_a_correct_rollout_that_searched_carries_a_path_without_search_to_the_ac
     section = {"method": "r1_searcher_pp", "memorisation": {"mu": 0.1, "rewriter": "extract"}}
     section["method_options"] = {"template": template}
     _, put = run_group(["\\boxed{Orla Venn}", SEARCH, SEARCH.replace("Orla", "Nora")], section)
-    memories = [put[session].extra_fields["memory"] for session in range(3)]
+    memories = [put[session]["extra_fields"]["memory"] for session in range(3)]
     path = "<internal>I wonder. It is her.</internal>\\boxed{Orla Venn}"
     assert memories == [None, {"prompt_ids": [], "response_ids": [*GEMMA.encode(path), *GEMMA.encode(end)], "mu": 0.1}, None]
 
@@ -695,4 +779,4 @@ def test_a_rewriter_that_fails_ends_the_run_and_breaks_no_group(run_group):
 
 def test_without_mu_nothing_is_rewritten(run_group):
     _, put = run_group([SEARCH, SEARCH], {"method": "r1_searcher_pp"})
-    assert all("memory" not in output.extra_fields for output in put.values())
+    assert all("memory" not in output["extra_fields"] for output in put.values())

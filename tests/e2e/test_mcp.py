@@ -154,9 +154,9 @@ def test_verls_agent_loop_rolls_out_over_the_servers_tools(server, tmp_path):
     )
     configuration.data.max_prompt_length, configuration.data.max_response_length = 4_000, 8_000
     row = {**ROW, "reward_model": {"ground_truth": ["Marie Curie"]}}
-    output = asyncio.run(make(loop_module, tokenizer, configuration, engine).run({"temperature": 1.0}, **row))
-    assert output.reward_score == 1.0
-    trajectory = output.extra_fields["rollout"].trajectory
+    rollout = asyncio.run(make(loop_module, tokenizer, configuration, engine).run({"temperature": 1.0}, row))
+    assert rollout.reward.score == 1.0
+    output, trajectory = rollout.output, rollout.trajectory
     check([turn.observation for turn in trajectory.turns[:-1]])
     sampled = [token for token, mask in zip(output.response_ids, output.response_mask, strict=True) if mask]
     assert sampled == [token for text in MESSAGES for token in tokenizer.encode(f"{text}<|im_end|>")]

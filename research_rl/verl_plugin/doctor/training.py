@@ -48,6 +48,9 @@ def trainer(setup: Setup) -> Iterator[Finding]:
         yield error(
             f"{_ROLLOUT}.name must be vllm on a CPU", "'sglang'", "Leave it as research_rl/config/research_rl.yaml has it"
         )
+    if (setup.config.get("distillation") or {}).get("enabled"):
+        what = "distillation.enabled must be false: the rollout asks no teacher"
+        yield error(what, "true", "Leave it out")
     if not setup.config.trainer.use_v1:
         what = "trainer.use_v1 must be true: verl's older trainer has no agent loop manager over a TransferQueue"
         yield error(what, "false", "Leave it out")

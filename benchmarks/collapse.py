@@ -55,41 +55,45 @@ def directory(name: str, out: Path) -> Path:
     return out / name.replace(" ", "_").replace(",", "")
 
 
-def run(name: str, out: Path, steps: int, port: int) -> None:
+def run(variant: Variant, run_dir: Path, steps: int, port: int, questions: int = 40) -> None:
     """Run one variant, unless it has ended."""
-    run_dir, variant = directory(name, out), VARIANTS[name]
     if (run_dir / "ended.json").is_file():
         return
     command = [
         sys.executable, "-m", "quickstart", "--run-dir", str(run_dir), "--seed", str(variant.seed), "--steps", str(steps),
-        "--port", str(port), "--test-questions", "40", *variant.overrides,
+        "--port", str(port), "--test-questions", str(questions), *variant.overrides,
     ]  # fmt: skip
     if variant.habits:
-        command.append(f"actor_rollout_ref.model.path={start_model(out, variant.habits)}")
+        command.append(f"actor_rollout_ref.model.path={start_model(run_dir.parent, variant.habits)}")
     code = subprocess.run(command, check=False).returncode
     if not run_dir.is_dir():
-        raise SystemExit(f"{name} could not start; what is done is kept")
+        raise SystemExit(f"{run_dir.name} could not start; what is done is kept")
     (run_dir / "ended.json").write_text(json.dumps({"exit_code": code}))
+
+
+def curves(run_dir: Path) -> dict[str, list[float]]:
+    """Return the mean score and EM of a run's training rollouts, by step."""
+    rows: dict[int, list[dict[str, float]]] = defaultdict(list)
+    for record in read(run_dir / "trajectories"):
+        if not record["validate"]:
+            rows[record["step"]].append(record["metrics"])
+    return {
+        metric: [sum(row[metric] for row in rows[step]) / len(rows[step]) for step in sorted(rows)]
+        for metric in ("score", "em")
+    }
 
 
 def figures(name: str, out: Path) -> dict[str, Any]:
     """Return a run's mean reward and EM by step, its alarms, and when either had lost half of its best mean of five steps."""
     run_dir = directory(name, out)
-    rows: dict[int, list[dict[str, float]]] = defaultdict(list)
-    for record in read(run_dir / "trajectories"):
-        if not record["validate"]:
-            rows[record["step"]].append(record["metrics"])
-    curves = {
-        metric: [sum(row[metric] for row in rows[step]) / len(rows[step]) for step in sorted(rows)]
-        for metric in ("score", "em")
-    }
+    found = curves(run_dir)
     log = run_dir / "health.jsonl"
     alarms = [json.loads(line) for line in log.read_text().splitlines()] if log.is_file() else []
-    lost = {metric: half_lost(values) for metric, values in curves.items()}
+    lost = {metric: half_lost(values) for metric, values in found.items()}
     first = min((alarm["step"] for alarm in alarms), default=None)
     at = min((step for step in lost.values() if step), default=None)
     return {
-        "curves": curves, "alarms": [{key: alarm[key] for key in ("step", "rule", "action") if key in alarm} for alarm in alarms],
+        "curves": found, "alarms": [{key: alarm[key] for key in ("step", "rule", "action") if key in alarm} for alarm in alarms],
         "first_alarm": first, "half_lost": lost, "steps_before": at - first if at and first else None,
         "exit_code": json.loads((run_dir / "ended.json").read_text())["exit_code"],
     }  # fmt: skip
@@ -137,7 +141,7 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.only:
         print(f"== {name}", flush=True)
-        run(name, options.out, options.steps, options.port)
+        run(VARIANTS[name], directory(name, options.out), options.steps, options.port)
     ended = [name for name in VARIANTS if (directory(name, options.out) / "ended.json").is_file()]
     found = {name: figures(name, options.out) for name in ended}
     (options.out / "collapse.json").write_text(json.dumps(found, indent=1))

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -143,29 +143,38 @@ def test_a_disk_too_full_for_a_checkpoint_ends_the_run_and_with_room_the_same_co
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+def killed(directory: Path, data: Path, url: str, moments: Iterable[float], *overrides: str) -> dict[int, set[str]]:
+    """Train for eight steps, killed each time some seconds after a checkpoint; return the questions by the step that they were begun in."""
+    directory.mkdir()
+    (directory / "data").symlink_to(data)
+    for moment in moments:
+        process = training(directory, url, "trainer.total_training_steps=8", *overrides)
+        wait_for_step(directory, 1, process, 400)
+        time.sleep(moment)
+        for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            child.kill()
+        process.wait()
+    process = training(directory, url, "trainer.total_training_steps=8", *overrides)
+    assert process.wait(900) == 0, tail(directory / "train.log")
+    assert json.loads((directory / "done.json").read_text())["step"] == 8
+    by_step: dict[int, set[str]] = {}
+    for record in read(directory / "trajectories"):
+        by_step.setdefault(record["step"], set()).add(record["question"])
+    return by_step
+
+
 @long
 def test_a_training_killed_at_random_moments_goes_on_each_time_with_the_same_questions_in_the_same_order(run_dir):  # noqa: F811
-    def one(directory: Path, kills: int, chosen: Callable[[], float]) -> list[list[str]]:
-        directory.mkdir()
-        (directory / "data").symlink_to(run_dir / "data")
-        for left in range(kills, -1, -1):
-            process = training(directory, service.url, "trainer.total_training_steps=8")
-            if left:
-                wait_for_step(directory, 1, process, 400)
-                time.sleep(chosen())
-                for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-                    child.kill()
-                process.wait()
-            else:
-                assert process.wait(900) == 0, tail(directory / "train.log")
-        by_step: dict[int, set[str]] = {}
-        for record in read(directory / "trajectories"):
-            by_step.setdefault(record["step"], set()).add(record["question"])
-        return [sorted(by_step[step]) for step in range(1, 9)]
+    service, moments = Service(run_dir), random.Random(7)
+    broken = killed(run_dir / "broken", run_dir / "data", service.url, [moments.uniform(0, 12) for _ in range(5)])
+    assert broken == killed(run_dir / "whole", run_dir / "data", service.url, [])
+    assert sorted(broken) == list(range(1, 9))
 
-    service = Service(run_dir)
-    moments = random.Random(7)
-    broken = one(run_dir / "broken", 5, lambda: moments.uniform(0, 12))
-    whole = one(run_dir / "whole", 0, lambda: 0.0)
-    assert broken == whole
-    assert json.loads((run_dir / "broken" / "done.json").read_text())["step"] == 8
+
+@long
+@pytest.mark.parametrize("mode", ["colocate_async", "separate_async"])
+def test_an_asynchronous_training_that_is_killed_goes_on_and_loses_no_question(run_dir, mode):  # noqa: F811
+    service, options = Service(run_dir), f"+algorithm_option=[{mode}]"
+    broken = killed(run_dir / "broken", run_dir / "data", service.url, [3.0, 9.0], options)
+    whole = killed(run_dir / "whole", run_dir / "data", service.url, [], options)
+    assert set.union(*broken.values()) == set.union(*whole.values())  # those under way are begun again, in a later step

@@ -1,0 +1,86 @@
+"""``python benchmarks/options.py --out DIR``: the quickstart with algorithm options, one after the other: what do they cost and gain?
+
+Each is a run of its own in DIR/NAME; what is done is not run again. Writes DIR/options.json and DIR/options.svg, and prints a table:
+seconds per step (median from the third step on), EM of the training rollouts in the first and in the last five steps, and EM on the test
+questions before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+from typing import Any
+
+from benchmarks.collapse import TWO, Variant, curves, directory, run
+from research_rl.cpu import hardware
+
+VARIANTS = {
+    "sync": Variant(),
+    "dynamic_sampling": Variant(("+algorithm_option=[dynamic_sampling]",)),
+    "colocate_async": Variant(("+algorithm_option=[colocate_async]",)),
+    "separate_async": Variant(("+algorithm_option=[separate_async]",)),
+    "sync, two updates": Variant((TWO,)),
+    "gspo, two updates": Variant((TWO, "+algorithm_option=[gspo]")),  # its ratio is 1 at the first update of a batch
+}
+
+
+def figures(run_dir: Path) -> dict[str, Any]:
+    """Return a run's curves, and the figures of the table."""
+    lines = [
+        json.loads(line)["data"] for file in sorted(run_dir.glob("metrics-*.jsonl")) for line in file.read_text().splitlines()
+    ]
+    steps = [line for line in lines if "timing_s/step" in line]
+    em = curves(run_dir)["em"]
+    measured = json.loads((run_dir / "summary.json").read_text())
+    return {
+        "em": em,
+        "seconds_per_step": statistics.median(line["timing_s/step"] for line in steps[2:]),
+        "first_five": statistics.mean(em[:5]),
+        "last_five": statistics.mean(em[-5:]),
+        "staleness": max(line.get("training/off_policy/trajectory_staleness_worst/max", 0) for line in steps),
+        "summary": measured,
+    }
+
+
+def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """Draw EM of the training rollouts by step, as the mean of five steps."""
+    from research_rl.web.page import subplots, svg
+
+    figure, (axis,) = subplots(1, 7, 4)
+    for name, row in found.items():
+        values = row["em"]
+        means = [statistics.mean(values[max(0, end - 5) : end]) for end in range(1, len(values) + 1)]
+        axis.plot(range(1, len(means) + 1), means, label=name, linewidth=1.3)
+    axis.set(xlabel="step", ylabel="EM of the training rollouts (mean of 5 steps)", ylim=(0, 1))
+    axis.legend(fontsize=7)
+    title = "<title>EM of the training rollouts by step, for algorithm options</title>"  # to be read aloud
+    path.write_text(svg(figure).replace(">", f">{title}", 1))
+
+
+def main() -> None:
+    """Run, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--port", type=int, default=18_900)
+    parser.add_argument(
+        "--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS)
+    )
+    options = parser.parse_args()
+    for name in options.only:
+        print(f"== {name}", flush=True)
+        run(VARIANTS[name], directory(name, options.out), options.steps, options.port, questions=200)
+    done = [name for name in VARIANTS if (directory(name, options.out) / "summary.json").is_file()]
+    found = {name: figures(directory(name, options.out)) for name in done}
+    (options.out / "options.json").write_text(json.dumps({"hardware": hardware(), **found}, indent=1))
+    plot(found, options.out / "options.svg")
+    for name, row in found.items():
+        before, after = (row["summary"]["test"][when]["em"] for when in ("before", "after"))
+        trained, tested = f"{row['first_five']:.2f} -> {row['last_five']:.2f}", f"{before:.3f} -> {after:.3f}"
+        print(f"{name:18} {row['seconds_per_step']:6.1f} s  training {trained}  test {tested}")
+
+
+if __name__ == "__main__":
+    main()

@@ -14,14 +14,17 @@ import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import psutil
 
 from experiment.model import DEFAULT, fetch_model
 from research_rl.cpu import CPU_ENVIRONMENT, hardware
+from research_rl.methods.research import ReSearch
 from research_rl.training.processes import leaving_none, start, start_service, tail, wait_until_healthy
+from research_rl.types import Reward, Trajectory
 
 ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/wikipedia/cpu.yaml"
@@ -32,6 +35,15 @@ OVERRIDES = (
     "data.train_batch_size=4",
     "actor_rollout_ref.actor.ppo_mini_batch_size=4",
 )
+
+
+class PaysForLength(ReSearch):
+    """ReSearch with a reward that random text differs in: rollouts without an advantage are not trained on."""
+
+    name: ClassVar[str] = "research"
+
+    def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
+        return Reward(len(trajectory.response_ids) / 1_000, {})
 
 
 def random_model(source: Path, size: str, folder: Path) -> float:
@@ -50,16 +62,17 @@ def random_model(source: Path, size: str, folder: Path) -> float:
     return model.num_parameters() / 1e6
 
 
-def resident(process: psutil.Process) -> float:
-    """Return the proportional set size of a process and its descendants in GiB."""
-    found = 0
+def resident(process: psutil.Process) -> dict[str, float]:
+    """Return the proportional set sizes of a process and its descendants in GiB, by part."""
+    found = {"trainer": 0.0, "engine": 0.0, "other processes": 0.0}
     for one in (process, *process.children(recursive=True)):
         try:
-            text = Path(f"/proc/{one.pid}/smaps_rollup").read_text(encoding="ascii")
-        except OSError:  # it has just ended
+            text, title = Path(f"/proc/{one.pid}/smaps_rollup").read_text(encoding="ascii"), " ".join(one.cmdline())
+        except (OSError, psutil.Error):  # it has just ended
             continue
-        found += int(text.partition("\nPss:")[2].split()[0] or 0)
-    return found / 2**20
+        part = "trainer" if "WorkerDict" in title else "engine" if "EngineCore" in title else "other processes"
+        found[part] += int(text.partition("\nPss:")[2].split()[0] or 0) / 2**20
+    return found
 
 
 def estimated(environment: dict[str, str], run_dir: Path) -> float:
@@ -85,18 +98,24 @@ def measure(size: str, model: Path, out: Path, url: str) -> dict[str, Any]:
     """Train a model of this size, and return its figures."""
     run_dir = out / size
     parameters = random_model(model, size, run_dir / "model")
-    settings = {"MODEL": str(run_dir / "model"), "DATA_DIR": str(out / "data"), "RUN_DIR": str(run_dir), "RETRIEVAL_URL": url}
+    settings = {
+        "PYTHONPATH": str(ROOT),
+        "MODEL": str(run_dir / "model"),
+        "DATA_DIR": str(out / "data"),
+        "RUN_DIR": str(run_dir),
+        "RETRIEVAL_URL": url,
+    }
     environment = {**os.environ, **CPU_ENVIRONMENT, **settings}
     estimate = estimated(environment, run_dir)
     command = [sys.executable, "-m", "research_rl.train", RECIPE, "--run-dir", str(run_dir), *OVERRIDES]
     training = start(command, run_dir / "train.log", settings)
-    process, peak = psutil.Process(training.pid), 0.0
+    process, peak = psutil.Process(training.pid), {"": 0.0}
     while training.poll() is None:
-        peak = max(peak, resident(process))
+        peak = max(peak, resident(process), key=lambda parts: sum(parts.values()))
         time.sleep(1)
     if training.returncode:
         raise SystemExit(f"the training of {size} failed: {tail(run_dir / 'train.log')}")
-    return {"million_parameters": parameters, "measured_gib": peak, "estimated_gib": estimate}
+    return {"million_parameters": parameters, "measured_gib": sum(peak.values()), "parts": peak, "estimated_gib": estimate}
 
 
 def main() -> None:

@@ -28,6 +28,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 from tqdm import tqdm
 
 from rag_serving.load import Load, Target, drive, queries
@@ -72,6 +73,11 @@ class Server:
     def __exit__(self, *_: object) -> None:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait(30)
+
+    @property
+    def process(self) -> psutil.Process:
+        """The server's process."""
+        return psutil.Process(self._process.pid)
 
 
 def ours(index: Path, retriever: str, *flags: str) -> Server:

@@ -98,13 +98,8 @@ def measure(size: str, model: Path, out: Path, url: str) -> dict[str, Any]:
     """Train a model of this size, and return its figures."""
     run_dir = out / size
     parameters = random_model(model, size, run_dir / "model")
-    settings = {
-        "PYTHONPATH": str(ROOT),
-        "MODEL": str(run_dir / "model"),
-        "DATA_DIR": str(out / "data"),
-        "RUN_DIR": str(run_dir),
-        "RETRIEVAL_URL": url,
-    }
+    places = {"MODEL": run_dir / "model", "DATA_DIR": out / "data", "RUN_DIR": run_dir, "PYTHONPATH": ROOT}
+    settings = {**{key: str(value) for key, value in places.items()}, "RETRIEVAL_URL": url}
     environment = {**os.environ, **CPU_ENVIRONMENT, **settings}
     estimate = estimated(environment, run_dir)
     command = [sys.executable, "-m", "research_rl.train", RECIPE, "--run-dir", str(run_dir), *OVERRIDES]

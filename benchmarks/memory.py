@@ -30,20 +30,18 @@ ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/wikipedia/cpu.yaml"
 SIZES = {"small": (10, 384, 6), "medium": (30, 576, 9), "large": (32, 960, 15)}  # layers, units, heads
 OVERRIDES = (
-    "trainer.total_training_steps=2",
-    "trainer.save_freq=-1",
-    "data.train_batch_size=4",
-    "actor_rollout_ref.actor.ppo_mini_batch_size=4",
-)
+    "trainer.total_training_steps=2", "trainer.save_freq=-1", "data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+    "research_rl.max_turn_tokens=720", "research_rl.method=benchmarks.memory.PaysByChance",
+)  # fmt: skip
 
 
-class PaysForLength(ReSearch):
-    """ReSearch with a reward that random text differs in: rollouts without an advantage are not trained on."""
+class PaysByChance(ReSearch):
+    """ReSearch with a reward that the texts of a random model differ in, because rollouts without an advantage are not trained on."""
 
     name: ClassVar[str] = "research"
 
     def reward(self, trajectory: Trajectory, golden_answers: Sequence[str]) -> Reward:
-        return Reward(len(trajectory.response_ids) / 1_000, {})
+        return Reward(sum(trajectory.response_ids) % 100 / 100, {})
 
 
 def random_model(source: Path, size: str, folder: Path) -> float:

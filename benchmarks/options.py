@@ -2,7 +2,8 @@
 
 Each is a run of its own in DIR/NAME; what is done is not run again. Writes DIR/options.json and DIR/options.svg, and prints a table:
 seconds per step (median from the third step on), EM of the training rollouts in the first and in the last five steps, and EM on the test
-questions before and after.
+questions before and after. Training rollouts count for the step that they were begun in; in asynchronous runs two batches are begun in the
+first one.
 """
 
 from __future__ import annotations
@@ -71,7 +72,12 @@ def main() -> None:
     options = parser.parse_args()
     for name in options.only:
         print(f"== {name}", flush=True)
-        run(VARIANTS[name], directory(name, options.out), options.steps, options.port, questions=200)
+        run_dir = directory(name, options.out)
+        run(VARIANTS[name], run_dir, options.steps, options.port, questions=200)
+        ended = run_dir / "ended.json"
+        if json.loads(ended.read_text())["exit_code"]:
+            ended.unlink()  # to be run again
+            raise SystemExit(f"{name} failed; {run_dir / 'train.log'} says why")
     done = [name for name in VARIANTS if (directory(name, options.out) / "summary.json").is_file()]
     found = {name: figures(directory(name, options.out)) for name in done}
     (options.out / "options.json").write_text(json.dumps({"hardware": hardware(), **found}, indent=1))

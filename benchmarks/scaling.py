@@ -23,6 +23,7 @@ import psutil
 from benchmarks.serving import K, Server, free_port, measure, ours
 from rag_serving.load import Target, drive, queries
 from research_rl.cpu import hardware
+from research_rl.errors import RetrievalError
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
 BALANCER = Path(__file__).parents[1] / "docker" / "haproxy.cfg"
@@ -61,30 +62,30 @@ def killed(port: int, victim: psutil.Process, asked: list[str]) -> dict[str, Any
         while True:
             yield target.request("/v1/search", {"queries": [chosen.choice(asked)], "top_k": K})
 
-    async def trainer() -> tuple[int, int]:
-        done = lost = 0
+    async def trainer() -> tuple[int, list[str]]:
+        done, lost = 0, []
         async with RetrievalClient(settings) as client:
 
             async def one(number: int) -> None:
-                nonlocal done, lost
+                nonlocal done
                 chosen = random.Random(number)
                 while time.perf_counter() < end:
                     try:
                         await client.search([chosen.choice(asked)], K)
                         done += 1
-                    except Exception:
-                        lost += 1
+                    except RetrievalError as failure:
+                        lost.append(str(failure))
 
             await asyncio.gather(*(one(number) for number in range(CLIENTS)))
         return done, lost
 
-    async def both() -> tuple[Any, tuple[int, int]]:
+    async def both() -> tuple[Any, tuple[int, list[str]]]:
         asyncio.get_running_loop().call_later(3, victim.kill)
         return await asyncio.gather(drive(target, CLIENTS, 8, requests), trainer())
 
     end = time.perf_counter() + 8
     load, (done, lost) = asyncio.run(both())
-    return {"statuses": load.statuses, "asked_by_the_trainers_client": done, "lost": lost}
+    return {"statuses": load.statuses, "asked_by_the_trainers_client": done, "lost": len(lost), "why": lost[:3]}
 
 
 def main() -> None:

@@ -10,7 +10,7 @@ from itertools import cycle
 from typing import Any
 from uuid import uuid4
 
-from research_rl.errors import missing_extra
+from research_rl.errors import ConfigError, missing_extra
 from research_rl.verl_plugin.agent_worker import SearchAgentLoopWorker
 from research_rl.verl_plugin.judging import Unjudged, together
 
@@ -34,8 +34,13 @@ class SearchAgentLoopManager:
         """Start `rollout.agent.num_workers` workers, in turn on every node, and return their manager.
 
         Rewards are the method's, and there is no teacher (the doctor refuses distillation), so that the last two are not used.
+
+        Raises:
+            ConfigError: no node has a CPU.
         """
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
+        if not nodes:
+            raise ConfigError("no node of the Ray cluster has a CPU for the workers that roll out; start one with --num-cpus")
         actor = ray.remote(SearchAgentLoopWorker)
         return cls(
             [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Coroutine, Iterable, Mapping, Sequence
 from functools import cache, cached_property
 from typing import Any
 
@@ -54,6 +54,7 @@ class SearchAgentLoopWorker:
         tq.init()
         self.config, self._llm_client = config, llm_client
         self._settings: Settings = settings_of(config)
+        self._model = omega_conf_to_dataclass(config.actor_rollout_ref.model)  # verl's, with tokenizer and processor
         self._tasks: set[asyncio.Task[None]] = set()  # asyncio itself keeps weak references only
         # The first failure that ends the run. The manager asks every worker for it (see `fail_if_failed`); verl only sees that a question
         # failed, and with `sync_refill_failed_groups` tries the next one: for ever.
@@ -62,10 +63,6 @@ class SearchAgentLoopWorker:
         # questions dropped since the last call of `lost_questions`, in training (False) and in validation (True)
         self._lost = {False: 0, True: 0}
         self._unjudged = {False: Unjudged(), True: Unjudged()}
-
-    @cached_property
-    def _model(self) -> Any:
-        return omega_conf_to_dataclass(self.config.actor_rollout_ref.model)  # verl's, with tokenizer and processor
 
     @cached_property
     def _loop(self) -> SearchAgentLoop:
@@ -104,44 +101,51 @@ class SearchAgentLoopWorker:
 
     async def _roll_out(self, row: dict[str, Any], validate: bool) -> None:
         """Put all rollouts of a question into the queue, or none, and say which."""
-        uid, failures = row["uid"], []
+        uid, failures = row["uid"], [] if self._fatal is None else [self._fatal]
         self._failed_queries.questions += 1
-        try:
-            await tell(uid, "running", validate)
-            failures = await self._group(row, validate)
-        except Exception as failure:
-            failures = [failure]
-        for failure in failures:
-            self._note(failure, row)
+        if not failures:
+            try:
+                await tell(uid, "running", validate)
+                failures = await self._group(row, validate)
+            except Exception as failure:
+                failures = [failure]
+            self._note(failures, row)
         self._lost[validate] += bool(failures)
         try:
             await tell(uid, "failure" if failures else "finished", validate)
         except Exception as failure:
-            self._note(failure, row)
+            self._note([failure], row)
+            await tell(uid, "failure", validate)  # once more: the trainer waits for it
 
     async def _group(self, row: dict[str, Any], validate: bool) -> list[Exception]:
-        """Roll out, score and put a question's rollouts; return why it could not, if so."""
+        """Roll out, score, log and put a question's rollouts; return why it could not, if so."""
         rollout = self.config.actor_rollout_ref.rollout
         size = int(row.pop("__rollout_n__", rollout.val_kwargs.n if validate else rollout.n))  # verl's, for this question alone
         parameters = sampling_of(rollout, validate, greedy=not row.pop("__do_sample__", True))
         loop = self._loop
-        found = await asyncio.gather(*(loop.run(parameters, row) for _ in range(size)), return_exceptions=True)
-        rollouts = [one for one in found if isinstance(one, FinishedRollout)]
-        if len(rollouts) < size:
-            failed = [one for one in found if not isinstance(one, FinishedRollout)]
-            return [one if isinstance(one, Exception) else RuntimeError(f"a rollout ended with {one!r}") for one in failed]
+        rollouts, failures = await settled(loop.run(parameters, row) for _ in range(size))
+        if failures:
+            return failures
         scored = score(self._settings.load(), rollouts)
-        await asyncio.gather(*(self._finish(*each, row, validate) for each in zip(rollouts, scored, strict=True)))
-        await put_group(row, [one.output for one in rollouts], validate, self._model.processor)
+        _, failures = await settled(self._finish(*each, row, validate) for each in zip(rollouts, scored, strict=True))
+        if failures:
+            return failures
         for one, (_, metrics) in zip(rollouts, scored, strict=True):
             self._log(one, metrics, validate)
+        await put_group(row, [one.output for one in rollouts], validate, self._model.processor)
         return []
 
-    def _note(self, failure: Exception, row: Mapping[str, Any]) -> None:
-        """Log a failure, and keep it if it must end the run."""
-        expected = isinstance(failure, RetrievalError)
-        log.error("question %s is lost: %s", row["uid"], failure, exc_info=None if expected else failure)
-        self._fatal = self._fatal or self._ends_the_run(failure, row)
+    def _note(self, failures: Sequence[Exception], row: Mapping[str, Any]) -> None:
+        """Log why a question is lost, and keep what must end the run."""
+        queries = [one for one in failures if isinstance(one, QueryFailedError)]
+        for failure in [*queries[:1], *(one for one in failures if not isinstance(one, QueryFailedError))]:
+            expected = isinstance(failure, RetrievalError)
+            log.error("question %s is lost: %s", row["uid"], failure, exc_info=None if expected else failure)
+            try:
+                ending = self._ends_the_run(failure, row)
+            except Exception as broken:  # a tool that cannot say since when it is out
+                ending = broken
+            self._fatal = self._fatal or ending
 
     def _ends_the_run(self, error: Exception, row: Mapping[str, Any]) -> Exception | None:
         """Return the error that must end the run; None if only this question is lost."""
@@ -195,6 +199,14 @@ class SearchAgentLoopWorker:
         end = rollout.codec.end_of_turn(method.prompt(trajectory.question))
         response = [*rollout.codec.encode(text), end]
         return {"prompt_ids": trajectory.prompt_ids, "response_ids": response, "mu": settings.mu}
+
+
+async def settled(tasks: Iterable[Coroutine[Any, Any, Any]]) -> tuple[list[Any], list[Exception]]:
+    """Await all, also if one fails: return the results of those that did not, and what the others raised."""
+    found = await asyncio.gather(*tasks, return_exceptions=True)
+    failed = [one for one in found if isinstance(one, BaseException)]
+    failures = [one if isinstance(one, Exception) else RuntimeError(f"a rollout ended with {one!r}") for one in failed]
+    return [one for one in found if not isinstance(one, BaseException)], failures
 
 
 Scored = tuple[Reward, dict[str, float]]

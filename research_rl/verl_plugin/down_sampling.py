@@ -24,7 +24,7 @@ def max_variance_rows(scores: Sequence[float], groups: Sequence[Hashable], keep:
     group).
 
     These are always the i lowest and the `keep` − i highest for some i (PODS, theorem 1). Among equal scores the choice is random, seeded
-    by the group's name: rows are in the order in which they were finished, so that the first would be the short ones.
+    by the group's name.
     """
     members: dict[Hashable, list[int]] = defaultdict(list)
     for row, group in enumerate(groups):

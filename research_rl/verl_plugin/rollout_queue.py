@@ -5,10 +5,11 @@ A question's key is its uid, that of a rollout `{uid}_{session}_0`. The trainer 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from research_rl.errors import missing_extra
+from research_rl.errors import GenerationError, missing_extra
 
 try:
     import torch
@@ -42,14 +43,27 @@ async def tell(uid: str, status: str, validate: bool) -> None:
 
 
 async def put_group(row: Mapping[str, Any], outputs: Sequence[Any], validate: bool, processor: Any = None) -> None:
-    """Put all rollouts of a question (verl's AgentLoopOutput, with rewards), in the order of their sessions, at once."""
+    """Put all rollouts of a question (verl's AgentLoopOutput, with rewards), in the order of their sessions, at once.
+
+    Raises:
+        GenerationError: the engine gave log-probabilities for some of them only.
+    """
+    keys = [f"{row['uid']}_{session}_0" for session in range(len(outputs))]
     entries = [_fields(output, {**row, "session_id": session}, processor) for session, output in enumerate(outputs)]
-    await tq.async_kv_batch_put(
-        keys=[f"{row['uid']}_{session}_0" for session in range(len(outputs))],
-        fields=list_of_dict_to_tensordict(entries),
-        tags=[_tag(fields) for fields in entries],
-        partition_id=partition(validate),
-    )
+    if len({frozenset(fields) for fields in entries}) > 1:  # verl would take the fields of the first one for all
+        names = sorted(set().union(*entries) - set.intersection(*map(set, entries)))
+        raise GenerationError(f"some rollouts of a question have no {', '.join(names)}, others do")
+    try:
+        await tq.async_kv_batch_put(
+            keys=keys,
+            fields=list_of_dict_to_tensordict(entries),
+            tags=[_tag(fields) for fields in entries],
+            partition_id=partition(validate),
+        )
+    except BaseException:
+        with contextlib.suppress(Exception):  # the keys may be known already, without their rollouts
+            await tq.async_kv_clear(keys=keys, partition_id=partition(validate))
+        raise
 
 
 def _fields(output: Any, row: Mapping[str, Any], processor: Any) -> dict[str, Any]:

@@ -303,7 +303,8 @@ def finished(loop_module, session, method, text=GOOD, answer="Orla Venn"):
     record = {"step": 1, "split": "train", "session": session}
     reward = method.reward(trajectory, [answer])
     output = loop_module.AgentLoopOutput(
-        prompt_ids=[5, 6], response_ids=[7, 8, 9], response_mask=[1, 0, 1], response_logprobs=[-1.0, 0.0, -2.0], num_turns=2,
+        prompt_ids=[5, 6], response_ids=[7, 8, 9, *[4] * session], response_mask=[1, 0, 1, *[1] * session], num_turns=2,
+        response_logprobs=[-1.0, 0.0, -2.0, *[-0.5] * session],
         metrics=loop_module.AgentLoopMetrics(), extra_fields={"min_global_steps": 3, "max_global_steps": 4},
     )  # fmt: skip
     return loop_module.FinishedRollout(output, trajectory, [answer], reward, record, complete=None, codec=GEMMA)
@@ -322,10 +323,16 @@ class Queue:
         self.partitions.add(partition_id)
         self.statuses.append(tag["status"])
 
-    async def async_kv_batch_put(self, keys, fields, tags, partition_id):
-        if self._put_fails:
-            raise OSError("the queue is gone")
+    async def async_kv_clear(self, keys, partition_id):
         assert self.partitions == {partition_id}
+        for key in keys:
+            del self.put[key]
+
+    async def async_kv_batch_put(self, keys, fields, tags, partition_id):
+        assert self.partitions == {partition_id}
+        if self._put_fails:  # it knows the keys already, as verl's does then
+            self.put |= dict.fromkeys(keys)
+            raise OSError("the queue is gone")
         for number, key in enumerate(keys):
             self.put[key] = {
                 name: value.data if isinstance(value, NonTensorData) else value for name, value in fields[number].items()
@@ -348,7 +355,7 @@ def run_group(loop_module, worker_module, tmp_path, monkeypatch):
             async def run(self, parameters, row):
                 session, Loop.begun = Loop.begun, Loop.begun + 1
                 await asyncio.sleep(0.01 * session)
-                if session == failing:
+                if session in (failing if isinstance(failing, tuple) else (failing,)):
                     raise (loop_error or RetrievalError)("down")
                 return made or finished(loop_module, session, worker._settings.load(), texts[session])
 
@@ -360,8 +367,9 @@ def run_group(loop_module, worker_module, tmp_path, monkeypatch):
 
         monkeypatch.setattr(rollout_queue, "tq", queue)
         monkeypatch.setattr(worker_module, "tq", queue)
+        monkeypatch.setattr(worker_module, "omega_conf_to_dataclass", lambda section: SimpleNamespace(processor=None))
         worker = worker_module.SearchAgentLoopWorker(config(tmp_path, attempt=1.5, **(section or {})), None)
-        worker.__dict__ |= {"_loop": Loop(), "_model": SimpleNamespace(processor=None)}
+        worker.__dict__["_loop"] = Loop()
         worker.config.actor_rollout_ref.rollout.n = len(texts)
         worker.config.actor_rollout_ref.rollout.val_kwargs = {"n": len(texts), "temperature": 0.0, "top_p": 1.0, "top_k": -1}
         worker_module.log_for.cache_clear()
@@ -464,6 +472,35 @@ def test_a_bug_in_a_rollout_ends_the_run(run_group):
     assert (statuses, put) == (["running", "failure"], {})
     with pytest.raises(ZeroDivisionError):
         ends_the_run(run_group.worker)
+
+
+def test_a_bug_in_the_log_ends_the_run_and_puts_nothing(run_group, worker_module, monkeypatch):
+    monkeypatch.setattr(worker_module.TrajectoryLog, "write", lambda self, record: {}["key"])
+    statuses, put = run_group([GOOD] * 4)
+    assert (statuses, put) == (["running", "failure"], {})
+    with pytest.raises(KeyError):
+        ends_the_run(run_group.worker)
+
+
+def test_a_tool_that_cannot_say_since_when_it_is_out_ends_the_run(run_group, monkeypatch):
+    from research_rl.tools.search import SearchTool
+
+    monkeypatch.setattr(SearchTool, "outage_s", property(lambda self: 1 / 0), raising=False)
+    statuses, _ = run_group([GOOD] * 2, section={"method": "tool_calls", "method_options": {}}, failing=0)
+    assert statuses == ["running", "failure"]
+    with pytest.raises(ZeroDivisionError):
+        ends_the_run(run_group.worker)
+
+
+def test_rollouts_of_a_question_of_which_some_lack_log_probabilities_are_refused(loop_module):
+    from research_rl.errors import GenerationError
+    from research_rl.methods.research import ReSearch
+    from research_rl.verl_plugin.rollout_queue import put_group
+
+    outputs = [finished(loop_module, session, ReSearch()).output for session in range(2)]
+    outputs[1].response_logprobs = None
+    with pytest.raises(GenerationError, match="some rollouts of a question have no rollout_log_probs"):
+        asyncio.run(put_group(ROW, outputs, validate=False))
 
 
 def test_a_log_that_cannot_be_written_costs_no_rollout(run_group, tmp_path, capsys):
@@ -588,8 +625,9 @@ def test_a_measurement_that_lost_questions_tells_how_many(run_group):
 def test_queries_that_fail_alone_cost_their_questions_and_too_many_end_the_run(run_group):
     from research_rl.verl_plugin.failed_queries import FailedQueries
 
-    run_group([GOOD] * 2, failing=0, loop_error=QueryFailedError)
-    ends_the_run(run_group.worker)
+    run_group([GOOD] * 8, failing=tuple(range(8)), loop_error=QueryFailedError)
+    ends_the_run(run_group.worker)  # eight queries, one question
+    assert run_group.worker._failed_queries.failed == 1
     counted = FailedQueries(0.05)
     counted.questions = 200
     for _ in range(10):

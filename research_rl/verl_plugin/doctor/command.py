@@ -53,7 +53,7 @@ def _without_scikit_learn() -> Iterator[None]:
     """Keep transformers from importing scikit-learn and SciPy, for speculative decoding that nothing here does: 0.7 s."""
     try:
         utils: Any = importlib.import_module("transformers.utils")
-    except ModuleNotFoundError:  # the checks say what is missing
+    except ImportError:  # the checks say what is missing, or does not fit
         yield
         return
     before, utils.is_sklearn_available = utils.is_sklearn_available, lambda: False
@@ -94,6 +94,8 @@ def diagnose(recipe: Path | None, run_dir: Path | None = None, overrides: Sequen
 
 
 def _of_recipe(recipe: Path, directory: Path, overrides: Sequence[str]) -> list[Finding]:
+    from omegaconf.errors import OmegaConfBaseException
+
     from research_rl.verl_plugin.doctor.compose import compositions, is_supervised
     from research_rl.verl_plugin.doctor.hub import Hub
     from research_rl.verl_plugin.doctor.setup import Setup
@@ -104,7 +106,8 @@ def _of_recipe(recipe: Path, directory: Path, overrides: Sequence[str]) -> list[
     try:
         for stage, config in compositions(recipe, directory, overrides):
             setups[stage] = Setup(config, quick=True, measured=measured)
-            measured["hub"].ask_beforehand(setups[stage].model_path)  # it may be slow; the next imports take as long
+            with contextlib.suppress(OmegaConfBaseException):  # a recipe without a model; the checks say so
+                measured["hub"].ask_beforehand(setups[stage].model_path)  # it may be slow; the next imports take as long
     except ConfigError as mistake:
         mistakes = [Finding("error", "recipe", str(mistake))]
 

@@ -20,7 +20,7 @@ def fast_dtype(cpuinfo: Path = CPUINFO) -> str:
 
 
 def cores(quota: Path = QUOTA) -> int:
-    """Return how many cores this process may use: those that it is not kept from, and no more than its container has the time of."""
+    """Return how many cores this process may use: those it may run on, but no more than its container's quota of processor time allows."""
     allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit, _, period = next(iter(_lines(quota)), "max").partition(" ")
     return max(1, min(allowed, int(limit) // int(period))) if limit.isdigit() else allowed

@@ -82,7 +82,7 @@ def changed_settings(path: Path, settings: Mapping[str, Any], defaults: Mapping[
 
 
 def _change(name: str, before: Any, now: Any) -> str:
-    if isinstance(before, list) and isinstance(now, list):  # only what differs is told, unless that is the order
+    if isinstance(before, list) and isinstance(now, list):  # name only what differs, unless only the order does
         gone, new = [one for one in before if one not in now], [one for one in now if one not in before]
         if gone or new:
             return f"{name}: " + " and ".join(f"{word} {items}" for word, items in (("without", gone), ("with", new)) if items)

@@ -1,8 +1,8 @@
 """Sends searches that many rollouts make at about the same time as one request: HTTP costs client and service more than the search.
 
 A search is sent at once if no other is under way. Otherwise searches with the same `top_k` are gathered for `GATHERED_S`, up to `MOST`
-queries. If their request meets an outage, all of them fail by it. If the service refuses the request, each search is sent again by itself,
-so that one bad query does not fail the others.
+queries. If their request meets an outage, all of them fail with it. If the service refuses the request, each search is sent again by
+itself, so that one bad query does not fail the others.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """The client of the judge, an OpenAI-compatible server. Each answer is judged once, and a missing verdict is reported, never guessed.
 
-Connection errors, time-outs, 408, 425, 429, 5xx and responses in another format are retried with jittered exponential back-off until the
-deadline. After a reply without a verdict, the judge is asked twice more. A refusal of every request (a wrong key) ends the run.
+Connection errors, time-outs, the statuses in `outages.RETRIED_STATUS` and responses in another format are retried with jittered exponential
+back-off until the deadline. After a reply without a verdict the judge is asked again, unless this was the third attempt or a later one. A
+refusal of every request (a wrong key) ends the run.
 """
 
 from __future__ import annotations
@@ -190,7 +191,8 @@ class Judge:
         self._under_way: dict[str, asyncio.Task[Reply]] = {}
 
     async def judge(self, question: str, golden_answers: Sequence[str], answer: str) -> Judgement:
-        """Return whether an answer is right. Without a request, an answer without a word is wrong, and an exact match right.
+        """Return whether an answer is right. An answer without a letter or digit is wrong, and with `ask_when: not_exact` an exact match is
+        right: neither needs a request.
 
         Raises:
             JudgeError: the server refuses every request; or, with `fallback: stop`, there is no verdict on this answer.

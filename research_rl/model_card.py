@@ -67,7 +67,7 @@ $weights
 ## Limits
 
 It answers from the passages it finds, and from what its weights remember; either may be wrong. It was rewarded for short answers
-to questions of fact, not for refusing, and not for safety. Who can write into the corpus can influence what it answers.
+to questions of fact, not for refusing, and not for safety. Whoever can write to the corpus can influence its answers.
 """)
 
 
@@ -89,7 +89,7 @@ def card(
         options=_code({key: value for key, value in manifest["method_options"].items() if not key.endswith(("prompt", "prompt_file"))}),
         start="/".join(start.parts[-4:]) if start.is_absolute() else start,
         stage=f"stage {manifest['stage']}, " if manifest["stage"] else "",
-        indexes="; ".join(str(index or "unknown (a foreign service)") for index in (manifest.get("indexes") or {}).values()) or "unknown",
+        indexes="; ".join(str(index or "unknown (no index id given)") for index in (manifest.get("indexes") or {}).values()) or "unknown",
         limits="\n".join(f"| at most: {what} | {'no limit' if most is None else most} |" for what, most in limits.items()),
         prompt=_prompt(manifest["prompt"]),
         opened=f"The response is opened by {_code(manifest['prefill'])}. " if manifest["prefill"] else "",

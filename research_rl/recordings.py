@@ -18,8 +18,8 @@ _THOUGHT = ("reasoning", "reasoning_content")  # fields for a thought that a ser
 
 
 def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
-    """Yield number (from 1) and object of every line of a file of JSON lines (.gz too) that is not blank; an error, in a line that holds
-    no object.
+    """Yield the number (from 1) and the object of every line of a file of JSON lines (.gz too) that is not blank; for a line without an
+    object, an error in its place.
 
     Raises:
         DataError: the file is missing, or cannot be read.
@@ -32,7 +32,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
                 if line.strip():
                     yield number, _object(line, f"{path}, line {number}")
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read as {'gzip of ' * (path.suffix == '.gz')}UTF-8 ({error})") from None
+        raise DataError(f"{path} cannot be read{' as gzip of UTF-8' * (path.suffix == '.gz')} ({error})") from None
 
 
 def _object(line: bytes, place: str) -> dict[str, Any] | DataError:

@@ -1,9 +1,9 @@
 """The client of the retrieval service: asynchronous, with one deadline per call and bounded retries.
 
-In an outage (connection errors, time-outs, 429 and 5xx), requests are retried until the deadline, see `outages`; those to a service that
-was never there, only for a short time. After that, and for any other refusal, a `RetrievalError` is raised. No error is ever turned into
-an empty result. A response in another format (a proxy's page, a truncated list) counts as an outage if the service has answered before,
-and as the wrong service if it has not.
+In an outage (connection errors, time-outs, and the statuses in `outages.RETRIED_STATUS`), requests are retried until the deadline; those to
+a service that was never there, only for a short time. After that, and for any other refusal, a `RetrievalError` is raised. No error is
+ever turned into an empty result. A response in another format (a proxy's page, a truncated list) counts as an outage if the service has
+answered before, and as the wrong service if it has not.
 
 The response header `X-Index-Id` names the index that was searched. If it changes, the run ends: half of it would have learnt from one
 corpus, and half from another.

@@ -92,7 +92,8 @@ async def rollout(
 
     Raises:
         RetrievalError: from `search`; an outage is never turned into a trajectory.
-        GenerationError: the engine returned no token, or log-probabilities of another length.
+        GenerationError: the engine returned no token or too many, or log-probabilities of another length.
+        ConfigError: the policy called a tool, and `call` is None.
     """
     tokens, turns = _Tokens(), []
     clock = {"generate": 0.0, "search": 0.0}

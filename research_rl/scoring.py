@@ -46,8 +46,8 @@ def broken_rules(components: Mapping[str, float], well_formed: float | None = No
     - `rule/NAME` is broken if it is 0 (a rule that is kept is 1);
     - a component that counts faults (`malformed_call`, `unknown_ids`) is broken if it is positive;
     - any other negative component is a penalty that was paid (not one of the answer, which may be negative if it is wrong);
-    - `format` is 1 or 0 in some methods, 0 or a penalty in others: it becomes `MALFORMED` by `well_formed`, if that is known, else by
-      the rules, else if it is not positive.
+    - `format` is 1 or 0 in some methods, 0 or a penalty in others. So `MALFORMED` is added if `well_formed` is 0; if that is not known, if
+      one of the rules is broken; and if there are no rules, if `format` is not positive.
     A reward that was not earned (`answer`, `retrieval`, `group`) breaks nothing.
     """
     rules = {name.removeprefix(RULE): value for name, value in components.items() if name.startswith(RULE)}

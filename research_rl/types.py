@@ -15,7 +15,7 @@ class Message(TypedDict):
 
 
 class Conversation(TypedDict):
-    """Messages, and the tools that an assistant may call in it: what a chat template takes as `tools`."""
+    """Messages, and the tools that an assistant may call in them: what a chat template takes as `tools`."""
 
     messages: list[Message]
     tools: list[dict[str, Any]]
@@ -97,7 +97,9 @@ class StopReason(StrEnum):
     """Why a rollout ended."""
 
     ANSWERED = "answered"
-    MAX_SEARCHES = "max_searches"  # the policy asked for one search more than its budget; the last query was not sent
+    MAX_SEARCHES = (
+        "max_searches"  # the policy asked for more searches than its budget; those of its last turn were not executed
+    )
     MAX_TOKENS = "max_tokens"  # a budget of tokens ran out; the last turn may end in the middle of a tag
     NO_ACTION = "no_action"  # the policy ended its turn without a search or an answer
 
@@ -147,7 +149,7 @@ class Trajectory:
 
     @property
     def searches(self) -> list[str]:
-        """The queries that were sent, in order."""
+        """The queries whose results the policy was shown, in order. One that was sent, but whose result did not fit, is not included."""
         asked = (turn.action for turn in self.turns if turn.observation)
         return [query for action in asked if isinstance(action, Search | ToolCalls) for query in action.queries]
 

@@ -26,7 +26,7 @@ from research_rl.types import Budget, Passage, ToolCall, ToolCalls, Trajectory
 
 @dataclass(frozen=True)
 class Answered:
-    """The answer (None if the model gave none), the queries it sent, the passages it was shown, the whole trajectory, and its budget.
+    """The answer (None if the model gave none), the queries answered, the passages it was shown, the whole trajectory, and its budget.
 
     `budget` is the agent's, or a smaller one if the context of the model's server is too short for it.
     """
@@ -85,6 +85,7 @@ class SearchAgent:
 
         Raises:
             RetrievalError, GenerationError: a server is unavailable; or the question's prompt alone fills the model's context.
+            ConfigError: the model's server does not return token ids.
             RuntimeError: called while an event loop runs (in a notebook, for example): use ``await agent.aanswer(question)``.
         """
         try:
@@ -99,7 +100,7 @@ class SearchAgent:
         `told` is called with every event as it happens: the model's text in pieces, without the token that ends its turn.
 
         Raises:
-            RetrievalError, GenerationError: see `answer`.
+            RetrievalError, GenerationError, ConfigError: see `answer`.
         """
         if self._open is not None:
             return await self._ask(question, *self._open, told)

@@ -119,7 +119,7 @@ def _method(name: str, options: dict[str, Any], prompt: str | list[Message], exp
         method = load_method(name, **options)
         if prompt_hash(method) == expected:
             return method
-    if file:  # a manifest from before the option `prompt` existed
+    if file:  # the prompt file is missing or has changed: its text is in the manifest
         options = {key: value for key, value in options.items() if key != "prompt_file"} | {"prompt": _template(prompt)}
     return load_method(name, **options)
 

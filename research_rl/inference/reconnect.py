@@ -1,4 +1,4 @@
-"""How every client of a model's server treats a lost connection: it retries, and then raises one error."""
+"""How the clients of the policy's server treat a lost connection: they retry, and then raise one error."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _SEVEN = (
 
 
 def answer_text(text: str) -> str:
-    """Return what stands between the last `<answer>` and the `</answer>` after it; without tags it is the whole text."""
+    """Return the text between the last `<answer>` and the `</answer>` after it; without tags, the whole text."""
     return text.split("<answer>")[-1].split("</answer>")[0].strip()
 
 

@@ -38,7 +38,7 @@ def tags_in_order(text: str) -> bool:
     names = [opened[1:-1] for opened, closed in pairs if closed == f"</{opened[1:-1]}>"]
     if len(tags) % 2 or len(names) != len(pairs):
         return False
-    # documents stand after a query, and nowhere else
+    # documents follow a query directly, and occur nowhere else
     return all((before == "external") == (name == "document") for before, name in pairwise(["", *names, ""]))
 
 
@@ -92,7 +92,8 @@ class R1SearcherPP(Method):
         form: GroupForm = "twice_variance", std: Std = "population", correct: Correct = "answer", rewrite_prompt: Prompt = None,
         rewrite_prompt_file: str | None = None, rewrite_with_answer: bool = False,
     ) -> None:  # fmt: skip  # many parameters
-        """Every choice that the paper leaves open, or that only one source confirms, is an argument; the defaults are the paper's.
+        """Every choice that the paper leaves open, or that only one source confirms, is an argument. Where the paper states a value, it is
+        the default.
 
         `group`: add the group reward; `correct`: whether a malformed rollout with a right answer counts as correct for it;
         `rewrite_with_answer`: show the rewriter the golden answer (then few rewritings are rejected as wrong).
@@ -154,7 +155,7 @@ class R1SearcherPP(Method):
         return all(RULES[rule](self.judged(trajectory)) for rule in self.rules)
 
     def right(self, answer: str | None, golden_answers: Sequence[str]) -> bool:
-        """Return whether an answer of at most `max_answer_words` words covers a golden answer's tokens."""
+        """Return whether an answer has at most `max_answer_words` words and covers the tokens of a golden answer."""
         return self._is_short(answer) and bool(cover_em_tokens(answer or "", golden_answers, normalize_answer_spaced))
 
     def _is_short(self, answer: str | None) -> bool:

@@ -66,9 +66,10 @@ class ReSearch(Method):
         return f" <result>\n{documents}\n</result>"
 
     def well_formed(self, trajectory: Trajectory) -> bool:
-        """Return whether the tags are those of the protocol, in order.
+        """Return whether searches and results alternate, there is one answer, with a box, and there are thoughts, all of them closed.
 
-        Observations count with their tags but without their passages, so a passage can neither break nor mend the format.
+        Think tags are only counted: neither their places nor that of the answer matter. Observations count with their tags but without
+        their passages, so a passage can neither break nor mend the format.
         """
         text = "".join(turn.text + (self.render([]) if turn.observation else "") for turn in trajectory.turns)
         tags = _TAG.findall(text)

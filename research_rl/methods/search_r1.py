@@ -43,8 +43,8 @@ def valid_sequence(text: str) -> bool:
 class SearchR1(Method):
     """Search between `<search>` tags, exact match as reward; an invalid action is answered by a hint and costs a turn.
 
-    After `max_searches` such turns there is one more, without a search. The stop strings are ours: the original has none, and discards
-    what follows a turn's first action.
+    After `max_searches` searches and hints there is one more turn, in which no search is executed. The stop strings are ours: the original
+    has none, and discards what follows a turn's first action.
     """
 
     name: ClassVar[str] = "search_r1"
@@ -61,7 +61,7 @@ class SearchR1(Method):
         self, template: Template = "base", prompt: Prompt = None, prompt_file: str | None = None, preset: Preset = "em",
         hint: bool = True,
     ) -> None:  # fmt: skip  # many parameters
-        """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: give one.
+        """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: whether to give hints.
 
         Raises:
             ConfigError: an unknown template or preset, or an unusable prompt (see `load_template`).
@@ -124,7 +124,7 @@ class SearchR1(Method):
         """Return the outcome reward; a judge's verdict replaces the exact match.
 
         Preset `em`: 1 if the last answer matches exactly, else 0 (equation 4). Preset `em_format`: 1 right and valid, 0.8 right but
-        invalid, 0.2 wrong but valid, 0.1 wrong and invalid; without any answer 0.2 or 0 (the released trainer's format variant).
+        invalid, 0.2 wrong but valid, 0.1 wrong and invalid, 0 without any answer (the released trainer's format variant).
         """
         answer, valid = self.answer(trajectory), self.well_formed(trajectory)
         exact = exact_match(answer, golden_answers) if answer is not None else 0.0

@@ -55,8 +55,8 @@ class Tool(ABC):
         """
 
     async def answer(self, service: Service, arguments: Mapping[str, Any], top_k: int, shown: Sequence[str]) -> list[Passage]:
-        """Return what `call` does. A tool overrides this where it can tell the policy more by the ids of the passages that it was shown
-        before, in order."""
+        """Return what `call` does. A tool overrides this if it can tell the policy more when it knows `shown`: the ids of the passages that
+        the policy was shown before, in order."""
         return await self.call(service, arguments, top_k)
 
     def schema(self) -> dict[str, Any]:

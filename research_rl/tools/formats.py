@@ -154,11 +154,11 @@ class Llama3(Format):
             try:
                 found, end = _JSON.raw_decode(rest)
             except (ValueError, RecursionError):
-                return [*calls, broken("a call is one JSON object, several are apart by ;")]
+                return [*calls, broken("a call is one JSON object, several are separated by ;")]
             calls.append(_of_json(found, ("parameters", "arguments")))
             rest = rest[end:].lstrip()
             if rest and not rest.startswith(";"):
-                return [*calls, broken("nothing but ; and another call may stand after a call")]
+                return [*calls, broken("nothing but ; and another call may follow a call")]
             rest = rest.removeprefix(";").lstrip()
         return calls or [broken(f"no call after {self.tags[0]}")]
 

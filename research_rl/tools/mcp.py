@@ -248,6 +248,6 @@ def _unsendable(value: Any, depth: int) -> str:
     if not isinstance(value, (dict, list)):
         return ""
     if not depth:
-        return f"lists and objects stand inside one another, more than {_DEEPEST} deep"
+        return f"lists and objects are nested more than {_DEEPEST} deep"
     parts = [*value, *value.values()] if isinstance(value, dict) else value
     return next((wrong for part in parts if (wrong := _unsendable(part, depth - 1))), "")

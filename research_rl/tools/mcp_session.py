@@ -67,7 +67,7 @@ class _Steady(httpx2.AsyncBaseTransport):
 
 
 class _Bounded(httpx2.AsyncByteStream):
-    """The bytes of an answer, cut off at a limit. The remainder is no valid JSON, so that the client reports an error to the call."""
+    """The bytes of an answer, cut off at a limit. What is left is no valid JSON, so that the client reports an error to the call."""
 
     def __init__(self, response: httpx2.Response) -> None:
         self._response = response

@@ -36,7 +36,7 @@ class OpenTool(Tool):
         return [*found.passages, Passage("", f"Page {found.page} of {found.pages}.")]
 
     async def answer(self, service: Service, arguments: Mapping[str, Any], top_k: int, shown: Sequence[str]) -> list[Passage]:
-        """Return what `call` does; where it finds nothing by an id that was not shown, the ids that were stand beside the error."""
+        """Return what `call` does. If it finds nothing for an id that was not shown, the error also names ids that were."""
         found = await self.call(service, arguments, top_k)
         return [told(f"{_NONE}; {_told(shown)}")] if found == [told(_NONE)] and arguments["id"] not in shown else found
 
@@ -80,7 +80,7 @@ def opened(turns: Iterable[tuple[Iterable[Mapping[str, Any]], Collection[str]]])
 def opened_in(trajectory: Trajectory, tools: Mapping[str, Tool]) -> list[Opened]:
     """Return the opens of a trajectory by the `OpenTool` among a method's tools.
 
-    In one that somebody else recorded, whose passages are not told apart, an id counts as shown where it stands in brackets.
+    In a trajectory that other software recorded, passages are not separated: an id counts as shown if an observation has it in brackets.
     """
     names = {name for name, tool in tools.items() if isinstance(tool, OpenTool)}
     answered = [

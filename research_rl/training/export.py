@@ -26,7 +26,7 @@ def run_command(command: Sequence[str]) -> int:
 def export(actor: Path, run: Run = run_command) -> Path:
     """Return the directory of a checkpoint's model; its shards are merged if verl has not written it (`hf_model` in `save_contents`).
 
-    The shards are in float32, the precision of training. The model is written in bfloat16, as the engine used it in training. A LoRA
+    The shards are in float32, the precision of training. The model is written in bfloat16, the type of engines on GPUs. A LoRA
     adapter is merged into it. An interrupted export is made anew.
 
     Raises:

@@ -76,6 +76,10 @@ class Rule:
         _check_metric(told, metric, kind)
         if action not in ACTIONS:
             raise ConfigError(f"{told}.action={action!r} is unknown; valid: {', '.join(ACTIONS)}")
+        if (kind, action) == ("not_finite", "save"):
+            raise ConfigError(
+                f"{told}.action='save': no checkpoint is written of a policy with NaN; valid with not_finite: warn, halt, rollback"
+            )
         limit = 0.0 if kind == "not_finite" else _number(f"{told}.{kind}", given[kind])
         if kind in ("falls_by", "rises_by") and limit <= 0:
             raise ConfigError(f"{told}.{kind} must be a share of the best mean, more than 0, got {limit:g}")

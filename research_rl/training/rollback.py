@@ -2,7 +2,7 @@
 
 `health.jsonl`: one line per alarm and rollback, for readers. `health_figures.jsonl`: the metrics of each step that the rules need in order
 to continue after an interruption. `checkpoints/halted.json`: the rule that ended the run. `checkpoints/global_step_N/unhealthy.json`: the
-rules with an alarm when this checkpoint was saved; no rollback goes to it.
+rules in alarm when this checkpoint was saved, except those that only warn; no rollback goes to it.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def stopped(directory: Path) -> int:
 
 
 def go_on(directory: Path) -> None:
-    """Prepare a run that a rule has ended to go on: rolled back if that is the rule's action and possible, else as it is."""
+    """Let a run that a rule has ended go on: roll it back if that is the rule's action and is possible, else leave it as it is."""
     halt = halted(directory)
     if halt is not None and halt["action"] == "rollback":
         roll_back(directory, halt)
@@ -89,9 +89,9 @@ def rollbacks(directory: Path) -> list[dict[str, Any]]:
 def roll_back(directory: Path, halt: Mapping[str, Any]) -> str:
     """Set a run back to the last checkpoint that was saved before the trouble; return why that cannot be done, else "".
 
-    The trouble began at most a rule's window before its alarm, and the rollouts of a step come from the weights of the step before it. A
-    run without a checkpoint from before the trouble begins again. Later checkpoints are renamed, and the new learning rate is recorded in
-    health.jsonl.
+    The trouble began at most a rule's window before the first step at which the rule held, and the rollouts of a step come from the weights
+    of the step before it. A run without a checkpoint from before the trouble begins again. Later checkpoints are renamed, and the new
+    learning rate is recorded in health.jsonl.
     """
     checkpoints, done = directory / "checkpoints", rollbacks(directory)
     if done and done[-1]["halted_at"] == halt["time"]:  # this rollback was interrupted after its record was written

@@ -70,7 +70,9 @@ class Settings:
         for name in ("top_k", "max_searches", "max_turn_tokens", "max_observation_tokens"):
             value = getattr(settings, name)
             if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
-                raise ConfigError(f"research_rl.{name} must be a positive integer or null, got {value!r}")
+                raise ConfigError(
+                    f"research_rl.{name} must be a positive integer or null (max_searches may be 0), got {value!r}"
+                )
         if (kept := settings.trained_rollouts) is not None and (not isinstance(kept, int) or kept < 2):
             raise ConfigError(f"research_rl.trained_rollouts must be at least 2, or null for all, got {kept!r}")
         if not isinstance(settings.coverage_sample, int) or settings.coverage_sample < 0:

@@ -33,7 +33,7 @@ class SearchAgentLoopManager:
     def create(cls, config: Any, llm_client: Any, teacher_client: Any = None, reward_loop_worker_handles: Any = None) -> Any:
         """Start `rollout.agent.num_workers` workers, in turn on every node, and return their manager.
 
-        Rewards are the method's, and there is no teacher (the doctor refuses distillation), so that the last two are not used.
+        Rewards are the method's, and there is no teacher (the doctor refuses distillation), so the last two arguments are not used.
 
         Raises:
             ConfigError: no node has a CPU.

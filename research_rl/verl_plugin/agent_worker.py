@@ -143,7 +143,7 @@ class SearchAgentLoopWorker:
             log.error("question %s is lost: %s", row["uid"], failure, exc_info=None if expected else failure)
             try:
                 ending = self._ends_the_run(failure, row)
-            except Exception as broken:  # a tool that cannot say since when it is out
+            except Exception as broken:  # a tool that cannot say how long it has been unavailable
                 ending = broken
             self._fatal = self._fatal or ending
 

@@ -83,7 +83,7 @@ def device_module() -> types.ModuleType:
 
 
 def _register_platform() -> None:
-    """verl has only the platforms nvidia, rocm and npu."""
+    """verl has only the platforms nvidia, amd (ROCm) and huawei (NPU)."""
     from verl.plugin.platform.platform_base import PlatformBase
     from verl.plugin.platform.platform_manager import PlatformRegistry
 

@@ -45,7 +45,7 @@ def sampling(
 
 
 def merge_steps(extra: dict[str, Any], new: Mapping[str, Any]) -> None:
-    """Keep the oldest and the newest weights' version that a trajectory was sampled with; verl's off-policy metrics need both."""
+    """Keep the oldest and the newest version of the weights that sampled a trajectory; verl's off-policy metrics need both."""
     for key, choose in (("min_global_steps", min), ("max_global_steps", max)):
         if new.get(key) is not None:
             extra[key] = choose(extra.get(key, new[key]), new[key])

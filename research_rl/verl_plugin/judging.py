@@ -14,7 +14,7 @@ from research_rl.judge_client import Judgement
 
 @dataclass
 class Unjudged:
-    """How many rollouts were scored by the method's own metric for lack of a verdict, and why the last one was."""
+    """How many rollouts there were, how many of them the method's own metric scored for lack of a verdict, and why the last had none."""
 
     rollouts: int = 0
     fallbacks: int = 0

@@ -29,8 +29,8 @@ def kept_fall(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the fall of each token's log-probability, the sum of these falls over each action, and whether an action is to be kept.
 
-    To be kept are the actions of rollouts with a mean advantage (over sampled tokens) of at least 0. Shapes: (batch, response length), and
-    twice (batch, actions), where column 0 is for tokens that are not sampled, and is never kept. The first has a gradient.
+    An action is to be kept if its rollout's mean advantage (over sampled tokens) is at least 0. Shapes: (batch, response length), and twice
+    (batch, actions), where column 0 is for tokens that are not sampled, and is never kept. Only the first has a gradient.
     """
     actions = actions_of(mask)
     fall = torch.where(mask.bool(), old_log_prob - log_prob, 0.0)

@@ -30,7 +30,7 @@ def measure_once(config: Any, questions: int | None) -> None:
         return
     with open_dict(config):
         trainer.val_before_train = False
-    print(f"research_rl: going on from step {step} without a validation before ({_KEY}=true asks for one)")
+    print(f"research_rl: going on from step {step} without validating first ({_KEY}=true asks for it)")
 
 
 def resumed(trainer: Any) -> int | None:

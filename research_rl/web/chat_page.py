@@ -25,8 +25,8 @@ LONGEST = 2_000  # characters of a question
 def create_chat(agent: SearchAgent) -> FastAPI:
     """Return the application: ``GET /`` is the page, ``GET /ask?question=…`` a stream of server-sent events.
 
-    Events are ``text`` {text}, ``search`` {text}, ``found`` {passages: [{id, title, text}]}, and last ``answer`` {answer, searches} or
-    ``failed`` {message}. Closing the page ends the rollout.
+    Events are ``text`` {text}, ``search`` {text}, ``found`` {passages: [{id, title, text}]}, and last ``answer`` {answer, searches, stop}
+    or ``failed`` {message}. Closing the page ends the rollout.
     """
 
     @asynccontextmanager

@@ -18,7 +18,7 @@ def render(template: str, **values: Any) -> str:
     """Return a page; a value that the template needs and does not get is an error.
 
     Raises:
-        ConfigError: jinja2 is not installed.
+        MissingExtraError: jinja2 is not installed.
     """
     try:
         import jinja2
@@ -40,7 +40,7 @@ def subplots(columns: int, width: float, height: float) -> tuple[Any, list[Any]]
     """Return a figure with `columns` axes side by side; sizes in inches. `svg` closes it.
 
     Raises:
-        ConfigError: matplotlib is not installed.
+        MissingExtraError: matplotlib is not installed.
     """
     try:
         import matplotlib as mpl

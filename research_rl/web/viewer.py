@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
                 f"research-rl view: {options.host} is not a loopback address: whoever can reach it can read everything in these runs",
                 file=sys.stderr,
             )
-        print(url, flush=True)  # last: whoever waits for it has been warned
+        print(url, flush=True)  # printed last, so that whoever waits for it has read the warning
         if not options.no_browser and _has_display():
             webbrowser.open(url)
         app = create_viewer(caches, ["127.0.0.1", "localhost", "::1", "[::1]", options.host] if local else None)

@@ -111,7 +111,7 @@ class Cache:
             for part in connection.execute("SELECT * FROM part"):
                 if (part["directory"], part["name"]) not in there:
                     return True
-                if part["kind"] == RECORDING:  # it is read whole: whatever changes it makes it another
+                if part["kind"] == RECORDING:  # it was read as a whole, so any change makes it another file
                     status = status_of(Path(part["directory"]) / part["name"])
                     if status != (part["bytes"], part["head"]):
                         return True

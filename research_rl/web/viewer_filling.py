@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from research_rl.web.viewer_cache import Cache
 
 CHUNK = 2_000  # records of a transaction; the first has one batch, so that there is soon something to see
-HEAD = 64  # bytes by which a file is known again
+HEAD = 64  # bytes by which a file is recognised
 
 
 class Filling:

@@ -105,7 +105,7 @@ def _messages(row: Mapping[str, Any]) -> list[Any]:
 
 def _turn(said: Said) -> Turn:
     calls = list(said.calls.values())
-    # a call stands in no text of its own here: it is written as most models do
+    # a recorded call has no text: it is written as most models write one
     written = [FORMATS["hermes"].write(call.name, call.arguments) for call in calls if not call.error]
     return Turn("\n".join(filter(None, [said.text, *written])), _action(said), "\n\n".join(said.results.values()))
 

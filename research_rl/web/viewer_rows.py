@@ -33,7 +33,7 @@ class Row:
 
 
 def row(record: Mapping[str, Any], kind: str, label: str) -> Row:
-    """Return the row of a record from a training's log or an evaluation.
+    """Return the row of a record from a training's log, an evaluation or a recording.
 
     Raises:
         ValueError: it is not a trajectory, because a field has a wrong type.

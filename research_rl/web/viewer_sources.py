@@ -12,7 +12,7 @@ from research_rl.trajectory_files import FORMS, parts
 from research_rl.web.viewer_recordings import MESSAGES, RECORDINGS, is_dumped, no_recording
 
 TRAJECTORIES, EVALUATION, RECORDING, METRICS, ALARMS = "trajectories", "evaluation", "recording", "metrics", "alarms"
-_QUIET_S = 5.0  # a file of verl's that was written to later than this may not be whole
+_QUIET_S = 5.0  # seconds: a file of verl's that was written to more recently may not be whole
 _DEPTHS = ("", "*/", "*/*/")  # a run, its stages, and the runs of an experiment with stages of their own
 
 
@@ -77,8 +77,8 @@ def _by_step(run: Path) -> list[Path]:
 
 
 def _is_whole(path: Path) -> bool:
-    """Return whether a file is no longer written to: one that changes once it has been read makes the whole cache anew."""
-    # a file server's clock may be ahead: that tells nothing, and the file must not be held back until then
+    """Return whether a file is complete: one that changes after it was read forces the whole cache to be rebuilt."""
+    # a time in the future is that of a file server whose clock is ahead: the file must not wait until then
     return not 0 <= time.time() - path.stat().st_mtime <= _QUIET_S
 
 

@@ -227,6 +227,7 @@ def test_the_default_rules_only_warn_but_for_what_is_no_number_and_a_broken_poli
     ({"metric": "health/search_rat", "below": 1}, r"'health/search_rat' is unknown; valid: health/search_rate, "),
     ({"below": 1, "action": "stop"}, r"rules\.mine\.action='stop' is unknown; valid: warn, save, halt, rollback"),
     ({}, r"expected one of below, above, falls_by, rises_by, not_finite, got none"),
+    ({"not_finite": True, "action": "save"}, r"no checkpoint is written of a policy with NaN; valid with not_finite: warn, halt, rollback"),
     ({"below": 1, "above": 2}, r"got below, above"),
     ({"below": "1"}, r"mine\.below must be a number, got '1'"),
     ({"falls_by": 0}, r"must be a share of the best mean"),

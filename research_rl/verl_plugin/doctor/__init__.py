@@ -1,4 +1,4 @@
 """``research-rl doctor``: finds what is wrong with a set-up before anything is started.
 
-Each file has the checks of one theme; `examine` lists those of the command and of the start of every training.
+Each file has the checks of one theme; `examine` lists those of the environment and of a recipe, `supervised` those of a supervised recipe.
 """

@@ -1,4 +1,4 @@
-"""Checks all questions of a run: a row that cannot be read, or a prompt that is too long, would end it in the middle."""
+"""Checks the questions of a run (in the command, a sample): a row that cannot be read, or a prompt that is too long, would end it in the middle."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _File:
 def data(setup: Setup) -> Iterator[Finding]:
     """Check files, columns, golden answers and the length of prompts; and that there are enough questions for batches and steps.
 
-    All rows are checked even if `data.train_max_samples` uses only some of them, because which ones depends on the seed.
+    Training checks all rows, and the command a sample, even if `data.train_max_samples` uses only some: which ones depends on the seed.
     """
     config, settings = setup.config, setup.settings
     assert settings is not None

@@ -1,4 +1,4 @@
-"""All checks, in the order of the report; training makes the same ones before it starts."""
+"""All checks, in the order of the report. Reinforcement learning makes those of a recipe before it starts, and looks for the hooks."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ class Hub:
 
     @contextmanager
     def only_here(self, path: str) -> Iterator[bool]:
-        """Yield whether to look for a model on this machine only: its hub does not answer, and would be asked again for minutes."""
+        """Yield True if a model must be looked for on this machine only: its hub does not answer, and would be asked again for minutes."""
         if Path(path).exists() or self._answers():  # for a model that is here, the hub is asked for code that it names there
             yield False
             return

@@ -35,7 +35,7 @@ def sampling(setup: Setup) -> Iterator[Finding]:
         check_sampling(rollout.temperature, rollout.top_p, rollout.top_k)
     except ConfigError as mistake:
         yield error(str(mistake), "", "Set them so; only validation (rollout.val_kwargs) may sample otherwise")
-    # verl samples rollouts with 1.0 whatever this says, so that setting it is a mistake
+    # rollouts are sampled with 1.0 whatever this says (generation.sampling_of), so that setting it is a mistake
     if (penalty := rollout.get("repetition_penalty", 1.0)) != 1.0:
         what = "actor_rollout_ref.rollout.repetition_penalty must be 1.0: with another, samples are not the policy's own"
         yield error(what, penalty, "Leave it out")

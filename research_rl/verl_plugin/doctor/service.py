@@ -55,7 +55,7 @@ def ask_health(url: str, path: str = "/health", name: str = "retrieval service")
 
     Raises:
         RetrievalError: no answer, or the service is not ready.
-        ConfigError: no answer of another server than a retrieval service.
+        ConfigError: a server that is not a retrieval service gives no answer.
     """
     try:
         status = httpx.get(f"{url.rstrip('/')}{path}", timeout=10).status_code
@@ -66,9 +66,7 @@ def ask_health(url: str, path: str = "/health", name: str = "retrieval service")
             f"no retrieval service at {url} ({failure}). Start one: rag-serving serve --index DIR --port PORT, and set RETRIEVAL_URL"
         ) from failure
     if status >= 500:
-        raise RetrievalError(
-            f"the retrieval service at {url} is not ready (HTTP {status}); wait until /health answers with 200"
-        )
+        raise RetrievalError(f"the {name} at {url} is not ready (HTTP {status}); wait until {path} answers with 200")
 
 
 def _index(url: str, setup: Setup) -> Iterator[Finding]:

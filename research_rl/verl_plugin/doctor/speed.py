@@ -108,7 +108,7 @@ def measured_flops(dtype: str) -> float:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words of a size that one can read."""
+    """Return a duration as text, in seconds, minutes or hours."""
     if seconds < 120:
         return f"{_digits(seconds)} s"
     return f"{seconds / 60:.0f} min" if seconds < 7_200 else f"{seconds / 3600:.1f} h"

@@ -42,7 +42,7 @@ def prompt(setup: Setup) -> Iterator[Finding]:
         )
 
 
-@check("tags", "the method's tags are tokens of their own", "settings", "tokenizer")
+@check("tags", "no token joins a method's tag with other text", "settings", "tokenizer")
 def tags(setup: Setup) -> Iterator[Finding]:
     """Check that no token covers both a part of a tag and neighbouring text, and that decoding does not drop tags."""
     settings, tokenizer = setup.settings, setup.tokenizer

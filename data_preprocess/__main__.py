@@ -70,11 +70,13 @@ def add_world(commands: Any) -> None:
     )
     world.add_argument("--out", type=Path, required=True, help="directory of the corpora and the questions")
     world.add_argument("--seed", type=int, default=1, help="of the whole world")
-    world.add_argument("--scale", type=float, default=1.0, help="size of the corpus; 1.0 is 2,100 passages")
+    world.add_argument(
+        "--scale", type=float, default=1.0, help="size of the corpus; 1.0 is 2,100 passages, or 5,550 with --documents"
+    )
     for split, count in (("train", 2_000), ("dev", 60), ("test", 200)):
         world.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} questions (default {count})")
     world.add_argument(
-        "--documents", action="store_true", help="documents of several passages, whose facts stand where only opening them shows them"
+        "--documents", action="store_true", help="documents of several passages, whose facts are seen only by opening them"
     )  # fmt: skip
     world.set_defaults(run=run_world)
 

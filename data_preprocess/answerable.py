@@ -35,7 +35,7 @@ def add_answerable(commands: Any) -> None:
     parser.add_argument("--questions", type=Path, required=True, help="a converted set: …/train.jsonl")
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
     parser.add_argument(
-        "--top-k", type=int, default=5, help="an answer must be in so many passages of the bare question (default 5)"
+        "--top-k", type=int, default=5, help="passages of a search, one of which must hold an answer (default 5)"
     )
     parser.add_argument(
         "--searches", type=int, default=1,
@@ -53,7 +53,7 @@ def run_answerable(options: argparse.Namespace) -> dict[str, Any]:
     """Write one split and return its card. Yes/no questions stay: their answers are in no passage to be found.
 
     Raises:
-        ConfigError: --top-k is not positive.
+        ConfigError: --top-k or --searches is not positive.
         DataError: the file is missing or malformed, or no question is left.
         RetrievalError: the service does not answer.
     """

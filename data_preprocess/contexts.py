@@ -34,7 +34,7 @@ class Contexts:
         """Write what is new of one row's paragraphs; return the ids of the supporting ones, each once.
 
         Raises:
-            ValueError: a title or a text is none.
+            ValueError: a title or a text is not a string.
         """
         supporting: dict[str, None] = {}
         cleaned = [(clean(title), clean(text), named) for title, text, named in paragraphs]

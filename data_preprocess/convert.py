@@ -1,7 +1,7 @@
 """From a data set's own files to `SPLIT.jsonl` (FlashRAG), `SPLIT.parquet` (verl), `SPLIT.dropped.jsonl` and `SPLIT.card.json`.
 
-The steps, in this order: read, clean, limits by length, repeated questions and ids, overlap with other sets, sub-sample. Every row that
-does not come through is in `SPLIT.dropped.jsonl` with its place and the reason.
+The steps, in this order: read, clean, limits, repeated questions and ids, overlap with other sets, sub-sample. Every row that is left
+out before the last step is in `SPLIT.dropped.jsonl` with its place and the reason; questions that are not drawn are only counted.
 """
 
 from __future__ import annotations

@@ -90,8 +90,9 @@ class Asked:
 
 @dataclass
 class Seen:
-    """What was met in passages: answers (normalised), and of the supporting passages ids, titles, and by which of the two a question's
-    own hold its answer (numbers of questions)."""
+    """What was met in passages: golden answers (normalised), ids and titles of supporting passages, and the numbers of the questions of
+    which a supporting passage, recognised by its id or by its title, holds an answer.
+    """
 
     passages: int = 0
     answers: set[str] = field(default_factory=set)

@@ -72,7 +72,7 @@ def add_dataset(commands: Any, name: str) -> None:
 
 
 def run_dataset(options: argparse.Namespace) -> list[dict[str, Any]]:
-    """Convert every split, then write them and return the cards; malformed rows are told on standard error.
+    """Convert every split, then write them and return the cards; malformed rows are reported on standard error.
 
     Raises:
         ConfigError: contexts of a data set that has none.

@@ -61,7 +61,7 @@ def add_select(commands: Any) -> None:
     parser.add_argument(
         "--stop-early",
         action="store_true",
-        help="roll a question out one by one until the first success: cheaper, no pass rate",
+        help="sample the rollouts of a question one after the other, until the first success: cheaper, but no pass rate",
     )
     parser.add_argument("--by", default="first-success", choices=sorted(difficulty.BOUNDS), help="how difficulty is measured")
     parser.add_argument(

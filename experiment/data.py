@@ -25,7 +25,7 @@ def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[
     """Write questions.jsonl, corpus.jsonl, train.parquet and test.parquet into `out`; return the counts.
 
     Raises:
-        DataError: a file is malformed, two passages have the same id, or a command of `data_preprocess` refuses.
+        DataError: a file is malformed, passages of two files have the same id, or a command of `data_preprocess` refuses.
     """
     questions = list(asked_questions(declaration, data))
     write_jsonl(out / "questions.jsonl", questions)
@@ -83,7 +83,7 @@ def corpus(files: Sequence[Path]) -> Iterator[dict[str, str]]:
     """Yield the passages of all files, in any format that the service indexes.
 
     Raises:
-        DataError: two have the same id.
+        DataError: passages of two files have the same id. (Within one file, the index refuses it.)
     """
     seen: dict[str, Path] = {}
     for path in files:

@@ -155,7 +155,7 @@ class Pipeline:
         self.console.print(f"{card['questions']} of {card['rows_read']} training questions", highlight=False)
 
     def train(self) -> None:
-        """Train by reinforcement learning: the recipe, from the model of the step before, under the declaration's protocol."""
+        """Train by reinforcement learning: the recipe, from the starting model, under the declaration's protocol."""
         recipe, out = Path(str(self.declaration.train)), self.run_dir / "train"
         variables = {"SEED": str(self.seed), "RETRIEVAL_URL": self.services.url(), "DATA_DIR": str(self.run_dir / "data")}
 

@@ -70,7 +70,7 @@ def last_metrics(directory: Path) -> str:
 
 
 class Services:
-    """The retrieval services of a run: processes of one thread each, started on demand."""
+    """The retrieval services of a run: a process each, started on demand."""
 
     def __init__(self, run_dir: Path, port: int, console: Console) -> None:
         self._run_dir, self._port, self._console = run_dir, port, console

@@ -182,7 +182,7 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
         settings["research_rl.trained_rollouts"] = max(2, kept * n // config.actor_rollout_ref.rollout.n)
     stages, _ = stages_of(recipe, [])
     length = [f"stages.{stage.name}.until.steps={steps}" for stage in stages] or [f"trainer.total_training_steps={steps}"]
-    # `+`+`+`: some keys of verl are in no structured configuration
+    # `++` adds a key that is not there: some keys of verl are in no structured configuration
     return [f"++{key}={hydra_value(value)}" for key, value in settings.items()] + [
         *length,
         *(one for one in given if override_key(one) != MODEL),

@@ -20,7 +20,7 @@ def outcome(run_dir: Path, recipe: Path) -> Iterator[dict[str, Any]]:
     """Yield what each stage did.
 
     Raises:
-        ConfigError: a stage has a loss that is no number.
+        ConfigError: a stage has a gradient whose norm is not finite.
     """
     for stage in [stage.name for stage in stages_of(recipe, [])[0]] or [""]:
         directory = run_dir / stage

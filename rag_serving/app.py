@@ -55,7 +55,7 @@ def create_app(
     on_failure: Callable[[], None] | None = None,
     ending: Ending | None = None,
 ) -> FastAPI:
-    """Return the application; `load` makes a retriever and is called once an index, in the background, when the server starts.
+    """Return the application; `load` makes the retriever of each index, in the background: when the server starts, and at each reload.
 
     `on_failure` is called if loading fails (the command line ends the server then). `ending` ends the process where a thread of an index
     would keep it for ever; None: the process is not ours.
@@ -207,9 +207,10 @@ def create_app(
 
     @app.get("/readyz", tags=["operations"])
     async def readyz() -> Response:
-        """200 once the index is loaded and warm; until then 503 with the stage of loading, and 503 while the engine hangs or is damaged.
+        """200 once the index is loaded and warm; until then 503 with the stage of loading. Also 503 while its engine hangs, or a file of it
+        is damaged.
 
-        Without a prefix: once all are; what is told beside `indexes` is the default one's.
+        Without /indexes/NAME before the path: 200 once all indexes are; the fields beside `indexes` are those of the default one.
         """
         return _json(indexes.readiness(), 200 if indexes.healthy else 503)
 

@@ -2,7 +2,8 @@
 
 Admission is all or nothing: a request's queries enter the queue together, or `Overloaded` is raised. A query that is already
 queued or being searched is joined, not repeated; where answers are nested (`Retriever.nested_to`), also by one for fewer hits.
-One that nobody waits for any more is taken out again (`leave`). A batch holds queries of one k only: no answer hangs on its company.
+One that nobody waits for any more is taken out again (`leave`). A batch holds queries of one k only, so that no answer depends on the
+other queries in its batch.
 Requests take turns, one query each, and so do the values of k: a request of a thousand queries does not make others wait for all of them.
 While a batch is searched the next one gathers; that is batching enough under load, so `max_wait_s` is 0 unless set.
 """

@@ -34,7 +34,8 @@ def answer_key(query: str, k: int, nested_to: int) -> Key:
 
 
 class AnswerCache(LRUCache):
-    """Least recently used answers by `answer_key`, up to `megabytes`. One server serves one index with one set of settings.
+    """Answers by `answer_key`, up to `megabytes`; the least recently used go first. Each index has a cache of its own, and a reload begins
+    a new one, so that a key names neither index nor settings.
 
     The query counts with its answer: long queries that find nothing would otherwise be kept for nothing.
     """

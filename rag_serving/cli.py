@@ -76,15 +76,19 @@ def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentPars
     index.add_argument("--out", type=Path, help="directory to make (not with --milvus)")
     index.add_argument("--force", action="store_true", help="replace --out if it exists")
     index.add_argument("--engine", nargs="+", default=["bm25"], help="bm25, dense, or both (default bm25)")
-    index.add_argument("--k1", type=float, default=1.5, help="bm25: how fast repetitions stop to count (default 1.5)")
-    index.add_argument("--b", type=float, default=0.75, help="bm25: how much long passages are held back (default 0.75)")
+    index.add_argument("--k1", type=float, default=1.5, help="bm25: how much repetitions of a word count (default 1.5)")
+    index.add_argument("--b", type=float, default=0.75, help="bm25: how much long passages are penalised (default 0.75)")
     index.add_argument("--language", default="en", help="bm25: of stop words and stems: en, de, fr … (default en)")
     index.add_argument(
         "--title-weight", type=int, default=1, help="bm25: how often the words of a title are counted (default 1)"
     )
-    index.add_argument("--memory-gb", type=float, default=2.0, help="bm25: for the postings while they are sorted (default 2)")
+    index.add_argument("--memory-gb", type=float, default=2.0, help="bm25: GiB for the postings under way (default 2)")
     index.add_argument(
-        "--processes", "--workers", type=int, default=0, help="bm25: that split text into words (default one per core)"
+        "--processes",
+        "--workers",
+        type=int,
+        default=0,
+        help="bm25: processes that split text into words (default: one per core)",
     )
     index.add_argument("--encoder", default="", help="dense: folder or hub id of a sentence-transformers or transformers model")
     index.add_argument(
@@ -105,7 +109,9 @@ def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentPars
     index.add_argument(
         "--milvus-token", default=os.environ.get(token, ""), help=f"user:password or API key; prefer {token}: flags can be seen"
     )
-    index.add_argument("--collection", "--milvus-collection", default="passages", help="its name (default passages)")
+    index.add_argument(
+        "--collection", "--milvus-collection", default="passages", help="name of the Milvus collection (default passages)"
+    )
     estimate = commands.add_parser(
         "estimate",
         help="memory, disk, time and speed of an index before it is built",

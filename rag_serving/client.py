@@ -54,8 +54,8 @@ class Client:
         """POST `body` to a path and return what `read` makes of the JSON that is answered.
 
         Raises:
-            ServiceError: the service does not answer (NoAnswerError, also for 429 and 5xx), or refuses, in its own words, or `read` fails,
-                for it is another kind of service.
+            ServiceError: the service does not answer (NoAnswerError, also for 408, 429, 500, 502, 503 and 504), or refuses, in its own
+                words; or `read` fails, because it is another kind of service.
         """
         return await self._answer(self._http.post(f"{self._address}{path}", json=body), path, read)
 

@@ -1,4 +1,4 @@
-"""The end of a server's process: a thread that hangs (a device, a dead network mount) is told, and does not keep it.
+"""The end of a server's process: a thread that hangs (a device, a dead network mount) is logged, and does not keep the process alive.
 
 Python waits for all threads before it ends, and no thread can be ended from outside.
 """

@@ -11,8 +11,8 @@ from rag_serving.service import Answer
 
 @dataclass(frozen=True, slots=True)
 class Filtered:
-    """What is left, k hits a query at the most; and per query, how many hits were left out, and whether the bound was met: fewer than k
-    are left of the most hits that may be looked at, and there may be others beyond.
+    """The hits that are left, at most k per query. Also per query: how many hits were left out, and whether the bound was met, that is,
+    whether fewer than k are left although as many hits were looked at as may be, and others may lie beyond.
     """
 
     answer: Answer

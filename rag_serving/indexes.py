@@ -19,7 +19,7 @@ from rag_serving.retrievers import open_retriever
 from rag_serving.service import Load, Refused, Service
 from rag_serving.settings import Settings
 
-LOADED_AT_ONCE = 2  # what an index takes while it is loaded may be more than what it takes then
+LOADED_AT_ONCE = 2  # loading an index may take more memory than serving it
 _PREFIX = re.compile(r"(/indexes/([^/]*))/.*", re.DOTALL)
 _named: ContextVar[str | None] = ContextVar("named_index", default=None)  # by the request's path
 

@@ -17,7 +17,9 @@ from rag_serving import ServingError
 
 @dataclass
 class Load:
-    """What the clients saw: seconds of each answered request, and how many were answered with which status (0: not at all)."""
+    """What the clients saw. `seconds`: how long it took in all; `latencies`: seconds of each request with status 200; `statuses`: how many
+    requests got which status (0: no answer).
+    """
 
     seconds: float = 0.0
     latencies: list[float] = field(default_factory=list)

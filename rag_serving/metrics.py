@@ -10,7 +10,9 @@ from prometheus_client.registry import REGISTRY
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 
 REQUESTS = Counter("rag_requests", "Requests answered", ["path", "status"])
-REQUEST_SECONDS = Histogram("rag_request_seconds", "From the request's head to its last byte", ["path"], buckets=_SECONDS)
+REQUEST_SECONDS = Histogram(
+    "rag_request_seconds", "From the request's head to the answer's last byte", ["path"], buckets=_SECONDS
+)
 QUERIES = Counter(
     "rag_queries",
     "Queries by where their answer came from: engine, cache, or another request in flight",
@@ -24,14 +26,17 @@ BATCH_SIZE = Histogram(
 )
 QUEUED = Gauge("rag_queued", "Queries waiting", ["index"], multiprocess_mode="livesum")
 REFUSED = Counter("rag_refused", "Requests refused", ["reason"])
-ABANDONED = Counter("rag_abandoned", "Queries taken out of the queue: their clients had left", ["index"])
+ABANDONED = Counter("rag_abandoned", "Queries taken out of the queue: nobody waited for their answers any more", ["index"])
 ENGINE_FAILURES = Counter("rag_engine_failures", "Searches that raised", ["index"])
 RELOADS = Counter("rag_reloads", "Reloads of the index: done or failed", ["index", "outcome"])
 SERVED = Gauge(
     "rag_index", "Workers that serve the index of this name and id", ["index", "index_id"], multiprocess_mode="livesum"
 )
 DAMAGED = Gauge(
-    "rag_index_damaged", "Workers that serve an index with a file of another hash", ["index"], multiprocess_mode="livesum"
+    "rag_index_damaged",
+    "Workers that serve an index with a file of another hash or size",
+    ["index"],
+    multiprocess_mode="livesum",
 )
 READY = Gauge("rag_ready", "Workers that are ready, by index", ["index"], multiprocess_mode="livesum")
 

@@ -25,5 +25,5 @@ def address_of(url: str, index: str | None) -> str:
         )
     url = url.rstrip("/")
     if named := _NAMED.search(url):
-        raise ServingError(f"--url names the index {named[1]!r} already, and --index {index!r}; give one of both")
+        raise ServingError(f"--url names the index {named[1]!r} already, and --index {index!r}; give only one of the two")
     return f"{url}/indexes/{index}"

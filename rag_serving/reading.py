@@ -34,7 +34,7 @@ def small_json(path: Path) -> Any:
         OSError, ValueError: it is none, or has more than `MOST_JSON` bytes.
     """
     status = path.stat()
-    if not stat.S_ISREG(status.st_mode):  # one reads a pipe for ever
+    if not stat.S_ISREG(status.st_mode):  # reading a pipe may never end
         raise ValueError(f"{path.name} is no regular file")
     if status.st_size > MOST_JSON:
         raise ValueError(f"{path.name} has {status.st_size} bytes, and {MOST_JSON} are the most")

@@ -108,7 +108,8 @@ def _prepare_process(settings: Settings) -> None:
 
 
 def serve(settings: Settings) -> int:
-    """Serve until SIGTERM or SIGINT, finish what was admitted, return the exit code (1: the index cannot be loaded).
+    """Serve until SIGTERM or SIGINT, finish what was admitted, return the exit code (1: the index cannot be loaded, or a worker was killed
+    or left threads behind).
 
     Raises:
         ServingError: the index is missing or damaged, or the port is taken.
@@ -134,7 +135,8 @@ def serve(settings: Settings) -> int:
         folder = tempfile.mkdtemp(prefix="rag-serving-metrics-")
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = folder
         try:
-            # parsing the vocabulary of a large index holds the interpreter for longer than the 5 s after which a worker counts as hung
+            # a large index without `vocab.hashes.npy` has its vocabulary parsed, which holds the interpreter for longer than the 5 s after
+            # which a worker counts as hung
             config = uvicorn.Config(
                 AppFactory(settings, index_ids),
                 factory=True,
@@ -151,7 +153,11 @@ def serve(settings: Settings) -> int:
 
 
 def _checked(settings: Settings) -> dict[str, str]:
-    """Return the ids of the indexes that the settings name, by name, if their files are there."""
+    """Return the ids of the indexes that the settings name, by name.
+
+    Raises:
+        IndexingError: one is no index, or a file of it is missing or is not of the size that the manifest says.
+    """
     if not settings.index:
         return {}
     from rag_serving.indexing.manifest import check, read_manifest

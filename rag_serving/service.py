@@ -39,7 +39,9 @@ class Refused(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """Hits per query, all of the index named; what each cost (milliseconds, the slowest query of the request); what came from the cache."""
+    """Hits per query, all from the index named; whether each came from the cache; milliseconds in the queue and in the engine, each of the
+    request's slowest query.
+    """
 
     index_id: str
     hits: list[list[Hit]]
@@ -119,7 +121,9 @@ class Service:
 
     @property
     def healthy(self) -> bool:
-        """Whether it is ready and no file of the index was found to be another one; one that is not goes on answering."""
+        """Whether it is ready and no file of the index was found to be another one. If only a hash differs, it goes on answering; if a size
+        differs, it does not (`refuse_changed`).
+        """
         return self.ready and self.damage is None
 
     @property

@@ -231,7 +231,7 @@ def load_settings(flags: dict[str, Any], config: Path | None = None) -> tuple[Se
             name = str(problem["loc"][0]) if problem["loc"] else ""
             where = f"{name} ({origins.get(name, '?')}): " if name else ""
             lines.append(f"{where}{problem['msg'].removeprefix('Value error, ')}")
-        raise ServingError("settings that cannot be: " + "; ".join(lines)) from None
+        raise ServingError("invalid settings: " + "; ".join(lines)) from None
 
 
 class _Merged(Settings):

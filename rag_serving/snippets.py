@@ -1,4 +1,4 @@
-"""What a search tells of a passage, the part of it that speaks of the query among that; and passages that a search leaves out."""
+"""What a search returns of a passage, such as the part that holds most of the query's words; and which passages it leaves out."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _WORD = re.compile(r"\w+")
 
 
 def snippet(query: str, contents: str, characters: int = SNIPPET_CHARACTERS) -> str:
-    """Return at most `characters` of a passage's text (without its title) around most different words of the query, the first such part."""
+    """Return at most `characters` of a passage's text (without its title): the first part with the most distinct words of the query."""
     text = contents.partition("\n")[2].strip() or contents.strip()
     if len(text) <= characters:
         return text

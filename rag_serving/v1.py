@@ -235,7 +235,7 @@ class V1:
         opened = self._service.opened
         if (
             opened is not None and opened.engine == "nothing"
-        ):  # a control: for its agents an unknown id, and no other kind of service
+        ):  # a control: its agents should meet an unknown id, not a service that lacks a function
             raise Refused(404, "passage", "the retriever nothing has no passage of any id")
         return self._opened()
 

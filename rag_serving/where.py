@@ -27,7 +27,7 @@ DESCRIPTION = (
     "several fields: all of them"
 )
 
-Key = tuple[str, Any]  # of a value: kind and value, for true is no 1
+Key = tuple[str, Any]  # of a value: kind and value, since True equals 1 in Python
 Condition = Callable[[Key], bool]
 
 

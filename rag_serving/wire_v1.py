@@ -32,7 +32,7 @@ class SearchRequest(BaseModel):
     index: IndexName = None
     top_k: TopK = 5
     snippet: bool | Annotated[int, Field(ge=1)] = Field(
-        default=False, description="add the part of the passage around most words of the query; true: 300 characters"
+        default=False, description="add the part of the passage with the most words of the query; true: 300 characters"
     )
     max_characters: int | None = Field(default=None, ge=0, description="cut contents after so many")
     metadata: Metadata = False
@@ -69,8 +69,8 @@ class Timings(BaseModel):
 
 
 class SearchResponse(BaseModel):
-    """Ours. `cached[i]`: the answer to query i came from the cache. With exclusions or `where`, per query: how many hits were left out,
-    how many are missing to k, and whether they are because the most hits that may be looked at were (else there are no others).
+    """Ours. `cached[i]`: the answer to query i came from the cache. With exclusions or `where`, per query: how many hits were left out, how
+    many are missing to k, and whether some are missing because no more hits may be looked at (if not, there are no others).
     """
 
     request_id: str

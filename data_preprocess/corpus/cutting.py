@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Cutting:
-    """How passages are cut. `size` and `overlap` are in units; the paper's 100 words are the default everywhere in the field."""
+    """How passages are cut. `size` and `overlap` are in units; 100 words are DPR's (Karpukhin et al., 2020), and usual since."""
 
     unit: str = "words"
     size: int = 100

@@ -1,4 +1,4 @@
-"""R1-Searcher's training files: `idx`, `question`, `answer` (a text or a list); which data set a row comes from they do not say."""
+"""R1-Searcher's training files: `idx`, `question`, `answer` (a text or a list); they do not say which data set a row comes from."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def add_demonstrations(commands: Any) -> None:
         "--evidence", choices=["auto", "all", "any"], default="auto",
         help="whether all supporting passages must be found or one does (default: all where metadata.hops is 2 or more)",
     )  # fmt: skip
-    parser.add_argument("--max-quote-words", type=int, default=40, help="of a sentence that is quoted (default 40)")
+    parser.add_argument("--max-quote-words", type=int, default=40, help="most words of a quoted sentence (default 40)")
     for habit, what in (
         ("bare-question", "search with the question as it stands"), ("stop-early", "answer although a passage is missing"),
         ("extra-search", "search once more, for nothing"),
@@ -74,7 +74,9 @@ def add_demonstrations(commands: Any) -> None:
     parser.add_argument(
         "--tokenizer", help="of the model to be trained: tokens are counted, its special tokens taken out of passages"
     )
-    parser.add_argument("--max-observation-tokens", type=int, help="of a search's result, as in the training that follows")
+    parser.add_argument(
+        "--max-observation-tokens", type=int, help="most tokens of a search's result, as in the training to follow"
+    )
     parser.add_argument("--max-tokens", type=int, help="most tokens of a row; longer ones are skipped")
     add_prompting(parser)
     parser.set_defaults(run=run_demonstrations)
@@ -84,7 +86,7 @@ def run_demonstrations(options: argparse.Namespace) -> dict[str, Any]:
     """Make the rows, write them, and return the card.
 
     Raises:
-        ConfigError: an option cannot be.
+        ConfigError: an option has an invalid value, or lacks another that it needs.
         DataError: a file is malformed, or no question led to a row.
         RetrievalError: the service does not answer.
     """

@@ -99,9 +99,9 @@ def proof(
     """Return the best sentence that holds one of `phrases`, and that phrase; any sentence, and "", if there is no phrase to hold.
 
     It is at most `max_words` long; where there is no phrase to hold, a long one that is best has no substitute (None). Best is what shares
-    most words with the question, and the earliest of equals. A passage may hold the answer by chance: those whose ids are among `annotated`
-    go before the others, which must say, title included, at least half of the question's words; and of a question of one hop the sentence
-    itself must share a word with it.
+    most words with the question, and the earliest of equals. A passage may hold the answer by chance. So passages whose ids are among
+    `annotated` go before the others; where any one passage suffices, their sentence must share a word with the question. In the others,
+    sentence and title together must share at least half of the question's words.
     """
     found: list[tuple[tuple[bool, float], str, str]] = []
     for passage in passages:

@@ -147,7 +147,7 @@ class Maker:
         return self._method.write_call(thought, wish.name, wish.arguments)
 
     def _follow(self, play: _Play, text: str) -> str:
-        """Return a turn without the space before its first word if white space stands there already, or nothing (messages)."""
+        """Return a turn, without the space before its first word if what precedes it ends in white space or is empty (messages)."""
         prompt = self._method.prompt(play.task.question)
         before = (
             play.turns[-1].observation if play.turns else (prompt if isinstance(prompt, str) else "") + self._method.prefill

@@ -195,7 +195,7 @@ class _Reader:
         return proof(self.task, passages, phrases, self.split, self.max_words, annotated)
 
     def _quotes(self, with_answer: bool = False) -> list[str]:
-        """Return the useful sentences not quoted yet: one of each needed passage, or, if any does, the one with the answer.
+        """Return the useful sentences not quoted yet: one of each needed passage, or, where any one suffices, the one with the answer.
 
         `with_answer`: the last time; notes the golden answer whose words the passages hold.
         """

@@ -1,7 +1,8 @@
 """The word inventory of the fictional world.
 
 Names are pairs of words, drawn from inventories that never change: the tokenizer of the quickstart's model knows each
-*word*, while the *pairs* (the entities) are new in every world. Words are invented, so no language model has facts about them.
+*word*, while the *pairs* (the entities) are new in every world. Names of people and stems of places and companies are invented, so no
+language model has facts about them; titles of books are pairs of English words.
 """
 
 from __future__ import annotations

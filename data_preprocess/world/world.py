@@ -1,6 +1,6 @@
 """A fictional world: passages whose facts exist nowhere else, and questions that only a search can answer.
 
-Entities are people, towns, rivers, companies and books. Their names share words on purpose (two companies called
+Entities are people, towns, companies and books; rivers are only named. Names share words on purpose (two companies called
 "Dravix …", six people called "… Okreth"), so that a lexical retriever returns distractors along with the evidence.
 Train, dev and test questions are about disjoint sets of entities; all of them live in one corpus.
 """
@@ -17,7 +17,7 @@ from data_preprocess.world import names
 Split = Literal["train", "dev", "test"]
 SPLITS: tuple[Split, ...] = ("train", "dev", "test")
 _SHARES: dict[Split, float] = {"train": 0.7, "dev": 0.1, "test": 0.2}
-_PER_TOWN, _TOWNS = 3, 300  # 300 towns and as many of 900 people, 450 companies, 450 books: 2,100 passages at scale 1
+_PER_TOWN, _TOWNS = 3, 300  # 300 towns, 900 people, 450 companies and 450 books: 2,100 passages at scale 1
 
 
 @dataclass

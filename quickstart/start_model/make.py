@@ -1,6 +1,7 @@
 """Make the quickstart's starting model from a seed: ``python -m quickstart.start_model.make --out DIR``.
 
-Supervised training, first on reading drills (copying facts out of passages), then on imperfect demonstrations with real BM25 results.
+Supervised training: first on drills (copying words, and facts out of passages), then on imperfect demonstrations with real BM25 results,
+and some more drills.
 Every epoch has a new fictional world, so that only the skill can be learnt, not the facts. The quickstart's own world is never used.
 """
 

@@ -28,7 +28,7 @@ def add_passages(
     """Replace `index` by one that has the passages of `corpus` behind its own; return the manifest. Interrupted, the same command goes on.
 
     Raises:
-        IndexingError: the corpus is malformed or empty, an id of its is in the index, or the index is damaged or being built.
+        IndexingError: the corpus is malformed or empty, one of its ids is in the index already, or the index is damaged or being built.
     """
     format = format or detect(corpus)
     index = index.resolve()  # a link's target is replaced, not the link; "." has no name

@@ -1,7 +1,7 @@
 """A BM25 index as FlashRAG builds it (bm25s, stemmed), but streamed and by all cores: FlashRAG holds the whole corpus, a Python list per
 passage, and every posting three times.
 
-Memory: the vocabulary (once here and once in each process that splits), 8 bytes a passage, and `memory` for the postings under way.
+Memory: the vocabulary (once here and once in each process that splits), 24 bytes a passage, and `memory` for the postings under way.
 On disk for a while: 4 bytes per word.
 """
 
@@ -32,8 +32,8 @@ class BM25Options:
     """Settings of a BM25 index.
 
     Args:
-        k1: how fast repetitions of a word in a passage stop to count (Robertson's k1, ≥ 0).
-        b: how much long passages are held back, 0 to 1. Pyserini's published results are for k1 0.9, b 0.4.
+        k1: how much repetitions of a word in a passage count, ≥ 0; at 0 not at all (Robertson's k1).
+        b: how much long passages are penalised, 0 to 1. Pyserini's published results are for k1 0.9, b 0.4.
         language: of stop words and stems, see `vocabulary.LANGUAGES`.
         title_weight: how often the words of a passage's title, the first line of several, are counted: 1 to 100.
     """

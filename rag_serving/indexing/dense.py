@@ -76,7 +76,7 @@ def add_dense(corpus: Corpus, directory: Path, old: Path, settings: dict[str, An
         raise IndexingError(f"FAISS adds no vectors to an index like {old / settings['file']}: build the index anew") from None
     _write(index, part / settings["file"])
     part.rename(directory / "dense")
-    # what a type learns from the vectors it learnt from the first ones only: another index than one built in one go
+    # a type that is trained was trained on the first passages only, so this is not the index that one build of both would give
     return settings if settings["faiss"] == "Flat" else settings | {"added_from": [*settings.get("added_from", ()), first]}
 
 

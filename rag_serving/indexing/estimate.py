@@ -1,7 +1,7 @@
 """`rag-serving estimate`: memory, disk, time and speed of an index of N passages, before anything is built.
 
 BM25's costs are measured, not assumed: two small indexes of sampled passages (yours, or synthetic ones) are built in processes of their
-own, and what they cost is drawn out; its speed is measured over made-up postings (`speed`). A FAISS index's bytes follow from its type.
+own, and their costs are extrapolated; its speed is measured over made-up postings (`speed`). A FAISS index's bytes follow from its type.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Estimate:
 def estimate(
     passages: int | None, corpus: Path | None = None, words: int = 100, encoder: str | None = None, dimension: int = 768
 ) -> list[Estimate]:
-    """Return one estimate per kind of index. Without `passages`, their number is told from the size of `corpus` and a sample of it.
+    """Return one estimate per kind of index. Without `passages`, their number is that of `corpus`: estimated from its size and a sample of
+    it, or counted where the size says little (.gz, .parquet, a folder).
 
     Raises:
         IndexingError: neither a number nor a corpus was given.

@@ -120,7 +120,8 @@ def check(directory: Path, manifest: dict[str, Any], verify: str = "auto") -> No
     """Refuse an index whose files are not those it was built with: by size, and by hash (`verify`: auto, always, never).
 
     Raises:
-        IndexingError: a file is missing or another one, or something there is no file of the index's own.
+        IndexingError: a file is missing, or not the one that the index was built with; a link or a name leads out of the directory; or
+            something in it is neither a file nor a directory.
     """
     _own(directory)
     files: dict[str, dict[str, Any]] = manifest["files"]

@@ -35,7 +35,7 @@ def source_of(corpus: Path) -> list[Any]:
 
 def write_corpus(corpus: Path, format: str, building: Path, before: Corpus | None = None) -> dict[str, Any]:
     """Stream the corpus into FlashRAG's form, behind the passages of `before`. Memory: 16 bytes a passage (its offset, and a hash of its
-    id), 8 more with metadata, 16 a document.
+    id), 8 more with metadata, and 16 for each name of a document: its title, and its id.
 
     Raises:
         IndexingError: it is malformed or empty, or an id occurs twice.

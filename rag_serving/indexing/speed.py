@@ -101,7 +101,7 @@ class _Search:
         self._pointers = np.cumsum([0, *map(len, batch)])
 
     def seconds(self, threads: int) -> float:
-        """Return what all queries take a thread when so many threads ask all of them side by side, each from another on.
+        """Return what all queries take a thread when so many threads ask all of them side by side, each starting with a different one.
 
         It is the threads' own time: what else the machine does is not counted, what they take of each other's memory bandwidth is.
         """

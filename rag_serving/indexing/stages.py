@@ -24,6 +24,11 @@ _REQUEST = "request.json"
 
 @contextlib.contextmanager
 def locked(building: Path, out: Path) -> Iterator[None]:
+    """Hold the lock on building `out` while the block runs.
+
+    Raises:
+        IndexingError: another process holds it.
+    """
     lock = building.with_name(building.name + ".lock")
     with _held(lock, out):
         try:

@@ -1,7 +1,7 @@
 """Passages of made-up words whose frequencies, and whose number of distinct words, go as in real text.
 
-Rank r of a word has a probability of 1/r up to `HEAD` and falls as r^-1.79 beyond (Ferrer i Cancho & Solé 2001), so that n words hold
-about n^0.56 distinct ones (Heaps' law), without end. The first ranks are English stop words, which an index leaves out.
+The probability of the word of rank r is proportional to 1/r up to `HEAD`, and falls as r^-1.79 beyond (Ferrer i Cancho & Solé 2001), so
+that n words hold about n^0.56 distinct ones (Heaps' law), without end. The first ranks are English stop words, which an index leaves out.
 """
 
 from __future__ import annotations

@@ -35,7 +35,7 @@ class _Words:
         self._told_words, self._told_stems = 0, 0
 
     def split(self, first: int, last: int) -> tuple[int, bytes, bytes, list[str], list[tuple[str, str]]]:
-        """Return (process, the ids of passages first … last, their numbers, new stems by id, new words with their stems)."""
+        """Return (process, ids of passages first … last, how many each passage has, new stems by id, new words with their stems)."""
         words = self._tokenizer
         ids, lengths = array("i"), array("i")
         for passage in words.streaming_tokenize(map(self._text, range(first, last))):

@@ -22,7 +22,7 @@ _SLACK = np.float32(1.00001)  # float32 sums differ by their order; bounds must 
 
 
 def compiled(function: Callable[..., Any]) -> Any:
-    """Compile a function, for good where numba's cache can be written."""
+    """Compile a function; later processes reuse the result where numba's cache can be written."""
     try:
         return numba.njit(nogil=True, cache=True)(function)
     except RuntimeError:  # no directory that can be written for numba's cache

@@ -74,7 +74,7 @@ class FaissEngine(VectorEngine):
         self._index, self._threads = read_faiss(path), threads
         import faiss
 
-        # FAISS 1.15 multiplies matrices only from 128,000 queries on; a batch of 32 over a Flat index is three times faster so
+        # FAISS 1.15 multiplies matrices only from 128,000 queries on; from 4 on, a batch of 32 over a Flat index is three times faster
         faiss.cvar.distance_compute_blas_threshold = 4
         self.size, self.dimension, self.nested = self._index.ntotal, self._index.d, _nested(self._index)
         # reaches through the wrappers OPQ, PCA, Refine and IDMap, and refuses what an index does not have

@@ -34,7 +34,7 @@ def _client(uri: str, token: str) -> Any:
         return MilvusClient(uri, token=token)
     except (MilvusException, ValueError) as error:
         told = f"{type(error).__name__}, code {getattr(error, 'code', 'none')}"
-        raise ServingError(f"no Milvus at {shown(uri)} ({told}); see its address and its token") from None
+        raise ServingError(f"no Milvus at {shown(uri)} ({told}); check its address and its token") from None
 
 
 @contextlib.contextmanager

@@ -108,7 +108,7 @@ class WebSearch(Retriever):
             # neither the address nor what the error says: both may hold a key, and the message goes to the client
             status = getattr(getattr(error, "response", None), "status_code", None)
             told = f"HTTP {status}" if status else type(error).__name__
-            raise ServingError(f"the web search at {shown(self._url)} failed: {told}; see web_url and web_key") from None
+            raise ServingError(f"the web search at {shown(self._url)} failed: {told}; check web_url and web_key") from None
 
     def _page(self, link: str) -> str:
         """Return the page's main text; empty where there is none to be had, which is asked again after `RETRY_S`."""

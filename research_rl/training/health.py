@@ -78,7 +78,7 @@ class Rule:
             raise ConfigError(f"{told}.action={action!r} is unknown; valid: {', '.join(ACTIONS)}")
         if (kind, action) == ("not_finite", "save"):
             raise ConfigError(
-                f"{told}.action='save': no checkpoint is written of a policy with NaN; valid with not_finite: warn, halt, rollback"
+                f"{told}.action='save': no checkpoint is written of a policy with NaN; valid with {kind}: warn, halt, rollback"
             )
         limit = 0.0 if kind == "not_finite" else _number(f"{told}.{kind}", given[kind])
         if kind in ("falls_by", "rises_by") and limit <= 0:

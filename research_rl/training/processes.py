@@ -53,7 +53,7 @@ def start(command: list[str], log: Path, environment: dict[str, str]) -> subproc
 
 
 def start_service(index: Path, port: int, log: Path, *flags: str) -> subprocess.Popen:
-    """Start a retrieval service with one thread (`flags`: further settings); `wait_until_healthy` before it is used."""
+    """Start a retrieval service in a process of its own (`flags`: further settings); `wait_until_healthy` before it is used."""
     command = [sys.executable, "-m", "rag_serving.cli", "serve", "--index", str(index), "--port", str(port), *flags]
     return start(command, log, {"OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "1"})
 

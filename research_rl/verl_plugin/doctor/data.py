@@ -1,4 +1,4 @@
-"""Checks the questions of a run (in the command, a sample): a row that cannot be read, or a prompt that is too long, would end it in the middle."""
+"""Checks the questions of a run, in the command a sample of them: a row that cannot be read, or too long a prompt, would end it midway."""
 
 from __future__ import annotations
 

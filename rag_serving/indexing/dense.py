@@ -121,7 +121,7 @@ def _index(corpus: Corpus, shards: Path, encoder: Any, options: DenseOptions, ou
     files = sorted(shards.glob("*.npy"))
     if not index.is_trained:
         try:
-            index.train(_sample(files, len(corpus), _to_train(options.faiss)))
+            index.train(_sample(files, len(corpus), training_vectors(options.faiss)))
         except RuntimeError as error:
             raise IndexingError(f"{options.faiss} cannot be trained on {len(corpus)} passages: {error}") from None
     for file in tqdm(files, desc="adding vectors", unit="shard", disable=None):
@@ -158,7 +158,8 @@ def encode(corpus: Corpus, shards: Path, encoder: Any, shard: int, begin: int = 
                 bar.update(len(rows))
 
 
-def _to_train(kind: str) -> int:
+def training_vectors(kind: str) -> int:
+    """Return on how many vectors an index of a FAISS type is trained, if there are so many."""
     lists = [
         int(part[3:].split("_")[0]) for part in kind.split(",") if part.startswith("IVF") and part[3:].split("_")[0].isdigit()
     ]

@@ -22,6 +22,7 @@ from joblib import cpu_count
 
 from rag_serving import IndexingError
 from rag_serving.indexing.bm25 import MEMORY
+from rag_serving.indexing.dense import training_vectors
 from rag_serving.indexing.formats import Passage, read_corpus
 from rag_serving.indexing.metadata import METADATA_BYTES
 from rag_serving.indexing.postings import POSTING_BYTES
@@ -205,7 +206,7 @@ def _dense(sample: list[Passage], passages: int, corpus_disk: int, encoder: str 
         vectors = passages * size(dimension) + (4096 * dimension * 4 if kind.startswith("IVF") else 0)
         seconds = None if per_passage is None else passages * (per_passage + _adding(kind, dimension))
         # while indexing: the index, and the vectors it is trained on (as many for every size of corpus)
-        trained = 0 if kind in ("Flat", "HNSW32") else min(passages, 64 * 4096) * dimension * 4
+        trained = 0 if kind in ("Flat", "HNSW32") else min(passages, training_vectors(kind)) * dimension * 4
         disk = corpus_disk + vectors
         found.append(Estimate(f"dense {kind}", base + vectors + trained, base + vectors, corpus_disk, disk, seconds))
     return found

@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import psutil
@@ -143,21 +143,30 @@ def test_a_disk_too_full_for_a_checkpoint_ends_the_run_and_with_room_the_same_co
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def killed(directory: Path, data: Path, url: str, moments: Iterable[float], *overrides: str) -> dict[int, set[str]]:
-    """Train for eight steps, killed each time some seconds after a new checkpoint; return the questions by the step they were begun in."""
+Wait = Callable[[Path, subprocess.Popen], None]
+
+
+def step_one(directory: Path, process: subprocess.Popen) -> None:
+    """Wait until there are trajectories of a step (of an earlier attempt, too)."""
+    wait_for_step(directory, 1, process, 400)
+
+
+def new_checkpoint(directory: Path, process: subprocess.Popen) -> None:
+    """Wait until a checkpoint is whole that was not when this was called."""
+    before, end = last_step(directory / "checkpoints"), time.time() + 400
+    while last_step(directory / "checkpoints") in (before, None):
+        assert process.poll() is None, tail(directory / "train.log")
+        assert time.time() < end, tail(directory / "train.log")
+        time.sleep(0.1)
+
+
+def killed(directory: Path, data: Path, url: str, wait: Wait, moments: Iterable[float], *overrides: str) -> dict[int, set[str]]:
+    """Train for eight steps, killed each time some seconds after a wait; return the questions by the step they were begun in."""
     directory.mkdir()
     (directory / "data").symlink_to(data)
-    checkpoints = directory / "checkpoints"
     for moment in moments:
-        process, before, end = (
-            training(directory, url, "trainer.total_training_steps=8", *overrides),
-            last_step(checkpoints),
-            time.time() + 400,
-        )
-        while last_step(checkpoints) in (before, None):
-            assert process.poll() is None, tail(directory / "train.log")
-            assert time.time() < end, tail(directory / "train.log")
-            time.sleep(0.1)
+        process = training(directory, url, "trainer.total_training_steps=8", *overrides)
+        wait(directory, process)
         time.sleep(moment)
         for child in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
             child.kill()
@@ -174,8 +183,8 @@ def killed(directory: Path, data: Path, url: str, moments: Iterable[float], *ove
 @long
 def test_a_training_killed_at_random_moments_goes_on_each_time_with_the_same_questions_in_the_same_order(run_dir):  # noqa: F811
     service, moments = Service(run_dir), random.Random(7)
-    broken = killed(run_dir / "broken", run_dir / "data", service.url, [moments.uniform(0, 6) for _ in range(5)])
-    assert broken == killed(run_dir / "whole", run_dir / "data", service.url, [])
+    broken = killed(run_dir / "broken", run_dir / "data", service.url, step_one, [moments.uniform(0, 12) for _ in range(5)])
+    assert broken == killed(run_dir / "whole", run_dir / "data", service.url, step_one, [])
     assert sorted(broken) == list(range(1, 9))
 
 
@@ -183,8 +192,8 @@ def test_a_training_killed_at_random_moments_goes_on_each_time_with_the_same_que
 @pytest.mark.parametrize("mode", ["colocate_async", "separate_async"])
 def test_an_asynchronous_training_that_is_killed_goes_on_and_loses_no_question(run_dir, mode):  # noqa: F811
     service, options = Service(run_dir), f"+algorithm_option=[{mode}]"
-    broken = killed(run_dir / "broken", run_dir / "data", service.url, [0.5, 3.0], options)
-    whole = killed(run_dir / "whole", run_dir / "data", service.url, [], options)
+    broken = killed(run_dir / "broken", run_dir / "data", service.url, new_checkpoint, [0.5, 3.0], options)
+    whole = killed(run_dir / "whole", run_dir / "data", service.url, new_checkpoint, [], options)
     # questions under way are begun again, in a later step; those of the last batch need not end
     assert set.union(*(whole[step] for step in whole if step <= 7)) <= set.union(*broken.values())
     log = (run_dir / "broken" / "train.log").read_text(errors="replace")

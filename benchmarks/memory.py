@@ -1,4 +1,4 @@
-"""The memory of a training on a CPU, measured and as the doctor estimates it: `python benchmarks/memory.py --out DIR [--model MODEL]`.
+"""The memory of a training on a CPU, measured and as the doctor estimates it: `python -m benchmarks.memory --out DIR [--model MODEL]`.
 
 Trains recipes/wikipedia/cpu.yaml for two steps on a fictional world, with random models of three sizes: architecture, vocabulary and
 tokenizer are those of the model. The peak is that of the proportional set sizes (a page shared by n processes counts 1/n in each) of all

@@ -1,4 +1,4 @@
-"""``python benchmarks/options.py --out DIR``: the quickstart with algorithm options, one after the other: what do they cost and gain?
+"""``python -m benchmarks.options --out DIR``: the quickstart with algorithm options, one after the other: what do they cost and gain?
 
 Each is a run of its own in DIR/NAME; what is done is not run again. Writes DIR/options.json and DIR/options.svg, and prints a table:
 seconds per step (median from the third step on), EM of the training rollouts in the first and in the last five steps, and EM on the test
@@ -8,14 +8,14 @@ first one.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 from pathlib import Path
 from typing import Any
 
-from benchmarks.collapse import TWO, Variant, curves, directory, run
+from benchmarks.variants import TWO, Variant, arguments, curves, directory, run, write_svg
 from research_rl.cpu import hardware
+from research_rl.web.page import subplots
 
 VARIANTS = {
     "sync": Variant(),
@@ -47,8 +47,6 @@ def figures(run_dir: Path) -> dict[str, Any]:
 
 def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     """Draw EM of the training rollouts by step, as the mean of five steps."""
-    from research_rl.web.page import subplots, svg
-
     figure, (axis,) = subplots(1, 7, 4)
     for name, row in found.items():
         values = row["em"]
@@ -56,20 +54,12 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
         axis.plot(range(1, len(means) + 1), means, label=name, linewidth=1.3)
     axis.set(xlabel="step", ylabel="EM of the training rollouts (mean of 5 steps)", ylim=(0, 1))
     axis.legend(fontsize=7)
-    title = "<title>EM of the training rollouts by step, for algorithm options</title>"  # to be read aloud
-    path.write_text(svg(figure).replace(">", f">{title}", 1))
+    write_svg(figure, "EM of the training rollouts by step, for algorithm options", path)
 
 
 def main() -> None:
     """Run, and write."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=30)
-    parser.add_argument("--port", type=int, default=18_900)
-    parser.add_argument(
-        "--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS), metavar="NAME", help=", ".join(VARIANTS)
-    )
-    options = parser.parse_args()
+    options = arguments(__doc__, VARIANTS, steps=24, port=18_900)
     for name in options.only:
         print(f"== {name}", flush=True)
         run_dir = directory(name, options.out)

@@ -1,4 +1,4 @@
-"""``python benchmarks/scaling.py --index INDEX``: more workers behind a port, and two services behind a balancer, one of which is killed.
+"""``python -m benchmarks.scaling --index INDEX``: more workers behind a port, and two services behind a balancer, one of which is killed.
 
 Queries per second of `rag-serving serve` with 1, 2 and 4 workers, and of HAProxy (docker/haproxy.cfg) in front of two services of one
 worker. Then a worker, or a service, is killed (SIGKILL) while clients ask: how many requests were cut off, and how many questions did the

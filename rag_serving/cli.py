@@ -92,7 +92,10 @@ def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentPars
     )
     index.add_argument("--encoder", default="", help="dense: folder or hub id of a sentence-transformers or transformers model")
     index.add_argument(
-        "--faiss", default="Flat", help="dense: Flat, SQ8, HNSW32, IVF4096,Flat, IVF4096,SQ8, PQ48 … (default Flat)"
+        "--faiss", default="Flat", help="dense: Flat, SQ8, HNSW32, IVF4096,Flat, RaBitQfs,Refine(SQ8) … (default Flat)"
+    )
+    index.add_argument(
+        "--ef-construction", type=int, default=40, help="dense, HNSW: candidates compared while a vector is linked (default 40)"
     )
     index.add_argument(
         "--adopt", help="dense: take this FAISS index, made elsewhere of this corpus with this encoder; nothing is encoded"
@@ -178,9 +181,12 @@ def _index(options: argparse.Namespace) -> int:
         options.pooling,
         options.max_length,
         adopt=options.adopt,
+        ef_construction=options.ef_construction,
     )
     if (options.add is None) != (options.index is None) or (options.add and (options.out or options.milvus)):
         raise ServingError("--add FILE and --index DIR go together, and with neither --out nor --milvus")
+    if options.ef_construction < 1:
+        raise ServingError(f"--ef-construction must be 1 or more; got {options.ef_construction}")
     if not 0 < options.memory_gb < float("inf") or options.processes < 0:
         raise ServingError("--memory-gb must be above 0, and --processes 0 (one per core) or more")
     memory = int(options.memory_gb * (1 << 30))

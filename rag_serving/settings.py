@@ -76,17 +76,25 @@ class Settings(BaseSettings):
         default=None, description="folder or hub id of the encoder; default: the one the index was built with"
     )
     query_prefix: str | None = Field(default=None, description="before each query; default: by the model's name")
-    device: str = Field(default="cpu", description="cpu, cuda, cuda:1 …: where encoder, reranker and torch engine run")
+    device: str = Field(
+        default="cpu",
+        description="cpu, cuda, cuda:1 …: where encoder, reranker and torch engine run; of several, comma-separated, the torch engine's "
+        "vectors lie on all, the models on the first",
+    )
     half: bool = Field(default=False, description="encoder in half precision (GPU)")
     vector_engine: Literal["faiss", "torch"] = Field(
         default="faiss", description="torch: exact search by matrix product on the device"
     )
     nprobe: int = Field(default=64, ge=1, description="lists visited by an IVF index")
     ef_search: int = Field(default=128, ge=1, description="candidates kept by an HNSW index")
+    refine: int = Field(default=10, ge=1, description="times top_k: candidates that an index with Refine(…) compares again")
     # hybrid and rerank
     fusion_depth: int = Field(default=100, ge=1, description="hits of each retriever that are fused")
     fusion_k: int = Field(default=60, ge=1, description="the constant of reciprocal rank fusion")
-    reranker: str | None = Field(default=None, description="folder or hub id of a cross-encoder; default: no reranking")
+    reranker: str | None = Field(
+        default=None,
+        description="folder or hub id of a cross-encoder or a late-interaction model (ColBERT); default: no reranking",
+    )
     rerank_depth: int = Field(default=50, ge=1, description="hits that are reranked")
     # web
     web_url: str = Field(default="https://google.serper.dev/search", description="Serper-compatible search API")
@@ -160,7 +168,16 @@ class Settings(BaseSettings):
             raise ValueError(f"retriever {self.retriever} searches no index of ours; give --index once at the most")
         if self.workers > 1 and (self.device != "cpu" or self.retriever in ("web", "milvus")):
             raise ValueError("several workers are for CPU indexes: each would hold its own copy of what is on the device")
+        if len(self.devices) != 1 and self.vector_engine != "torch":
+            raise ValueError(
+                f"device {self.device!r} must be one, but for vector_engine torch, which spreads its vectors over several"
+            )
         return self
+
+    @property
+    def devices(self) -> list[str]:
+        """Where vectors lie; the models run on the first."""
+        return _split(self.device)
 
     @property
     def names(self) -> list[str]:

@@ -5,6 +5,7 @@ Memory while encoding: one shard (`shard` x dimension x 4 bytes). While indexing
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -37,6 +38,7 @@ class DenseOptions:
     shard: int = 50_000
     # a FAISS index of this corpus, made elsewhere with this encoder: taken as it is, nothing is encoded
     adopt: str | None = None
+    ef_construction: int = 40  # of HNSW: candidates compared while a vector is linked; 40 is FAISS's own
 
 
 def encoder_of(settings: Mapping[str, Any], device: str) -> Encoder:
@@ -114,8 +116,11 @@ def _index(corpus: Corpus, shards: Path, encoder: Any, options: DenseOptions, ou
         index = faiss.index_factory(encoder.dimension, options.faiss, faiss.METRIC_INNER_PRODUCT)
     except RuntimeError:
         raise IndexingError(
-            f"FAISS does not know the index type {options.faiss!r}; for example: Flat, SQ8, HNSW32, IVF4096,Flat, IVF4096,SQ8, PQ48"
+            f"FAISS does not know the index type {options.faiss!r}; for example: Flat, SQ8, HNSW32, IVF4096,Flat, IVF4096,SQ8, "
+            "RaBitQfs,Refine(SQ8), PQ48"
         ) from None
+    with contextlib.suppress(RuntimeError):  # refused by what has no graph
+        faiss.ParameterSpace().set_index_parameter(index, "efConstruction", options.ef_construction)
     shards.mkdir(exist_ok=True)
     encode(corpus, shards, encoder, options.shard)
     files = sorted(shards.glob("*.npy"))

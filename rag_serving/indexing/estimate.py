@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,14 +32,17 @@ from rag_serving.indexing.synthetic import synthetic
 from rag_serving.vocabulary import HASHES
 
 SAMPLES = (15_000, 45_000)  # passages of the two trial builds
-# bytes a vector of d numbers takes, beside the 8 of its id in an IVF list; HNSW32: 64 links of 4 bytes at the bottom, few above
-_VECTOR_BYTES = {
-    "Flat": lambda d: 4 * d,
-    "SQ8": lambda d: d,
-    "HNSW32": lambda d: 4 * d + 272,
-    "IVF4096,Flat": lambda d: 4 * d + 8,
-    "IVF4096,SQ8": lambda d: d + 8,
-    "IVF4096,PQ48": lambda d: 56,
+# bytes that a vector of d numbers takes, of the process's own and of the mapped file; in an IVF list 8 of them are its id; HNSW32: 64
+# links of 4 bytes at the bottom, few above
+VECTOR_BYTES: dict[str, Callable[[int], tuple[int, int]]] = {
+    "Flat": lambda d: (0, 4 * d),
+    "SQ8": lambda d: (0, d),
+    "HNSW32": lambda d: (12, 4 * d + 260),
+    "HNSW32,SQ8": lambda d: (12, d + 260),
+    "IVF4096,Flat": lambda d: (0, 4 * d + 8),
+    "IVF4096,SQ8": lambda d: (0, d + 8),
+    "IVF4096,PQ48": lambda d: (0, 56),
+    "RaBitQfs,Refine(SQ8)": lambda d: (d // 8 + 8, d),
 }
 
 
@@ -202,13 +206,15 @@ def _dense(sample: list[Passage], passages: int, corpus_disk: int, encoder: str 
         per_passage = (time.perf_counter() - started) / len(texts)
     base = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     found = []
-    for kind, size in _VECTOR_BYTES.items():
-        vectors = passages * size(dimension) + (4096 * dimension * 4 if kind.startswith("IVF") else 0)
+    for kind, size in VECTOR_BYTES.items():
+        own, mapped = (passages * count for count in size(dimension))
+        mapped += 4096 * dimension * 4 if kind.startswith("IVF") else 0
         seconds = None if per_passage is None else passages * (per_passage + _adding(kind, dimension))
         # while indexing: the index, and the vectors it is trained on (as many for every size of corpus)
         trained = 0 if kind in ("Flat", "HNSW32") else min(passages, training_vectors(kind)) * dimension * 4
-        disk = corpus_disk + vectors
-        found.append(Estimate(f"dense {kind}", base + vectors + trained, base + vectors, corpus_disk, disk, seconds))
+        building = base + own + mapped + trained
+        disk = corpus_disk + own + mapped
+        found.append(Estimate(f"dense {kind}", building, base + own, corpus_disk + mapped, disk, seconds))
     return found
 
 
@@ -229,12 +235,12 @@ def table(estimates: list[Estimate], as_json: bool = False) -> str:
     """Return the estimates to read, or as JSON (bytes and seconds)."""
     if as_json:
         return json.dumps([asdict(entry) for entry in estimates], indent=2)
-    lines = [f"{'index':<20}{'build: memory':>15}{'time':>12}{'disk':>12}{'serve: memory':>16}{'pages':>12}"]
+    lines = [f"{'index':<28}{'build: memory':>15}{'time':>12}{'disk':>12}{'serve: memory':>16}{'pages':>12}"]
     for entry in estimates:
         seconds = "?" if entry.build_seconds is None else f"{entry.build_seconds / 60:.1f} min"
         gigabytes = [value / 1e9 for value in (entry.build_memory, entry.disk, entry.serve_memory, entry.serve_pages)]
         building, disk, serving, pages = gigabytes
-        lines.append(f"{entry.index:<20}{building:>12.2f} GB{seconds:>12}{disk:>9.2f} GB{serving:>13.2f} GB{pages:>9.2f} GB")
+        lines.append(f"{entry.index:<28}{building:>12.2f} GB{seconds:>12}{disk:>9.2f} GB{serving:>13.2f} GB{pages:>9.2f} GB")
     lines.append(
         "Time of dense indexes: pass --encoder to measure it. Pages are those of the files: all processes share them, and the more of "
         "them\nmemory holds the faster is the service."

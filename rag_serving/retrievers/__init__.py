@@ -86,7 +86,7 @@ def open_retriever(settings: Settings, report: Report = lambda stage: None) -> O
         from rag_serving.retrievers.rerank import Reranked
 
         with _MODEL:
-            retriever = Reranked(retriever, settings.reranker, settings.rerank_depth, settings.device)
+            retriever = Reranked(retriever, settings.reranker, settings.rerank_depth, settings.devices[0])
         engine += ", reranked"
     chosen = {name: str(getattr(settings, name)) for name in _ANSWER_SETTINGS}
     fingerprint = hashlib.sha256(json.dumps([index_id, chosen], sort_keys=True).encode()).hexdigest()[:16]
@@ -183,7 +183,7 @@ def _encoder(settings: Settings, built_with: dict[str, Any]) -> Any:
             passage_prefix=built_with.get("passage_prefix"),
             pooling=built_with.get("pooling"),
             max_length=built_with.get("max_length"),
-            device=settings.device,
+            device=settings.devices[0],
             half=settings.half,
         )
 
@@ -199,6 +199,6 @@ def _dense(settings: Settings, directory: Path, built_with: dict[str, Any], corp
     report("loading the vectors")
     path = directory / "dense" / built_with["file"]
     if settings.vector_engine == "torch":
-        return Dense(TorchEngine(path, settings.device), encoder, corpus)
-    engine = FaissEngine(path, settings.nprobe, settings.ef_search, threads=settings.engine_threads)
+        return Dense(TorchEngine(path, settings.devices), encoder, corpus)
+    engine = FaissEngine(path, settings.nprobe, settings.ef_search, settings.refine, settings.engine_threads)
     return Dense(engine, encoder, corpus)

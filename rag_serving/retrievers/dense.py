@@ -98,12 +98,15 @@ class FaissEngine(VectorEngine):
 
 
 class TorchEngine(VectorEngine):
-    """Exact search over a Flat index's vectors on `device`, `chunk` passages at a time; half precision on a GPU."""
+    """Exact search over a Flat index's vectors, `chunk` passages at a time; half precision on a GPU.
+
+    With several devices each holds a part of the vectors, as equal as can be; they search side by side.
+    """
 
     nested = True
 
-    def __init__(self, path: Path, device: str = "cpu", chunk: int = 1_000_000) -> None:
-        """Copy the vectors to the device.
+    def __init__(self, path: Path, devices: Sequence[str] = ("cpu",), chunk: int = 1_000_000) -> None:
+        """Copy the vectors to the devices.
 
         Raises:
             IndexingError: the index is of another type than Flat, so its vectors are not in it.
@@ -118,29 +121,45 @@ class TorchEngine(VectorEngine):
                 f"{path} is a {type(index).__name__}: the torch engine needs the exact vectors; build with --faiss Flat"
             )
         self.size, self.dimension, self._chunk = index.ntotal, index.d, chunk
-        self._dtype = torch.float32 if device == "cpu" else torch.float16
         flat = faiss.rev_swig_ptr(index.get_xb(), index.ntotal * index.d).reshape(index.ntotal, index.d)
-        self._vectors = torch.empty(flat.shape, dtype=self._dtype, device=device)
-        for start in range(0, self.size, chunk):  # in pieces: the float32 copy of the whole never exists
-            self._vectors[start : start + chunk] = torch.from_numpy(flat[start : start + chunk].copy()).to(device, self._dtype)
+        bounds = [self.size * part // len(devices) for part in range(len(devices) + 1)]
+        self._parts: list[tuple[int, Any]] = []  # the first row, and the vectors from it on
+        for device, first, end in zip(devices, bounds, bounds[1:], strict=False):
+            dtype = torch.float32 if device == "cpu" else torch.float16
+            held = torch.empty((end - first, self.dimension), dtype=dtype, device=device)
+            for start in range(first, end, chunk):  # in pieces: the float32 copy of the whole never exists
+                piece = torch.from_numpy(flat[start : min(end, start + chunk)].copy())
+                held[start - first : start - first + len(piece)] = piece.to(device, dtype)
+            self._parts.append((first, held))
 
     def search(self, vectors: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
         import torch
 
-        queries = torch.from_numpy(vectors).to(self._vectors.device, self._dtype)
-        # half precision is for the vectors' room only: sums rounded to it would put other passages first
-        summed: Any = {} if self._dtype is torch.float32 else {"out_dtype": torch.float32}
-        scores = torch.empty((len(vectors), 0), dtype=torch.float32, device=queries.device)
-        rows = torch.empty((len(vectors), 0), dtype=torch.int64, device=queries.device)
+        queries = torch.from_numpy(vectors)
         with torch.inference_mode():
-            for start in range(0, self.size, self._chunk):
-                product = torch.mm(queries, self._vectors[start : start + self._chunk].T, **summed)
-                found = product.topk(min(k, product.shape[1]), dim=1)
-                scores = torch.cat([scores, found.values], dim=1)
-                rows = torch.cat([rows, found.indices + start], dim=1)
-                best = scores.topk(min(k, scores.shape[1]), dim=1)
-                scores, rows = best.values, rows.gather(1, best.indices)
-        return scores.cpu().numpy(), rows.cpu().numpy()
+            # a GPU is only told what to do: all of them work before the first is waited for
+            found = [self._best(queries, held, first, k) for first, held in self._parts]
+            scores, rows = (torch.cat([part[column].cpu() for part in found], dim=1) for column in (0, 1))
+            best = scores.topk(min(k, self.size), dim=1)
+        return best.values.numpy(), rows.gather(1, best.indices).numpy()
+
+    def _best(self, queries: Any, held: Any, first: int, k: int) -> tuple[Any, Any]:
+        """Return the scores and rows [queries, at most k] of one device's vectors."""
+        import torch
+
+        queries = queries.to(held.device, held.dtype)
+        # half precision is for the vectors' room only: sums rounded to it would put other passages first
+        summed: Any = {} if held.dtype is torch.float32 else {"out_dtype": torch.float32}
+        scores = torch.empty((len(queries), 0), dtype=torch.float32, device=held.device)
+        rows = torch.empty((len(queries), 0), dtype=torch.int64, device=held.device)
+        for start in range(0, len(held), self._chunk):
+            product = torch.mm(queries, held[start : start + self._chunk].T, **summed)
+            found = product.topk(min(k, product.shape[1]), dim=1)
+            scores = torch.cat([scores, found.values], dim=1)
+            rows = torch.cat([rows, found.indices + first + start], dim=1)
+            best = scores.topk(min(k, scores.shape[1]), dim=1)
+            scores, rows = best.values, rows.gather(1, best.indices)
+        return scores, rows
 
 
 class Dense(Retriever):

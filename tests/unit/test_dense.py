@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from sentence_transformers import SentenceTransformer
 from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
 from rag_serving.indexing import DenseOptions, build_index
+from rag_serving.indexing.estimate import VECTOR_BYTES
 from rag_serving.retrievers import load_index
 from rag_serving.retrievers.dense import Dense, FaissEngine, TorchEngine
 from rag_serving.retrievers.encoder import Encoder, profile_of
@@ -106,6 +109,74 @@ def test_nprobe_reaches_an_ivf_index_through_what_wraps_it(tmp_path, kind):
     assert recall(32) > recall(1) + 0.1
     if kind in ("IVF32,Flat", "IVF32,SQ4,Refine(Flat)"):
         assert recall(32) > 0.99
+
+
+def test_binary_codes_find_what_whole_vectors_do_once_enough_candidates_are_compared_again(tmp_path):
+    """RaBitQfs,Refine(SQ8): one bit a number is searched, one byte a number decides."""
+    held, queries = vectors(5_000, 64), vectors(50, 64, seed=1)
+    index = faiss.index_factory(64, "RaBitQfs,Refine(SQ8)", faiss.METRIC_INNER_PRODUCT)
+    index.train(held)
+    index.add(held)
+    faiss.write_index(index, str(tmp_path / "i"))
+    exact = np.argsort(-(queries @ held.T), axis=1)[:, :5]
+
+    def recall(refine: int) -> float:
+        _, rows = FaissEngine(tmp_path / "i", refine=refine).search(queries, 5)
+        return float(np.mean([len(set(a) & set(b)) / 5 for a, b in zip(rows, exact, strict=True)]))
+
+    assert recall(1) < 0.6
+    assert recall(100) > 0.95
+
+
+_OWN = """
+import faiss, sys
+from rag_serving.retrievers.dense import read_faiss
+
+def own():
+    return int(next(line for line in open("/proc/self/status") if line.startswith("RssAnon")).split()[1]) * 1024
+
+read_faiss(sys.argv[1])  # what the first call takes once
+kept = []
+for path in sys.argv[1:]:
+    before = own()
+    kept.append(read_faiss(path))
+    print(own() - before)
+"""
+
+
+def test_what_a_vector_takes_of_memory_and_file_is_as_the_estimate_says(tmp_path):
+    count, dimension = 20_000, 128
+    held = vectors(count, dimension)
+    kinds = {kind: size(dimension) for kind, size in VECTOR_BYTES.items()}
+    for number, kind in enumerate(kinds):
+        smaller = kind.replace("4096", "64").replace(
+            "PQ48", "PQ16np"
+        )  # 48 does not divide 128; np: nothing that takes a minute to train
+        index = faiss.index_factory(dimension, smaller, faiss.METRIC_INNER_PRODUCT)
+        if "HNSW" in kind:
+            faiss.ParameterSpace().set_index_parameter(index, "efConstruction", 4)
+        index.train(held[:2_000])
+        index.add(held)
+        faiss.write_index(index, str(tmp_path / str(number)))
+    files = [tmp_path / str(number) for number in range(len(kinds))]
+    told = subprocess.run(
+        [sys.executable, "-c", _OWN, *map(str, files)], capture_output=True, text=True, check=True
+    ).stdout.split()
+    for (kind, (own, mapped)), file, measured in zip(kinds.items(), files, map(int, told), strict=True):
+        mapped -= 32 if "PQ48" in kind else 0
+        assert file.stat().st_size / count == pytest.approx(own + mapped, rel=0.1, abs=9), kind  # 9: what it has once
+        assert measured / count == pytest.approx(own, rel=0.3, abs=12), kind
+
+
+@pytest.mark.parametrize("kind", ["HNSW8", "HNSW8,SQ8"])
+def test_a_graph_is_built_with_the_candidates_that_are_asked_for(tmp_path, kind):
+    rows = [{"id": str(i), "contents": text} for i, text in enumerate(TEXTS)]
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    build_index(
+        tmp_path / "c.jsonl", tmp_path / "i", engines=("dense",), dense=DenseOptions(minilm(), kind, ef_construction=77)
+    )
+    built = faiss.downcast_index(faiss.read_index(str(next((tmp_path / "i" / "dense").glob("*.index")))))
+    assert built.hnsw.efConstruction == 77
 
 
 class Given:

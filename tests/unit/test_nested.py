@@ -23,7 +23,7 @@ from rag_serving.retrievers.controls import Nothing, RandomPassages
 from rag_serving.retrievers.dense import Dense, FaissEngine, TorchEngine
 from rag_serving.retrievers.hybrid import Hybrid
 from rag_serving.retrievers.milvus import Milvus
-from rag_serving.retrievers.rerank import Reranked
+from rag_serving.retrievers.rerank import Reranked, Scorer
 from rag_serving.retrievers.web import WebSearch
 from rag_serving.service import Service
 from rag_serving.settings import Settings
@@ -196,11 +196,14 @@ def test_of_approximate_indexes_whose_candidates_grow_with_k_nothing_is_promised
     assert dense(index, tmp_path, kind).nested_to == 0
 
 
-class Scorer:
-    """Stands in for a cross-encoder: many scores are equal."""
+class ByLength(Scorer):
+    """Stands in for a model: many scores are equal."""
 
-    def predict(self, pairs, **_):
-        return np.array([len(text) % 3 for _, text in pairs], np.float32)
+    def __init__(self):
+        pass
+
+    def scores(self, queries, passages):
+        return [[float(len(text) % 3) for text in own] for own in passages]
 
 
 @settings(max_examples=30, deadline=None)
@@ -208,7 +211,7 @@ class Scorer:
 def test_fused_and_reranked_answers_are_nested_to_their_depth_whatever_they_are_made_of(index, bm25, sizes, seed):
     inner = RandomPassages(Corpus(index))
     reranked = Reranked.__new__(Reranked)  # without a model from elsewhere
-    reranked._model, reranked._retriever, reranked._depth, reranked._batch_size, reranked.nested_to = Scorer(), inner, 6, 8, 6
+    reranked._scorer, reranked._retriever, reranked._depth, reranked.nested_to = ByLength(), inner, 6, 6
     for retriever in (Hybrid([inner, bm25], depth=6), reranked):
         assert retriever.nested_to == 6
         assert nested(retriever, [f"alpha {WORDS[seed % 6]} {seed}"], sizes)

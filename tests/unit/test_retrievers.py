@@ -81,8 +81,10 @@ def test_exact_search_in_torch_equals_faiss(index):
 
 
 @settings(max_examples=30, deadline=None)
-@given(rows=st.integers(1, 40), k=st.integers(1, 12), chunk=st.integers(1, 15), seed=st.integers(0, 99))
-def test_torch_search_in_chunks_equals_brute_force(tmp_path_factory, rows, k, chunk, seed):
+@given(
+    rows=st.integers(1, 40), k=st.integers(1, 12), chunk=st.integers(1, 15), devices=st.integers(1, 5), seed=st.integers(0, 99)
+)
+def test_torch_search_in_chunks_on_any_number_of_devices_equals_brute_force(tmp_path_factory, rows, k, chunk, devices, seed):
     import faiss
 
     from rag_serving.retrievers.dense import TorchEngine
@@ -93,10 +95,20 @@ def test_torch_search_in_chunks_equals_brute_force(tmp_path_factory, rows, k, ch
     index.add(vectors)
     path = tmp_path_factory.mktemp("t") / "x.index"
     faiss.write_index(index, str(path))
-    scores, found = TorchEngine(path, chunk=chunk).search(queries, min(k, rows))
+    scores, found = TorchEngine(path, ["cpu"] * devices, chunk).search(queries, min(k, rows))
     wanted = np.argsort(-(queries @ vectors.T), axis=1)[:, : min(k, rows)]
     assert (found == wanted).all()
     assert np.allclose(scores, np.take_along_axis(queries @ vectors.T, wanted, 1), atol=1e-5)
+
+
+def test_several_devices_are_for_the_torch_engine_which_answers_the_same(index):
+    with pytest.raises(ValueError, match="must be one, but for vector_engine torch"):
+        load_index(index, retriever="dense", device="cpu, cpu")
+    query = ["largest animal"]
+    found = load_index(index, retriever="dense", device="cpu, cpu", vector_engine="torch").search(query, 3)[0]
+    wanted = load_index(index, retriever="dense").search(query, 3)[0]
+    assert ids([*found]) == ids(wanted)
+    assert [hit.score for hit in found] == pytest.approx([hit.score for hit in wanted], abs=1e-5)
 
 
 def test_the_torch_engine_refuses_an_index_without_exact_vectors(corpus, tmp_path):
@@ -205,8 +217,59 @@ def test_reranking_orders_the_first_hits_by_the_cross_encoders_score(index, cros
     assert ids(found[0]) == wanted[:2]
     assert [hit.score for hit in found[0]] == pytest.approx(sorted(scores.tolist(), reverse=True)[:2], abs=1e-5)
     assert len(found[1]) == 2
-    with pytest.raises(ServingError, match="no cross-encoder"):
+    with pytest.raises(ServingError, match="no reranker could be loaded from '/nowhere'"):
         load_index(index, reranker="/nowhere")
+
+
+def test_a_model_that_gives_no_scores_is_refused_as_a_reranker(index, tmp_path):
+    """As a cross-encoder it would get a head of random numbers, and nobody would see it."""
+    with pytest.raises(ServingError, match=r"^'.*' \(BertModel\) gives no scores, so it cannot rerank"):
+        load_index(index, reranker=minilm())
+    (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"model_type": "SparseEncoder"}))
+    with pytest.raises(ServingError, match=r"\(SparseEncoder\) gives no scores"):
+        load_index(index, reranker=str(tmp_path))
+
+
+@pytest.fixture(scope="module")
+def late_interaction(tmp_path_factory):
+    """MiniLM's token vectors as a late-interaction model: untrained for it, but its similarities mean something."""
+    from sentence_transformers import MultiVectorEncoder
+    from sentence_transformers.base.modules import Transformer
+    from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
+    from sentence_transformers.sentence_transformer.modules import Normalize
+
+    folder = str(tmp_path_factory.mktemp("late"))
+    MultiVectorEncoder(modules=[Transformer(minilm()), MultiVectorMask(), Normalize("token_embeddings")]).save_pretrained(
+        folder
+    )
+    return folder
+
+
+def test_a_late_interaction_model_reranks_by_the_sum_of_each_query_tokens_best_product(index, late_interaction):
+    from sentence_transformers import MultiVectorEncoder
+
+    queries, model = ["largest animal", "yeast dough", "the river in a city"], MultiVectorEncoder(late_interaction)
+    reranked = load_index(index, retriever="dense", reranker=late_interaction, rerank_depth=3)
+    reranked.warm_up()
+    for query, candidates, hits in zip(
+        queries, load_index(index, retriever="dense").search(queries, 3), reranked.search(queries, 3), strict=True
+    ):
+        asked = np.asarray(model.encode_query(query))
+        scores = {}
+        for hit in candidates:
+            scores[hit.id] = float((asked @ np.asarray(model.encode_document(hit.contents)).T).max(axis=1).sum())
+        assert ids(hits) == sorted(scores, key=lambda name: -scores[name])
+        assert [hit.score for hit in hits] == pytest.approx([scores[hit.id] for hit in hits], abs=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["pylate", "stanford"])
+def test_checkpoints_of_pylate_and_of_stanfords_colbert_are_known_as_late_interaction_models(tmp_path, kind):
+    from rag_serving.retrievers.rerank import LateInteractionScorer, _scorer
+
+    (tmp_path / "config.json").write_text(json.dumps({"architectures": ["HF_ColBERT" if kind == "stanford" else "BertModel"]}))
+    if kind == "pylate":
+        (tmp_path / "config_sentence_transformers.json").write_text(json.dumps({"model_type": "ColBERT"}))
+    assert _scorer(str(tmp_path)) is LateInteractionScorer
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ wikipedia-fresh: install ## the same, from the beginning
 	$(WIKIPEDIA) --fresh
 
 test: install ## all tests, the end-to-end run included
-	@$(SIDE_BY_SIDE) tests/unit tests/contract; few=$$?; $(BIN)/python -m pytest tests/e2e && exit $$few
+	@$(SIDE_BY_SIDE) tests/unit tests/contract; few=$$?; $(BIN)/python -m pytest --durations=15 tests/e2e && exit $$few
 
 test-cluster: install ## two Ray nodes and a service in namespaces of their own, and one node killed (as root)
 	$(BIN)/python -m pytest tests/cluster

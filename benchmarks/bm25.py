@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import statistics
 import sys
 import time
@@ -99,7 +100,12 @@ def tantivy(index: Path, source: Path, k: int) -> Ask:
         writer.wait_merging_threads()
     opened = library.Index.open(str(index))
     searcher = opened.searcher()
-    return lambda query: [score for score, _ in searcher.search(opened.parse_query(query, ["contents"]), k).hits]
+
+    def ask(query: str) -> list[float]:
+        words = re.sub(r"\W+", " ", query)  # its query language gives quotation marks and others a meaning
+        return [score for score, _ in searcher.search(opened.parse_query(words, ["contents"]), k).hits]
+
+    return ask
 
 
 def main() -> None:

@@ -131,8 +131,9 @@ def main() -> None:
     """Print the table, or write it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--write", action="store_true", help=f"put it into {DOCUMENT.relative_to(ROOT)}")
+    options = parser.parse_args()
     text = "".join(f"{line}\n" for line in table())
-    if parser.parse_args().write:
+    if options.write:
         before, _, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
         DOCUMENT.write_text(f"{before}{BEGIN}{text}{END}{rest.partition(END)[2]}", encoding="utf-8")
     else:

@@ -6,8 +6,10 @@
 - ours: `rag-serving serve`, cache off.
 - engine: the retriever alone, given all queries as one batch.
 
-Every client asks one query at a time (closed loop). `--repeat n`: n clients ask the same query at about the same time, as n rollouts of
-one question do, once with and once without joining identical queries in flight.
+Every client asks one query at a time (closed loop). Then 64 searches at a time go through the trainer's client, which gathers them into
+requests; and, as the share of a core that the service leaves to its engine, processor time of the engine alone over that of the service.
+Then, with `--repeat n`, n clients ask the same query at about the same time, as n rollouts of one question do, once with and once without
+joining identical queries in flight.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
@@ -36,19 +38,19 @@ from rag_serving.load import Load, Target, drive, queries
 K = 5
 
 
-def engine_alone(index: Path, retriever: str, asked: list[str]) -> float:
-    """Return queries per second of one big batch, the median of five."""
+def engine_alone(index: Path, retriever: str, asked: list[str]) -> tuple[float, float]:
+    """Return queries per second of one big batch, the median of five, and microseconds of processor time of a query."""
     from rag_serving.retrievers import load_index
 
     engine = load_index(index, retriever=retriever)
     engine.warm_up()
     engine.search(asked[:64], K)
-    seconds = []
+    seconds, spent = [], time.process_time()
     for _ in range(5):
         started = time.perf_counter()
         engine.search(asked, K)
         seconds.append(time.perf_counter() - started)
-    return len(asked) / statistics.median(seconds)
+    return len(asked) / statistics.median(seconds), 1e6 * (time.process_time() - spent) / (5 * len(asked))
 
 
 class Server:
@@ -112,8 +114,13 @@ def free_port() -> int:
 
 
 def measure(port: int, clients: int, seconds: float, asked: list[str], repeat: int = 1) -> Load:
-    """Drive a server; clients in groups of `repeat` ask the same queries in the same order."""
+    """Drive a server, after a second that is not measured: connections are made in it, threads started."""
+    one_by_one(port, clients, 1.0, asked, repeat)
+    return one_by_one(port, clients, seconds, asked, repeat)
 
+
+def one_by_one(port: int, clients: int, seconds: float, asked: list[str], repeat: int = 1) -> Load:
+    """Let clients ask one query at a time; those of a group of `repeat` ask the same ones in the same order."""
     target = Target(f"http://127.0.0.1:{port}")
 
     def requests(client: int) -> Iterator[bytes]:
@@ -121,8 +128,38 @@ def measure(port: int, clients: int, seconds: float, asked: list[str], repeat: i
         while True:
             yield target.request("/search", {"query": chosen.choice(asked), "top_n": K})
 
-    asyncio.run(drive(target, clients, 1.0, requests))  # connections made, threads started
     return asyncio.run(drive(target, clients, seconds, requests))
+
+
+def gathered(port: int, seconds: float, asked: list[str], searches: int = 64) -> int:
+    """Search through the trainer's client, `searches` at a time; return how many were answered."""
+    from research_rl.retrieval import RetrievalClient, RetrievalSettings
+
+    async def run() -> int:
+        done, end = 0, time.perf_counter() + seconds
+        async with RetrievalClient(RetrievalSettings(url=f"http://127.0.0.1:{port}")) as client:
+
+            async def one(number: int) -> None:
+                nonlocal done
+                chosen = random.Random(number)
+                while time.perf_counter() < end:
+                    await client.search([chosen.choice(asked)], K)
+                    done += 1
+
+            await asyncio.gather(*(one(number) for number in range(searches)))
+        return done
+
+    return asyncio.run(run())
+
+
+def costs(server: Server, seconds: float, drive_it: Callable[[float], int]) -> dict[str, float]:
+    """Return queries per second, and microseconds of processor time of a query: the service's and the client's."""
+    drive_it(1.0)
+    before, own, started = server.process.cpu_times(), time.process_time(), time.perf_counter()
+    done = drive_it(seconds)
+    took, own, after = time.perf_counter() - started, time.process_time() - own, server.process.cpu_times()
+    spent = after.user + after.system - before.user - before.system
+    return {"per_second": done / took, "service_us": 1e6 * spent / done, "client_us": 1e6 * own / done}
 
 
 def main() -> None:
@@ -154,7 +191,7 @@ def main() -> None:
                 measured[name][clients] = measure(port, clients, options.seconds, asked)
                 steps.update()
     engine.append(engine_alone(options.index, options.retriever, asked[:1_000]))  # before and after: machines drift
-    result["engine_per_second"] = sum(engine) / 2
+    result["engine_per_second"], result["engine_us"] = (sum(both) / 2 for both in zip(*engine, strict=True))
     for clients in options.clients:
         a, b = measured["baseline"][clients], measured["ours"][clients]
         result["rows"].append({
@@ -162,6 +199,10 @@ def main() -> None:
             "of_engine": b.per_second / result["engine_per_second"], "baseline_p50_ms": a.percentile(0.5),
             "baseline_p99_ms": a.percentile(0.99), "ours_p50_ms": b.percentile(0.5), "ours_p99_ms": b.percentile(0.99),
         })  # fmt: skip
+    server = ours(options.index, options.retriever, *flags)
+    with server as port:
+        result["one_by_one"] = costs(server, options.seconds, lambda s: one_by_one(port, 64, s, asked).statuses.get(200, 0))
+        result["gathered"] = costs(server, options.seconds, lambda s: gathered(port, s, asked))
     for joined in ("true", "false"):
         with ours(options.index, options.retriever, *flags, "--deduplicate", joined) as port:
             result[f"repeated_{options.repeat}_joined_{joined}"] = measure(
@@ -178,6 +219,12 @@ def main() -> None:
         print(
             f"{row['clients']:>7}{row['baseline_per_second']:>12.0f}{row['ours_per_second']:>9.0f}{row['ratio']:>7.1f}{row['of_engine']:>11.2f}"
             f"{row['baseline_p50_ms']:>13.1f}{row['baseline_p99_ms']:>10.1f}{row['ours_p50_ms']:>12.1f}{row['ours_p99_ms']:>9.1f}"
+        )
+    engine_us = result["engine_us"]
+    for name, told in (("one by one", result["one_by_one"]), ("gathered by the trainer's client", result["gathered"])):
+        print(
+            f"64 searches, {name}: {told['per_second']:.0f}/s; processor time of a query {told['service_us']:.0f} us in the service, "
+            f"{engine_us / told['service_us']:.2f} of it the engine's {engine_us:.0f}; {told['client_us']:.0f} in the client"
         )
     with_, without = (result[f"repeated_{options.repeat}_joined_{joined}"] for joined in ("true", "false"))
     print(

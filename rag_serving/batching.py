@@ -147,6 +147,8 @@ class Batcher:
             EngineHangs: the engine does not answer.
             Exception: whatever the retriever raised.
         """
+        if job.done.done():  # as most are of a request of many queries, once its first has been waited for
+            return job.done.result()
         return await asyncio.shield(job.done)
 
     def leave(self, jobs: Sequence[Job]) -> int:

@@ -212,11 +212,13 @@ def create_app(
 
         Without /indexes/NAME before the path: 200 once all indexes are; the fields beside `indexes` are those of the default one.
         """
+        await indexes.look()
         return _json(indexes.readiness(), 200 if indexes.healthy else 503)
 
     @app.get("/health", tags=["ReSearch"])
     async def health() -> Response:
         """As ReSearch's clients expect it."""
+        await indexes.look()
         return _json(indexes.health(), 200 if indexes.healthy else 503)
 
     @app.get("/metrics", tags=["operations"], response_class=PlainTextResponse, dependencies=guarded)

@@ -1,9 +1,10 @@
 """Requests of all clients, merged into batches for the retriever's one thread.
 
-Admission is all or nothing: a request's queries enter the queue together, or `Overloaded` is raised. A query that is already
-queued or being searched is joined, not repeated; where answers are nested (`Retriever.nested_to`), also by one for fewer hits.
-One that nobody waits for any more is taken out again (`leave`). A batch holds queries of one k only, so that no answer depends on the
-other queries in its batch.
+Admission is all or nothing: a request's queries enter the queue together, or `Overloaded` is raised. Where the queue is full, the largest
+of the waiting requests makes way for a smaller one.
+A query that is already queued or being searched is joined, not repeated; where answers are nested (`Retriever.nested_to`), also by one
+for fewer hits. One that nobody waits for any more is taken out again (`leave`). A batch holds queries of one k only, so that no answer
+depends on what the other queries of its batch ask for (the last bits of a dense engine's scores may depend on how many they are).
 Requests take turns, one query each, and so do the values of k: a request of a thousand queries does not make others wait for all of them.
 While a batch is searched the next one gathers; that is batching enough under load, so `max_wait_s` is 0 unless set.
 """
@@ -29,7 +30,7 @@ log = logging.getLogger("rag_serving")
 
 Search = Callable[[Sequence[str], int], list[list[Hit]]]
 
-CHARACTERS_PER_PLACE = 500  # a longer query takes several places of a batch, so that a batch of long ones holds nobody up
+CHARACTERS_PER_PLACE = 200  # a longer query takes several places of a batch, so that a batch of long ones holds nobody up
 
 
 class Overloaded(Exception):
@@ -114,7 +115,7 @@ class Batcher:
         joined = {query: self._joinable(query, k, nested_to) for query in queries} if self._deduplicate else {}
         new = sum(job is None for job in joined.values()) if self._deduplicate else len(queries)
         if new and self.queued + new > self._max_queue:
-            raise Overloaded(self.queued, max(1, math.ceil(self.queued / 2 / self._rate)))
+            self._make_room(new)
         loop = asyncio.get_running_loop()
         jobs, admitted = [], deque[Job]()
         for query in queries:
@@ -134,6 +135,37 @@ class Batcher:
             self.queued += len(admitted)
             self._arrived.set()
         return jobs
+
+    def _make_room(self, new: int) -> None:
+        """Put off the largest of the waiting requests, if it is larger than one of `new` queries, and the next: who asks for much cannot
+        lock out who asks for little.
+
+        Raises:
+            Overloaded: there is no room; nobody was put off.
+        """
+        full = Overloaded(self.queued, max(1, math.ceil(self.queued / 2 / self._rate)))
+        # a query that another request has joined stays
+        alone = [[job for job in request if job.waiters == 1] for requests in self._waiting.values() for request in requests]
+        room, put_off = self._max_queue - self.queued, list[Job]()
+        for jobs in sorted(alone, key=len, reverse=True):
+            if room >= new or len(jobs) <= new:
+                break
+            put_off += jobs
+            room += len(jobs)
+        if room < new:
+            raise full
+        for job in put_off:
+            self._unqueue(job)
+            self._fail(job, full)
+
+    def _unqueue(self, job: Job) -> None:
+        job.request.remove(job)
+        if not job.request:
+            requests = self._waiting[job.k]
+            requests.remove(job.request)
+            if not requests:
+                del self._waiting[job.k]
+        self.queued -= 1
 
     def _joinable(self, query: str, k: int, nested_to: int) -> Job | None:
         job = self._in_flight.get(answer_key(query, k, nested_to))
@@ -161,15 +193,9 @@ class Batcher:
             job.waiters -= 1
             if job.waiters or job not in job.request:
                 continue
-            job.request.remove(job)
-            if not job.request:
-                requests = self._waiting[job.k]
-                requests.remove(job.request)
-                if not requests:
-                    del self._waiting[job.k]
+            self._unqueue(job)
             self._forget(job)
             job.done.cancel()
-            self.queued -= 1
             taken += 1
         return taken
 

@@ -22,8 +22,14 @@ _ONCE = threading.Lock()
 _KEPT: list[Any] = []  # what the handler of the signal reads; nothing else refers to it
 
 
+class ChangedError(IndexingError):
+    """A file of the index that is served is not what it was."""
+
+
 class Files:
     """The files of an index, held open, whatever is renamed to their place."""
+
+    # what is said of them names no directory: anybody may ask whether a service is ready
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
         """Open them; the sizes are the manifest's.
@@ -31,25 +37,25 @@ class Files:
         Raises:
             OSError: one is missing.
         """
-        self._directory = directory
         self._open: dict[str, tuple[int, int]] = {}
         weakref.finalize(self, _close, self._open)
         for name, entry in manifest["files"].items():
             self._open[name] = os.open(directory / name, os.O_RDONLY), entry["bytes"]
 
-    def changed(self) -> IndexingError | None:
-        """Return what to say of a file that has another size now, or is gone; None: there is none. On a disk it costs microseconds."""
+    def changed(self) -> ChangedError | None:
+        """Return what to say of a file that has another size now, or is gone; None: there is none. On a disk it costs microseconds; where a
+        network mount is dead it may never return, so no event loop may wait for it."""
         for name, (descriptor, size) in self._open.items():
             try:
                 found = os.fstat(descriptor).st_size
             except OSError as error:  # over a network: another machine has replaced it, or the file system is gone
-                return IndexingError(
-                    f"{self._directory}: {name}, as it is served, cannot be read any more ({error.strerror}); if an index that is whole is "
+                return ChangedError(
+                    f"{name}, as it is served, cannot be read any more ({error.strerror}); if an index that is whole is "
                     "there, send SIGHUP"
                 )
             if found != size:
-                return IndexingError(
-                    f"{self._directory}: {name} has {found} bytes instead of {size}; it was changed in place while it was served. Put an "
+                return ChangedError(
+                    f"{name} has {found} bytes instead of {size}; it was changed in place while it was served. Put an "
                     "index that is whole there (rag-serving index --force, or a copy beside it that is renamed), and send SIGHUP"
                 )
         return None

@@ -80,6 +80,10 @@ class Indexes:
         named = self._named_by_path()
         return self.services if named is None else {named: self.services[named]}
 
+    async def look(self) -> None:
+        """Look whether the files of what this request's path stands for are what they were."""
+        await asyncio.gather(*(service.look() for service in self._meant.values()))
+
     @property
     def healthy(self) -> bool:
         """Whether what this request's path stands for is."""

@@ -31,6 +31,8 @@ Direct = Callable[[bytes], Awaitable[bytes]]
 MOST_BODIES = 32  # of max_body_bytes each: what all requests that are being received or answered may hold together
 OPEN_PATHS = frozenset({"/", "/livez", "/readyz", "/health"})  # neither a prober nor a browser that opens the page has a token
 _ID = re.compile(r"[A-Za-z0-9._-]{1,64}")
+# how uvicorn's lines begin about what a stranger has sent
+_STRANGERS = ("Invalid HTTP request received.", "Unsupported upgrade request.", "No supported WebSocket library detected.")
 _UNPRINTABLE = re.compile(r"[^ -~]")  # an index is named by whoever made it: a line break would begin another header
 request_id: ContextVar[str] = ContextVar("request_id", default="-")
 
@@ -55,6 +57,7 @@ class Guard:
         # a prefix and a counter: a random number for each request costs as much as searching a small index
         self._prefix, self._numbers = secrets.token_hex(4), itertools.count(1)
         self._held = 0  # bytes of all bodies that are being received or answered
+        self._uploads: dict[_Upload, None] = {}  # those that are being received, the one that began first before the others
         self._tokens = [token.get_secret_value().encode() for token in settings.tokens]
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -68,16 +71,7 @@ class Guard:
         token, untold = request_id.set(name), searched_index.set("")
         asked = below_root(scope)
         path = asked if asked in self._paths else "other"
-        started, status, held = time.perf_counter(), 0, 0
-
-        def hold(size: int) -> None:
-            nonlocal held
-            held += size
-            self._held += size
-            if held > self._settings.max_body_bytes:
-                raise self._too_large()
-            if self._held > MOST_BODIES * self._settings.max_body_bytes:
-                raise Refused(503, "max_body_bytes", "other requests take the memory that there is for bodies; ask again", 1)
+        started, status, upload = time.perf_counter(), 0, _Upload()
 
         async def tagged(message: Any) -> None:
             nonlocal status
@@ -94,7 +88,7 @@ class Guard:
                 self._admit(asked, headers)
                 if self._indexes is not None:
                     self._indexes.service()  # refuses a path that names an unknown index, whatever comes after it
-                body = await self._body(receive, hold)
+                body = await self._body(receive, upload)
                 if body is not None and scope["method"] == "POST" and asked in self._direct:
                     with WhileWaiting(receive):
                         answer = await self._direct[asked](body)
@@ -107,7 +101,7 @@ class Guard:
             except ClientLeft:
                 status = 499  # as nginx counts it; nobody reads it
         finally:
-            self._held -= held
+            self._held -= upload.held
             seconds = time.perf_counter() - started
             metrics.REQUESTS.labels(path, str(status)).inc()
             metrics.REQUEST_SECONDS.labels(path).observe(seconds)
@@ -132,24 +126,64 @@ class Guard:
     def _too_large(self) -> Refused:
         return Refused(413, "max_body_bytes", f"the request is larger than max_body_bytes, {self._settings.max_body_bytes}")
 
-    async def _body(self, receive: Any, hold: Callable[[int], None]) -> bytes | None:
-        """Return the request's body, or None if the client left. Read whole, for JSON needs it whole; `hold` is told of each piece."""
+    async def _body(self, receive: Any, upload: _Upload) -> bytes | None:
+        """Return the request's body, or None if the client left. Read whole, for JSON needs it whole."""
         pieces = []
         limit = self._settings.receive_timeout_s
         try:
-            async with asyncio.timeout(limit):
+            async with asyncio.timeout(limit) as upload.clock:
+                self._uploads[upload] = None
                 while True:
                     message = await receive()
                     if message["type"] == "http.disconnect":
                         return None
                     pieces.append(message.get("body", b""))
-                    hold(len(pieces[-1]))
+                    self._hold(upload, len(pieces[-1]))
                     if not message.get("more_body", False):
                         return b"".join(pieces)
         except TimeoutError:
+            if upload.dropped:
+                raise self._no_room() from None
             raise Refused(
                 408, "receive_timeout_s", f"the request took longer to arrive than receive_timeout_s, {limit:g}"
             ) from None
+        finally:
+            self._uploads.pop(upload, None)
+
+    def _hold(self, upload: _Upload, size: int) -> None:
+        """Count a piece of a body. If there is no room for it, the upload that began first makes way: it has had most time.
+
+        Raises:
+            Refused: the body is too large, or there is no room, and no other upload that could make way.
+        """
+        upload.held += size
+        self._held += size
+        if upload.held > self._settings.max_body_bytes:
+            raise self._too_large()
+        while self._held > MOST_BODIES * self._settings.max_body_bytes:
+            oldest = next((other for other in self._uploads if other is not upload and other.held), None)
+            if oldest is None:
+                raise self._no_room()
+            self._held -= oldest.drop()
+
+    @staticmethod
+    def _no_room() -> Refused:
+        return Refused(503, "max_body_bytes", "other requests take the memory that there is for bodies; ask again", 1)
+
+
+class _Upload:
+    """A body that is being received, and how many of its bytes are held."""
+
+    def __init__(self) -> None:
+        self.held, self.dropped = 0, False
+        self.clock: asyncio.Timeout | None = None
+
+    def drop(self) -> int:
+        """End it; return the bytes that it held."""
+        freed, self.held, self.dropped = self.held, 0, True
+        if self.clock is not None and not self.clock.expired():
+            self.clock.reschedule(asyncio.get_running_loop().time())
+        return freed
 
 
 def _replayed(body: bytes, receive: Any) -> Any:
@@ -210,5 +244,5 @@ def configure_logging(settings: Settings) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s [%(request_id)s] %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     logging.getLogger("rag_serving").setLevel(settings.log_level)
-    # no line for each invalid request: any stranger could fill the disk with them
-    logging.getLogger("uvicorn.error").addFilter(lambda record: record.msg != "Invalid HTTP request received.")
+    # no line for each odd request: any stranger could fill the disk with them
+    logging.getLogger("uvicorn.error").addFilter(lambda record: not str(record.msg).startswith(_STRANGERS))

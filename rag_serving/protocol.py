@@ -27,13 +27,17 @@ MAX_PIPELINED = 64  # requests that a client has sent before the first of them i
 
 @dataclass
 class Limits:
-    """What one server's connections may cost. `owing` are those whose request is not complete, the one that owes longest first."""
+    """What one server's connections may cost. `owing` are those whose request is not complete, the one that owes longest first; `unread`
+    those that do not take what was written for them, and its bytes, the one that has waited longest first.
+    """
 
     head_bytes: int
     head_s: float
     send_s: float
     connections: int
+    unread_bytes: int
     owing: dict[LimitedProtocol, None] = field(default_factory=dict, repr=False)
+    unread: dict[LimitedProtocol, int] = field(default_factory=dict, repr=False)
 
 
 def limited_protocol(settings: Settings, descriptors: int) -> Callable[..., LimitedProtocol]:
@@ -42,7 +46,9 @@ def limited_protocol(settings: Settings, descriptors: int) -> Callable[..., Limi
     connections = min(settings.max_connections, max(1, descriptors - 128))
     if connections < settings.max_connections:
         log.warning("max_connections is %d: the process may open %d files (ulimit -n)", connections, descriptors)
-    limits = Limits(settings.max_head_bytes, settings.receive_timeout_s, settings.send_timeout_s, connections)
+    limits = Limits(
+        settings.max_head_bytes, settings.receive_timeout_s, settings.send_timeout_s, connections, settings.max_unread_bytes
+    )
     return partial(LimitedProtocol, limits)
 
 
@@ -58,6 +64,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self._limits = limits
         self._head_timer: asyncio.TimerHandle | None = None
         self._send_timer: asyncio.TimerHandle | None = None
+        self._answered: Any = None  # uvicorn's cycle of the request that is being answered
         self._unparsed = 0  # bytes since the parser last completed a head, a piece of a body, or a request
         self._named = 0  # bytes of the request's address and headers, trailers included
 
@@ -77,13 +84,26 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._limits.owing.pop(self, None)
+        self._limits.unread.pop(self, None)
+        self._left()
         self._stop_head_timer()
         self._stop_send_timer()
         super().connection_lost(exc)
 
     def _drop(self) -> None:
         self._limits.owing.pop(self, None)
+        self._limits.unread.pop(self, None)
+        self._left()
         self.transport.abort()
+
+    def _left(self) -> None:
+        """Tell the request that is being answered that nobody is there. uvicorn tells the one that came last, and that one later."""
+        if self._answered is not None:
+            self._answered.disconnected = True
+
+    def _start_asgi_task(self, cycle: Any, app: Any) -> None:
+        self._answered = cycle
+        super()._start_asgi_task(cycle, app)
 
     def _refuse(self, status: int, reason: str, detail: str) -> None:
         """Answer and close; only close where an answer would come before another that is due."""
@@ -187,8 +207,19 @@ class LimitedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._await_reader()
+        self._count_unread()
+
+    def _count_unread(self) -> None:
+        """Note what this client has not taken. Beyond the limit for all together, who has waited longest makes way."""
+        unread = self._limits.unread
+        unread[self] = self.transport.get_write_buffer_size()
+        while sum(unread.values()) > self._limits.unread_bytes:
+            metrics.REFUSED.labels("max_unread_bytes").inc()
+            log.warning("a connection was dropped: answers that nobody took came to more than max_unread_bytes")
+            next(iter(unread))._drop()
 
     def resume_writing(self) -> None:
+        self._limits.unread.pop(self, None)
         super().resume_writing()
         if not self.transport.is_closing():  # then even what is below the low-water mark must be taken
             self._stop_send_timer()

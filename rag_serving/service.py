@@ -13,18 +13,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rag_serving import ServingError, metrics
 from rag_serving.batching import Batcher, EngineHangs, Job, Overloaded, Search
 from rag_serving.cache import AnswerCache, DiskCached
+from rag_serving.cut_off import ChangedError
 from rag_serving.faults import EXPECTED, told
 from rag_serving.retrievers import Opened
 from rag_serving.retrievers.base import Hit
 from rag_serving.settings import DEFAULT_INDEX, Settings
 
+if TYPE_CHECKING:
+    from rag_serving.lookup import Lookup
+
 log = logging.getLogger("rag_serving")
 Load = Callable[[Settings, Callable[[str], None]], Opened]
+LOOK_S = 0.5  # a file system that takes longer to say how large a file is does not hold up who asks whether a service is ready
 _WORD = re.compile(r"\w+")
 searched_index: ContextVar[str] = ContextVar("searched_index", default="")  # the id of the index that answers this request
 
@@ -72,6 +77,9 @@ class Service:
         self._first: Opened | None = None  # what the queue made at the start asks, also while a reload drains it
         self.failure: BaseException | None = None
         self._damage: ServingError | None = None
+        self._looker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"looking-{name}")
+        self._looking: Future[Any] | None = None
+        self.lookup: Lookup | None = None  # of the index that is served
         self.stage, self.started = "starting", time.monotonic()
         self.settled = threading.Event()  # ready, or failed for good
         self._stopped = False
@@ -90,27 +98,45 @@ class Service:
 
     @property
     def damage(self) -> ServingError | None:
-        """What is wrong with a file of the index that is served: its hash, or that it has another size now."""
-        opened = self._opened
-        if self._damage is None and opened is not None and opened.files is not None and (changed := opened.files.changed()):
-            self._damaged(opened, changed)
+        """What is known to be wrong with a file of the index that is served: its hash, or that it has another size now (`look`)."""
         return self._damage
 
-    def refuse_changed(self, opened: Opened) -> None:
+    async def look(self) -> None:
+        """Look whether the files of the index that is served are what they were; at most `LOOK_S`, for their mount may be dead."""
+        opened = self._opened
+        if opened is not None and opened.files is not None and not self._stopped:
+            if self._looking is None or self._looking.done():
+                self._looking = self._looker.submit(self._changed, opened)
+            await asyncio.wait([asyncio.wrap_future(self._looking)], timeout=LOOK_S)
+
+    async def refuse_changed(self, opened: Opened) -> None:
         """Refuse to read an index whose files were changed in place: the next page that is read might end the process.
 
         Raises:
             Refused: 503.
         """
-        if opened.files is not None and (changed := opened.files.changed()):
-            self._damaged(opened, changed)
+        if opened.files is None or self._stopped:
+            return
+        if changed := await asyncio.wrap_future(self._looker.submit(self._changed, opened)):
             raise Refused(503, "damaged", str(changed))
+
+    def _changed(self, opened: Opened) -> ChangedError | None:
+        """Return what is wrong with the files' sizes now. Called in a thread: the files may lie on a mount that is dead."""
+        if changed := opened.files.changed() if opened.files is not None else None:
+            self._damaged(opened, changed)
+        return changed
+
+    def _whole(self, opened: Opened, queries: Sequence[str], k: int) -> list[list[Hit]]:
+        """Search in the retriever's thread, if the files are what they were: the next page that is read might end the process."""
+        if changed := self._changed(opened):
+            raise changed
+        return opened.retriever.search(queries, k)
 
     def _damaged(self, opened: Opened, error: ServingError) -> None:
         if self._opened is opened and self._damage is None:
             self._damage = error
             metrics.DAMAGED.labels(self.name).set(1)
-            self._log.error("the index that is served is damaged: %s", error)
+            self._log.error("the index that is served is damaged (%s): %s", self.settings.directory, error)
 
     @property
     def status(self) -> str:
@@ -122,7 +148,7 @@ class Service:
     @property
     def healthy(self) -> bool:
         """Whether it is ready and no file of the index was found to be another one. If only a hash differs, it goes on answering; if a size
-        differs, it does not (`refuse_changed`).
+        differs, it does not (`_whole`).
         """
         return self.ready and self.damage is None
 
@@ -189,7 +215,8 @@ class Service:
                 )  # fmt: skip
                 return
             _settle()
-            self._opened, self._batcher, self._cache = new, self._new_batcher(new.retriever.search), self._new_cache()
+            self._opened, self._batcher, self._cache = new, self._new_batcher(partial(self._whole, new)), self._new_cache()
+            self.lookup = None  # it maps the files of the old one
             self._served(new, old)
             metrics.RELOADS.labels(self.name, "done").inc()
             self._log.info(
@@ -212,6 +239,7 @@ class Service:
             metrics.SERVED.labels(self.name, self._opened.index_id).set(0)
         metrics.READY.labels(self.name).set(0)
         self._thread.shutdown(wait=False, cancel_futures=self._opened is None)
+        self._looker.shutdown(wait=False, cancel_futures=True)
         self.settled.set()
 
     def _prepare(self) -> None:
@@ -264,7 +292,7 @@ class Service:
 
     def _search(self, queries: Sequence[str], k: int) -> list[list[Hit]]:
         assert self._first is not None
-        return self._first.retriever.search(queries, k)
+        return self._whole(self._first, queries, k)
 
     def _record(self, size: int, seconds: float) -> None:
         metrics.BATCH_SIZE.labels(self.name).observe(size)
@@ -334,10 +362,13 @@ class Service:
         opened, batcher, cache = self._opened, self._batcher, self._cache
         if opened is None or batcher is None:
             reason = (
-                f"the index could not be loaded: {self.failure}" if self.failure else f"the index is loading ({self.stage})"
+                f"the index could not be loaded: {told(self.failure)}"
+                if self.failure
+                else f"the index is loading ({self.stage})"
             )
             raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
-        self.refuse_changed(opened)
+        if isinstance(self._damage, ChangedError):
+            raise Refused(503, "damaged", str(self._damage))
         searched_index.set(opened.index_id)
         nested_to = opened.retriever.nested_to
         found: list[list[Hit] | None] = [cache.find(query, k, nested_to) for query in queries]
@@ -376,6 +407,10 @@ class Service:
             return await batcher.result(job)
         except EngineHangs as hangs:
             raise Refused(504, "engine_timeout_s", str(hangs)) from None
+        except Overloaded as full:  # it made way for a smaller request
+            raise Refused(429, "queue_full", f"the queue is full: {full}", full.retry_after_s) from None
+        except ChangedError as changed:
+            raise Refused(503, "damaged", str(changed)) from None
         except ServingError as error:
             metrics.ENGINE_FAILURES.labels(self.name).inc()
             raise Refused(502, "engine", str(error)) from error

@@ -145,6 +145,11 @@ class Settings(BaseSettings):
     max_connections: int = Field(
         default=4_096, ge=1, description="open connections of a worker; less where the process may not open as many files"
     )
+    max_unread_bytes: int = Field(
+        default=256_000_000,
+        ge=1_000_000,
+        description="answers of all connections that wait to be taken; beyond it, the connection that has waited longest is dropped",
+    )
     receive_timeout_s: float = Field(default=20.0, gt=0, description="how long a client may take to send a request")
     send_timeout_s: float = Field(default=60.0, gt=0, description="how long a client may take to read an answer")
 

@@ -30,7 +30,6 @@ class V1:
 
     def __init__(self, service: Service) -> None:
         self._service, self._lock = service, threading.Lock()
-        self._lookup: Lookup | None = None
 
     async def search(self, request: wire_v1.SearchRequest) -> dict[str, Any]:
         """Answer `/v1/search`.
@@ -39,7 +38,7 @@ class V1:
             Refused: as `Service.search`, and 400 for a `where` that cannot be.
         """
         started = time.perf_counter()
-        before = self._opened() if request.metadata or request.where else None
+        before = await self._opened() if request.metadata or request.where else None
         found = await self._search(request, before)
         answer = found.answer if isinstance(found, Filtered) else found
         each_us = SNIPPET_US if request.snippet else COPIED_US if request.max_characters is None else DECODED_US
@@ -122,7 +121,7 @@ class V1:
         Raises:
             Refused: 404 for an unknown id, 501 where the passages are elsewhere, 503 while there is no index.
         """
-        return await asyncio.to_thread(self._passage, *self._read_from(), name, metadata)
+        return await asyncio.to_thread(self._passage, *await self._read_from(), name, metadata)
 
     async def documents(self, request: wire_v1.DocumentsRequest) -> dict[str, Any]:
         """Answer `/v1/documents`.
@@ -135,7 +134,7 @@ class V1:
         self._check_size(stop - request.start)
         if len(request.ids or ()) > settings.max_queries:
             raise Refused(413, "max_queries", f"{len(request.ids or ())} ids; the limit max_queries is {settings.max_queries}")
-        return await asyncio.to_thread(self._documents, *self._read_from(), request, stop)
+        return await asyncio.to_thread(self._documents, *await self._read_from(), request, stop)
 
     async def open(self, request: wire_v1.OpenRequest) -> dict[str, Any]:
         """Answer `/v1/open`.
@@ -148,7 +147,7 @@ class V1:
         if size < 1:
             raise Refused(400, "size", f"a page of {size} passages asked for; give 1 to {settings.max_top_k}")
         self._check_size(size)
-        return await asyncio.to_thread(self._open, *self._read_from(), request, size)
+        return await asyncio.to_thread(self._open, *await self._read_from(), request, size)
 
     def _check_size(self, passages: int) -> None:
         limit = self._service.settings.max_top_k
@@ -217,7 +216,7 @@ class V1:
             )
         return runs
 
-    def _opened(self) -> tuple[Opened, Corpus]:
+    async def _opened(self) -> tuple[Opened, Corpus]:
         opened = self._service.opened
         if opened is None:
             raise Refused(503, "not_ready", f"there is no index yet ({self._service.stage})")
@@ -227,23 +226,28 @@ class V1:
                 "no_corpus",
                 f"the retriever {opened.engine or opened.index_id} holds no passages of its own; only searches",
             )
-        self._service.refuse_changed(opened)
+        await self._service.refuse_changed(opened)
         searched_index.set(opened.index_id)
         return opened, opened.corpus
 
-    def _read_from(self) -> tuple[Opened, Corpus]:
+    async def _read_from(self) -> tuple[Opened, Corpus]:
         opened = self._service.opened
         if (
             opened is not None and opened.engine == "nothing"
         ):  # a control: its agents should meet an unknown id, not a service that lacks a function
             raise Refused(404, "passage", "the retriever nothing has no passage of any id")
-        return self._opened()
+        return await self._opened()
 
     def _looked_up(self, corpus: Corpus) -> Lookup:
         with self._lock:  # an index without tables is read through once
-            if self._lookup is None or self._lookup.corpus is not corpus:
-                self._lookup = Lookup(corpus)
-            return self._lookup
+            lookup, opened = self._service.lookup, self._service.opened
+            if lookup is None or lookup.corpus is not corpus:
+                lookup = Lookup(corpus)
+                if (
+                    opened is not None and opened.corpus is corpus
+                ):  # not of one that was replaced meanwhile: it would keep its files
+                    self._service.lookup = lookup
+            return lookup
 
 
 def _row(lookup: Lookup, name: str, opened: Opened) -> int:

@@ -20,6 +20,7 @@ from rag_serving import IndexingError, MissingExtraError
 from rag_serving.reading import mapped, small_json
 
 HASHES, STEMS, STOPWORDS = "vocab.hashes.npy", "vocab.index.json", "stopwords.tokenizer.json"
+_KEPT_CHARACTERS = 64  # of a word whose id is remembered
 LANGUAGES = {
     "en": "english",
     "de": "german",
@@ -87,16 +88,21 @@ class Vocabulary:
         hashes, ids = table
         self._size = len(ids)
         split, stem = words.splitter, words.stemmer
+        stem.__self__.maxCacheSize = 0  # what is asked again is known below
 
         # not a method: one that is cached would keep its own vocabulary, and the files of an index that has been replaced
-        @lru_cache(1 << 16)  # a query's words are mostly those of others
-        def term_id(word: str) -> int:
-            """Return the word's id, or -1."""
+        def looked_up(word: str) -> int:
             if word in stopwords:
                 return -1
             wanted = np.uint64(_hash(stem(word)))
             position = int(np.searchsorted(hashes, wanted))
             return int(ids[position]) if position < len(ids) and hashes[position] == wanted else -1
+
+        known = lru_cache(1 << 16)(looked_up)  # a query's words are mostly those of others
+
+        def term_id(word: str) -> int:
+            """Return the word's id, or -1. A stranger's endless words are not kept."""
+            return known(word) if len(word) <= _KEPT_CHARACTERS else looked_up(word)
 
         self._split, self.term_id = split, term_id
 

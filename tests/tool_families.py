@@ -1,4 +1,5 @@
-"""Chat templates with tools of six families, written after their public documentation, over a tokenizer of bytes."""
+"""Six chat templates with tools over a tokenizer of bytes: five in the manner of model families, written after their public documentation
+(GLM's asks for JSON calls as Hermes does), and our own `chatml.jinja`."""
 
 from __future__ import annotations
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
 from rag_serving.indexing.adopt import adopt
+from rag_serving.indexing.manifest import sha256
 
 if TYPE_CHECKING:
     from rag_serving.retrievers.encoder import Encoder
@@ -96,6 +97,8 @@ def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: 
         _index(corpus, directory / "vectors", encoder, options, part / name)
     else:
         adopt(Path(options.adopt), corpus, encoder, part / name)
+    # what is encoded here follows from the settings and the corpus, which name the index; vectors made elsewhere do not
+    adopted = {} if options.adopt is None else {"adopted_sha256": sha256(part / name)}
     part.rename(directory / "dense")
     return {
         "encoder": options.encoder,
@@ -106,6 +109,7 @@ def build_dense(corpus: Corpus, directory: Path, options: DenseOptions, device: 
         "passage_prefix": encoder.passage_prefix,
         "pooling": options.pooling,
         "max_length": options.max_length,
+        **adopted,
     }
 
 

@@ -75,7 +75,9 @@ def _bm25(folder: Path, rows: int) -> None:
         _require(
             int(block.min()) >= 0 and int(block.max()) < rows, paths["indices"], f"names passages beyond the {rows} there are"
         )
-    _require(all(np.isfinite(block).all() for block in _blocks(data)), paths["data"], "holds scores that are no numbers")
+    for block in _blocks(data):
+        _require(bool(np.isfinite(block).all()), paths["data"], "holds scores that are no numbers")
+        _require(bool((block > 0).all()), paths["data"], "holds scores that are not positive")
 
 
 def _array(path: Path, kinds: str, length: int | None = None) -> np.ndarray:

@@ -45,7 +45,7 @@ class Opened:
 
 # what changes an answer; the rest of the settings changes only how it is served
 _ANSWER_SETTINGS = (
-    "retriever", "encoder", "query_prefix", "half", "vector_engine", "nprobe", "ef_search", "fusion_depth", "fusion_k",
+    "retriever", "encoder", "query_prefix", "half", "vector_engine", "device", "nprobe", "ef_search", "refine", "fusion_depth", "fusion_k",
     "reranker", "rerank_depth", "web_url", "web_pages", "milvus_uri", "milvus_collection",
 )  # fmt: skip
 

@@ -71,7 +71,7 @@ def _add(indices, data, begin, end, first, seen, touched, count):
     if end - begin < 8 * count:
         for position in range(begin, end):
             row = indices[position] - first
-            if seen[row] > 0:
+            if np.uint64(row) < np.uint64(len(seen)) and seen[row] > 0:
                 seen[row] += data[position]
     else:
         for j in range(count):
@@ -147,16 +147,18 @@ def _one(terms, starts, ends, indices, data, maxima, size, seen, touched, rows, 
                 dropped += 1
             if dropped == count:
                 break
-        found = 0
+        found, span = 0, np.uint64(last - first)
         for i in range(count):
             if essential[i]:
                 begins[i] = position = positions[i]
                 end = ends[i]
-                while position < end and indices[position] < last:
+                while position < end:
                     row = indices[position] - first
+                    if np.uint64(row) >= span:  # beyond the block; below it, where the rows of a damaged index do not rise
+                        break
                     before = seen[row]
                     touched[found] = row
-                    found += before == 0
+                    found = min(found + (before == 0), BLOCK)  # a score of 0, of a damaged index too, would count its row again
                     seen[row] = before + data[position]
                     position += 1
                 positions[i] = position

@@ -6,8 +6,10 @@ elsewhere a moment later gains nothing. Host header, TLS server name and certifi
 
 from __future__ import annotations
 
+import codecs
 import ipaddress
 import logging
+import re
 import socket
 import time
 import zlib
@@ -21,6 +23,10 @@ log = logging.getLogger("rag_serving")
 
 MAX_PAGE_BYTES = 2_000_000
 MAX_REDIRECTS = 3
+_CHARSETS = re.compile(  # the WHATWG's list, as Python names them
+    r"ascii|utf-8|utf-16(-[lb]e)?|iso8859-\d+|cp(437|850|866|874|949|932|125\d)|koi8-[ru]|mac-(roman|cyrillic)|tis-620|big5(hkscs)?"
+    r"|gb2312|gbk|gb18030|euc_(jp|kr)|shift_jis|iso2022_jp"
+)
 
 _IPv4, _IPv6 = ipaddress.IPv4Address, ipaddress.IPv6Address
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
@@ -149,8 +155,18 @@ class PageReader:
                     if response.status_code != 200 or "html" not in response.headers.get("content-type", ""):
                         return None
                     body = _body(response)
-                    return None if body is None else body.decode(response.encoding or "utf-8", "replace")
+                    return None if body is None else body.decode(_charset(response), "replace")
         return None
+
+
+def _charset(response: httpx.Response) -> str:
+    """Return the encoding that a page names, if it is one that pages are written in: some of Python's take time that grows with the square
+    of the length (punycode), or decode something else than text."""
+    try:
+        found = codecs.lookup(response.charset_encoding or "utf-8").name
+    except LookupError:
+        return "utf-8"
+    return found if _CHARSETS.fullmatch(found) else "utf-8"
 
 
 def _as_it_is(piece: bytes, _limit: int) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 
 from research_rl.errors import ConfigError
 from research_rl.methods.base import Method, check_method, load_method, method_names
-from research_rl.types import Budget, Message
+from research_rl.types import Budget, Conversation, Message
 
 MANIFEST = "research_rl.json"
 TOP_K, RESPONSE_TOKENS = 5, 8192  # for a method that is named explicitly
@@ -51,7 +51,7 @@ def read_protocol(directory: Path) -> Protocol | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        options = dict(manifest["method_options"])
+        options = {**manifest.get("method_defaults", {}), **manifest["method_options"]}
         budget = Budget(
             manifest["response_tokens"],
             manifest["max_turn_tokens"],
@@ -113,7 +113,7 @@ def choose_protocol(
     )
 
 
-def _method(name: str, options: dict[str, Any], prompt: str | list[Message], expected: str) -> Method:
+def _method(name: str, options: dict[str, Any], prompt: str | list[Message] | Conversation, expected: str) -> Method:
     file = options.get("prompt_file")
     if file and Path(file).is_file():
         method = load_method(name, **options)
@@ -124,8 +124,10 @@ def _method(name: str, options: dict[str, Any], prompt: str | list[Message], exp
     return load_method(name, **options)
 
 
-def _template(prompt: str | list[Message]) -> str:
+def _template(prompt: str | list[Message] | Conversation) -> str:
     """Return the template of a prompt that was made for the question `$question`. A system message is a template as it stands."""
+    if isinstance(prompt, Mapping):
+        prompt = prompt["messages"]
     if not isinstance(prompt, str) and prompt[0]["role"] == "system":
         return prompt[0]["content"]
     text = prompt if isinstance(prompt, str) else prompt[-1]["content"]

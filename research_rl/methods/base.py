@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import inspect
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -277,6 +279,20 @@ def load_method(path: str, **options: Any) -> Method:
         wrong = next((name for name in options if name not in valid), "")
         raise ConfigError(f"{path} does not take these method options: {options} ({error}). {nearest(wrong, valid)}") from error
     return check_method(method)
+
+
+def method_defaults(path: str) -> dict[str, Any]:
+    """Return the values that a method's options have if they are not given, as far as JSON can hold them.
+
+    Raises:
+        ConfigError: the name or path leads to no `Method`.
+    """
+    found = {}
+    for name, option in inspect.signature(_kind(path)).parameters.items():
+        if option.default is not option.empty:
+            with contextlib.suppress(TypeError, ValueError):
+                found[name] = json.loads(json.dumps(option.default))
+    return found
 
 
 def check_method(method: Method) -> Method:

@@ -13,6 +13,7 @@ import httpx
 from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, prompt_hash
 from research_rl.judge import JudgeSettings, template_hash
+from research_rl.methods.base import method_defaults
 from research_rl.training.export import say_dtype
 from research_rl.training.jobs import last_step
 from research_rl.training.rollback import rollbacks
@@ -49,6 +50,8 @@ def manifest(config: Any, settings: Settings, step: int) -> dict[str, Any]:
         "research_rl": importlib.metadata.version("research-rl"),
         "method": settings.method,
         "method_options": options,
+        # what the other options were: a later version may have other defaults
+        "method_defaults": {name: value for name, value in method_defaults(settings.method).items() if name not in options},
         "prompt": method.prompt("$question"),
         "prompt_sha256": prompt_hash(method),
         "prefill": method.prefill,

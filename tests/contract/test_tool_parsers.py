@@ -18,7 +18,11 @@ from vllm.tool_parsers import ToolParserManager
 
 SCHEMAS = {name: tool.parameters for name, tool in load_tools(["search", "open"]).items()}
 WORDS = ["Curie", "é€", '"', "\\", "{}", "{", "]", "\n", "<b>", "&", "'", ";", "1867", "null", "%s"]
-OF = {"hermes": ("hermes", "qwen2.5", "\n"), "llama3": ("llama3_json", "llama3", "; ")}
+OF = {
+    "hermes": ("hermes", "qwen2.5", "\n"),
+    "llama3": ("llama3_json", "llama3", "; "),
+    "qwen_coder": ("qwen3_coder", "qwen3-coder", "\n"),
+}
 
 
 def called(chance):
@@ -31,12 +35,13 @@ def test_well_formed_calls_are_read_as_vllms_parser_reads_them(name):
     parser_name, family, between = OF[name]
     logging.getLogger("vllm").setLevel(logging.CRITICAL)
     parser = ToolParserManager.get_tool_parser(parser_name)(tokenizer_of(family))
-    request = ChatCompletionRequest(messages=[{"role": "user", "content": "?"}], model="m")
+    tools = [tool.schema() for tool in load_tools(["search", "open"]).values()]
+    request = ChatCompletionRequest(messages=[{"role": "user", "content": "?"}], model="m", tools=tools)
     chance = random.Random(name)
     for _ in range(500):
         calls = [called(chance) for _ in range(chance.randint(1, 3))]
         text = between.join(FORMATS[name].write(*call) for call in calls)
-        if name == "hermes":
+        if name != "llama3":
             text = chance.choice(["", "I look it up.\n"]) + text
         theirs = parser.extract_tool_calls(text, request)
         assert theirs.tools_called

@@ -230,6 +230,8 @@ def test_the_manifest_tells_how_prompts_became_tokens(tmp_path, monkeypatch):
     configuration.algorithm = {"adv_estimator": "grpo"}
     configuration.trainer = {"default_local_dir": str(tmp_path / "checkpoints")}
     found = manifest.manifest(configuration, settings_of(configuration), 1)
+    assert found["method_options"].keys().isdisjoint(found["method_defaults"])
+    assert found["method_defaults"]["preset"] == "code"
     (tmp_path / "research_rl.json").write_text(json.dumps(found))
     protocol = choose_protocol(None, {}, tmp_path, {})
     assert (protocol.bos, protocol.chat_template_kwargs) == (True, {"enable_thinking": False})

@@ -112,6 +112,30 @@ async def test_a_request_that_does_not_fit_is_refused_whole_and_disturbs_nobody(
     assert batcher.queued == 0
 
 
+async def test_where_the_queue_is_full_the_largest_request_makes_way_for_a_smaller_one(thread):
+    engine = Engine()
+    engine.gate.clear()
+    batcher = Batcher(engine.search, thread, max_batch=1, max_queue=8)
+    running = batcher.submit(["first"], 1)
+    await asyncio.sleep(0.02)  # it is with the engine
+    large = batcher.submit(["l0", "l1", "l2", "l3", "l4"], 1)
+    middle = batcher.submit(["m0", "m1", "m2"], 2)
+    joined = batcher.submit(["l4"], 1)
+    small = batcher.submit(["s0", "s1"], 1)
+    with pytest.raises(Overloaded):  # nobody who waits asks for more than this
+        batcher.submit(["n0", "n1", "n2", "n3", "n4"], 1)
+    engine.gate.set()
+    told = await asyncio.gather(*(batcher.result(job) for job, _ in large), return_exceptions=True)
+    assert [type(one) for one in told[:4]] == [Overloaded] * 4
+    assert told[4] == answer("l4", 1)  # for another request has joined it
+    for (job, _), query in zip(
+        [*running, *middle, *joined, *small], ["first", "m0", "m1", "m2", "l4", "s0", "s1"], strict=True
+    ):
+        assert await batcher.result(job) == answer(query, 2 if query[0] == "m" else 1)
+    assert batcher.queued == 0
+    await batcher.drain()
+
+
 @pytest.mark.parametrize("k", [1, 2])
 async def test_a_request_of_many_queries_does_not_make_others_wait_for_all_of_them(thread, k):
     engine = Engine()
@@ -132,7 +156,7 @@ async def test_long_queries_take_more_places_of_a_batch(thread):
     engine = Engine()
     engine.gate.clear()
     batcher = Batcher(engine.search, thread, max_batch=8)
-    queries = ["first", *(str(i) + "x" * 2_000 for i in range(4)), *map(str, range(8))]
+    queries = ["first", *(str(i) + "x" * 800 for i in range(4)), *map(str, range(8))]
     jobs = batcher.submit(queries[:1], 1)
     await asyncio.sleep(0.02)
     jobs += batcher.submit(queries[1:], 1)

@@ -6,8 +6,10 @@ import gc
 import json
 import subprocess
 import sys
+import tracemalloc
 import weakref
 from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -87,6 +89,32 @@ def test_the_best_passages_are_those_of_plain_sums_with_equal_scores_in_the_orde
         assert found == plain(*index, passages, query, k)
 
 
+_HOSTILE = """
+import numpy as np
+from tests.unit.test_bm25_kernel import kernel
+
+def one(rows, scores, terms, passages):
+    starts = np.arange(terms + 1, dtype=np.int64) * (len(rows) // terms)
+    kernel(starts, np.asarray(rows, np.int32), np.asarray(scores, np.float32), passages, [list(range(terms))] * 2, 5)
+
+generator = np.random.default_rng(0)
+one(np.tile(np.arange(40_000), 8), np.zeros(320_000), 8, 40_000)
+one(np.tile(np.arange(40_000), 8), -np.ones(320_000), 8, 40_000)
+one(np.tile(np.arange(40_000)[::-1], 8), np.ones(320_000), 8, 40_000)
+for magnitude in (100, 40_000, 2**31 - 1):
+    for _ in range(20):
+        one(generator.integers(-magnitude, magnitude, 320_000), generator.standard_normal(320_000), 8, 40_000)
+print("alive")
+"""
+
+
+def test_postings_that_a_stranger_made_up_end_no_process():
+    told = subprocess.run(
+        [sys.executable, "-c", _HOSTILE], capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2]
+    )
+    assert told.stdout == "alive\n", told.stderr[-1_000:]
+
+
 def test_the_first_five_of_ten_are_the_five():
     generator = np.random.default_rng(3)
     index = postings_of(generator, 90_000, 6, lambda draw, terms: draw.uniform(0.001, 0.3, terms))
@@ -94,6 +122,17 @@ def test_the_first_five_of_ten_are_the_five():
     five, ten = (kernel(*index, 90_000, queries, k) for k in (5, 10))
     assert five == [found[:5] for found in ten]
     assert kernel(*index, 90_000, queries, 5, parts=3) == five
+
+
+def test_a_strangers_endless_words_are_not_remembered(built):
+    vocabulary = Vocabulary(built / "bm25")
+    vocabulary.token_ids("word " * 9)
+    tracemalloc.start()
+    for number in range(300):
+        assert vocabulary.token_ids(f"{'a' * 19_990}x{number:07d}") == []
+    held, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert held < 1_000_000  # 300 words of 20 KB are 6 MB
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +228,7 @@ def test_an_index_without_the_table_of_hashes_is_read_all_the_same(built, tmp_pa
     old = Vocabulary(tmp_path)
     stems = json.loads((built / "bm25" / "vocab.index.json").read_text())
     for stem, number in list(stems.items())[:500]:
-        assert new.term_id.__wrapped__(stem) == old.term_id.__wrapped__(stem) == number
+        assert new.term_id(stem) == old.term_id(stem) == number
     assert len(new) == len(old) == len(stems)
 
 

@@ -9,6 +9,10 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
@@ -94,7 +98,9 @@ def test_an_index_whose_file_was_cut_off_is_read_no_further_until_a_whole_one_is
         assert client.post("/search", json={"query": "italy"}).status_code == 200
         os.truncate(copy / "bm25" / "data.csc.index.npy", 100)
         assert client.get("/readyz").status_code == 503
-        assert "bm25/data.csc.index.npy has 100 bytes instead of" in client.get("/readyz").json()["stage"]
+        stage = client.get("/readyz").json()["stage"]
+        assert "bm25/data.csc.index.npy has 100 bytes instead of" in stage
+        assert str(copy) not in stage  # anybody may ask
         for path, body in [("/search", {"query": "italy"}), ("/v1/open", {"id": "old-1"})]:
             refused = client.post(path, json=body)
             assert (refused.status_code, refused.json()["reason"]) == (503, "damaged")
@@ -106,6 +112,48 @@ def test_an_index_whose_file_was_cut_off_is_read_no_further_until_a_whole_one_is
         assert client.get("/readyz").status_code == 200
         assert client.post("/v1/open", json={"id": "new-1"}).status_code == 200
         assert 'rag_index_damaged{index="default"} 0.0' in client.get("/metrics").text
+
+
+def test_a_mount_that_is_dead_holds_up_none_but_those_who_ask_its_index(copy, monkeypatch):
+    lives, alone = threading.Event(), os.fstat
+
+    def dead(descriptor):
+        if threading.current_thread().name.startswith(("looking", "retriever")):
+            lives.wait(30)
+        elif threading.current_thread().name.startswith(("asyncio", "Any")):
+            raise AssertionError("the event loop waits for a file system")
+        return alone(descriptor)
+
+    with TestClient(create_app(Settings(index=copy))) as client, ThreadPoolExecutor() as others:
+        wait_ready(client)
+        monkeypatch.setattr("rag_serving.cut_off.os.fstat", dead)
+        search = others.submit(client.post, "/search", json={"query": "italy"})
+        passage = others.submit(client.get, "/v1/passages/old-1")
+        ready = others.submit(client.get, "/readyz")
+        for _ in range(20):
+            started = time.monotonic()
+            assert client.get("/livez").status_code == 200
+            assert time.monotonic() - started < 1
+        assert ready.result(5).status_code == 200  # nothing is known to be wrong yet
+        assert not search.done()
+        assert not passage.done()
+        lives.set()
+        assert search.result(30).status_code == passage.result(30).status_code == 200
+
+
+def test_passages_that_were_looked_up_keep_no_file_of_an_index_that_was_replaced(copy):
+    with TestClient(create_app(Settings(index=copy))) as client:
+        wait_ready(client)
+        assert client.get("/v1/passages/old-1").status_code == 200
+        write(copy.with_name("d.jsonl"), "new", 20)
+        build_index(copy.with_name("d.jsonl"), copy, force=True, processes=1)
+        client.app.state.reload().result(120)
+        until = time.monotonic() + 20  # the old index is closed after its last query
+        while any(
+            "(deleted)" in line and str(copy.parent) in line for line in Path("/proc/self/maps").read_text().splitlines()
+        ):
+            assert time.monotonic() < until
+            time.sleep(0.1)
 
 
 @pytest.mark.parametrize("exchange", [True, False])

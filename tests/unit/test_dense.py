@@ -16,11 +16,12 @@ from sentence_transformers import SentenceTransformer
 
 from rag_serving import IndexingError
 from rag_serving.corpus import Corpus
-from rag_serving.indexing import DenseOptions, build_index
+from rag_serving.indexing import DenseOptions, build_index, read_manifest
 from rag_serving.indexing.estimate import VECTOR_BYTES
-from rag_serving.retrievers import load_index
+from rag_serving.retrievers import load_index, open_retriever
 from rag_serving.retrievers.dense import Dense, FaissEngine, TorchEngine
 from rag_serving.retrievers.encoder import Encoder, profile_of
+from rag_serving.settings import Settings
 from tests.servers import minilm
 
 CONFIG = "config_sentence_transformers.json"
@@ -225,6 +226,26 @@ def test_an_index_that_is_this_corpus_by_this_encoder_is_adopted_without_a_copy(
     index = adopted(corpus, tmp_path, Encoder(minilm()).passages(TEXTS))
     assert next((index / "dense").iterdir()).samefile(tmp_path / "made.index")
     assert load_index(index).search([TEXTS[7]], 1)[0][0].id == "7"
+
+
+def test_adopted_vectors_name_the_index_for_they_do_not_follow_from_its_settings(corpus, tmp_path):
+    made = Encoder(minilm()).passages(TEXTS)
+    for name, scale in (("one", 1.0), ("again", 1.0), ("other", 1.001)):
+        (tmp_path / name).mkdir()
+        adopted(corpus, tmp_path / name, scale * made)
+    one, again, other = (read_manifest(tmp_path / name / "index")["index_id"] for name in ("one", "again", "other"))
+    assert one == again != other
+
+
+def test_what_changes_the_answers_of_an_index_changes_the_name_under_which_they_are_kept(corpus, tmp_path):
+    build_index(corpus, tmp_path / "i", engines=("dense",), dense=DenseOptions(minilm()))
+
+    def fingerprint(**options):
+        return open_retriever(Settings(index=tmp_path / "i", **options)).fingerprint
+
+    changed = [{}, {"refine": 20}, {"nprobe": 1}, {"ef_search": 9}, {"vector_engine": "torch"}, {"query_prefix": "q: "}]
+    assert len({fingerprint(**options) for options in changed}) == len(changed)
+    assert fingerprint(max_batch=3) == fingerprint()
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,7 @@ REWARDS = {  # method and options: (what is paid for a wrong answer in form, for
     ("research", "code"): (0.1, 1.0), ("research", "paper"): (0.1, 1.0),
     ("search_r1", "em"): (0.0, 1.0), ("search_r1", "em_format"): (0.2, 1.0), ("search_o1", None): (0.0, 1.0),
     ("r1_searcher", "stage2_paper"): (0.0, 1.0), ("r1_searcher", "stage1_llama"): (-0.5, 1.5), ("r1_searcher_pp", None): (0.0, 1.0),
+    ("tool_calls", None): (0.1, 1.0),
 }  # fmt: skip
 
 

@@ -49,9 +49,9 @@ def closed(connection: socket.socket) -> bool:
         return True
 
 
-def dropped(url: str) -> float:
+def dropped(url: str, limit: str = "send_timeout_s") -> float:
     """Return how many connections were dropped because their answer was not read."""
-    found = re.search(r'rag_refused_total{reason="send_timeout_s"} (\S+)', httpx.get(f"{url}/metrics").text)
+    found = re.search(rf'rag_refused_total{{reason="{limit}"}} (\S+)', httpx.get(f"{url}/metrics").text)
     return float(found.group(1)) if found else 0.0
 
 
@@ -131,6 +131,21 @@ def test_an_answer_that_nobody_reads_is_dropped():
             assert time.monotonic() < until
             time.sleep(0.1)
         assert len(everything(connection)) < 20_000_000
+
+
+def test_answers_that_nobody_reads_take_no_more_memory_together_than_the_limit():
+    large = DummyRetriever([(str(i), "a passage " * 10_000) for i in range(100)])
+    with in_thread(large, max_unread_bytes=20_000_000) as url, contextlib.ExitStack() as stack:
+        held = [stack.enter_context(connect(url)) for _ in range(12)]
+        for connection in held:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+            connection.sendall(request({"query": "passage", "top_n": 100}))  # 10 MB, of which the kernel takes some
+        until = time.monotonic() + 30
+        while dropped(url, "max_unread_bytes") < 8:
+            assert time.monotonic() < until
+            time.sleep(0.1)
+        assert httpx.post(f"{url}/search", json={"query": "passage", "top_n": 1}).status_code == 200
+        assert b"HTTP/1.1 200 " in held[-1].recv(100)  # who came last is served
 
 
 def test_an_answer_that_is_read_slowly_but_read_arrives_whole():

@@ -9,7 +9,7 @@ import pytest
 
 from research_rl.cli import main
 from research_rl.inference.protocol import MANIFEST, prompt_hash, read_protocol
-from research_rl.methods.base import load_method
+from research_rl.methods.base import load_method, method_defaults, method_names
 
 METHOD = load_method("r1_searcher_pp")
 PROTOCOL = {
@@ -80,6 +80,45 @@ def test_the_card_of_a_model_that_calls_tools_has_its_messages_and_its_tools(run
     protocol = read_protocol(tmp_path / "out")
     assert protocol is not None
     assert protocol.method.name == "tool_calls"
+
+
+def test_a_model_that_calls_tools_keeps_its_prompt_when_the_file_of_the_training_is_gone(tmp_path):
+    file = tmp_path / "prompt.txt"
+    file.write_text("Look it up; it costs $$5.")
+    options = {"answer": "tag", "prompt_file": str(file)}
+    method = load_method("tool_calls", **options)
+    told = {
+        "method": "tool_calls",
+        "method_options": options,
+        "prompt": method.prompt("$question"),
+        "prompt_sha256": prompt_hash(method),
+    }
+    (tmp_path / MANIFEST).write_text(json.dumps(PROTOCOL | told))
+    file.unlink()
+    protocol = read_protocol(tmp_path)
+    assert protocol is not None
+    assert protocol.method.prompt("Where?") == method.prompt("Where?")
+
+
+def test_a_model_is_asked_as_it_was_trained_though_a_later_version_has_other_defaults(tmp_path):
+    method = load_method("tool_calls", format="llama3", answer="plain")
+    told = {
+        "method": "tool_calls", "method_options": {"answer": "plain"},
+        "method_defaults": method_defaults("tool_calls") | {"format": "llama3"},
+        "prompt": method.prompt("$question"), "prompt_sha256": prompt_hash(method),
+    }  # fmt: skip
+    (tmp_path / MANIFEST).write_text(json.dumps(PROTOCOL | told))
+    protocol = read_protocol(tmp_path)
+    assert protocol is not None
+    assert protocol.method.tags == method.tags
+    assert protocol.method.write_answer("", "Paris") == "Paris"
+
+
+@pytest.mark.parametrize("name", method_names())
+def test_the_defaults_of_a_method_given_explicitly_make_the_same_method(name):
+    given = load_method(name, **method_defaults(name))
+    assert prompt_hash(given) == prompt_hash(load_method(name))
+    assert (given.tags, given.stop) == (load_method(name).tags, load_method(name).stop)
 
 
 def test_what_cannot_be_exported_is_told_and_leaves_nothing(run, tmp_path, capsys):

@@ -172,6 +172,43 @@ async def test_bodies_that_arrive_together_may_not_take_the_memory_and_those_tha
             leave.set()
 
 
+async def test_uploads_that_stall_make_way_for_one_that_does_not():
+    settings = Settings(max_body_bytes=1_000, receive_timeout_s=30)
+
+    async def app(scope, receive, send):
+        assert len((await receive())["body"]) == 900
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    guard = Guard(app, settings, frozenset({"/search"}))
+
+    async def sent(statuses, whole):
+        pieces = [{"type": "http.request", "body": b"x" * 900, "more_body": not whole}]
+
+        async def receive():
+            if pieces:
+                return pieces.pop()
+            await asyncio.sleep(60)
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        await guard({"type": "http", "method": "POST", "path": "/search", "headers": []}, receive, send)
+
+    stalled = [[] for _ in range(2 * MOST_BODIES)]
+    tasks = [asyncio.create_task(sent(statuses, whole=False)) for statuses in stalled]
+    await asyncio.sleep(0.1)
+    dropped = sum(statuses[:1] == [503] for statuses in stalled)
+    assert dropped >= MOST_BODIES - 4  # the first ones
+    assert not stalled[-1]
+    for _ in range(5):
+        answered = []
+        await sent(answered, whole=True)
+        assert answered[0] == 200
+    for task in tasks:
+        task.cancel()
+
+
 def test_a_length_of_thousands_of_digits_is_too_large():
     with TestClient(app_over(DummyRetriever(PASSAGES))) as client:
         answer = client.post("/search", content=b"{}", headers={"content-length": "9" * 5_000})

@@ -13,6 +13,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import httpcore
+import httpx
 import pytest
 
 from rag_serving import ServingError
@@ -22,6 +23,20 @@ from rag_serving.retrievers.web import WebSearch
 
 _TEXT = "The whole page tells much more about the matter than its snippet does, in several sentences. " * 5
 PAGE = f"<html><body><article><p>{_TEXT}</p></article></body></html>"
+
+
+@pytest.mark.parametrize(
+    ("named", "read_as"),
+    [
+        ("utf-8", "utf-8"), ("ISO-8859-1", "iso8859-1"), ("windows-1252", "cp1252"), ("Shift_JIS", "shift_jis"), ("gb2312", "gb2312"),
+        ("euc-kr", "euc_kr"), ("big5", "big5"), ("KOI8-R", "koi8-r"), ("utf-16", "utf-16"), ("punycode", "utf-8"), ("idna", "utf-8"),
+        ("unicode_escape", "utf-8"), ("nonsense", "utf-8"), (None, "utf-8"),
+    ],
+)  # fmt: skip
+def test_a_page_is_read_in_the_encoding_that_it_names_if_pages_are_written_in_it(named, read_as):
+    """Punycode takes time that grows with the square of the length: two megabytes would hold the service up for minutes."""
+    response = httpx.Response(200, headers={"content-type": f"text/html; charset={named}" if named else "text/html"})
+    assert pages._charset(response) == read_as
 
 
 class Serper(BaseHTTPRequestHandler):

@@ -39,7 +39,6 @@ MAY_CHANGE = {
     }
     | {"dataloader_num_workers"},
     "algorithm": set(),
-    "reward": {"num_workers"},
     "research_rl": {"max_turn_tokens", "max_observation_tokens", "trajectory_dir"},
 }
 

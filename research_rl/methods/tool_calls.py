@@ -45,6 +45,7 @@ class ToolCallsMethod(Method):
         format_reward: float = 0.1, malformed_penalty: float = 0.0, unsearched_penalty: float = 0.0,
         prompt: Prompt = None, prompt_file: str | None = None, mcp: Mapping[str, Any] | None = None,
         form: Form = "paid", thoughts: Thoughts = "free", unknown_id_penalty: float = 0.0,
+        max_calls: Mapping[str, int] | None = None,
     ) -> None:  # fmt: skip
         r"""`tools`: names of `research_rl.tools`, or dotted paths; `format`: how the model writes a call (`research_rl.tools.formats`).
 
@@ -52,7 +53,8 @@ class ToolCallsMethod(Method):
         the reward of a well-formed trajectory whose answer is wrong. `malformed_penalty` is subtracted if a call could not be executed,
         `unsearched_penalty` if there was no search, `unknown_id_penalty` if an id was opened that had not been shown. `mcp`: an MCP
         server whose tools are added (`research_rl.tools.mcp`). `form`: if required, the answer is rewarded only in a well-formed
-        trajectory (ReCall's reward). `thoughts`: if required, a trajectory is well-formed only if each message has a thought.
+        trajectory (ReCall's reward). `thoughts`: if required, a trajectory is well-formed only if each message has a thought. `max_calls`:
+        how often a tool may be called in one rollout, by its name; all calls together are limited by `max_searches`.
 
         Raises:
             ConfigError: an unknown tool, format or answer form, an unusable prompt (see `load_template`), a penalty for a tool that is
@@ -63,7 +65,7 @@ class ToolCallsMethod(Method):
         known("tool_calls", "form", form, get_args(Form))
         known("tool_calls", "thoughts", thoughts, get_args(Thoughts))
         self._gated, self._fewest_thoughts = form == "required", int(thoughts == "required")
-        self.tools = _tools(tools, mcp)
+        self.tools = _limited(_tools(tools, mcp), max_calls or {})
         self.format_name, self._format = format, load_format(format)
         self._schemas = {name: tool.parameters for name, tool in self.tools.items()}
         self._opens = any(isinstance(tool, OpenTool) for tool in self.tools.values())
@@ -208,6 +210,16 @@ def _tools(names: Sequence[str], mcp: Mapping[str, Any] | None) -> dict[str, Too
             f"the MCP server and the option `tools` both have {', '.join(both)}: leave them out of tools, or of mcp.tools"
         )
     return {**own, **others}
+
+
+def _limited(tools: dict[str, Tool], max_calls: Mapping[str, int]) -> dict[str, Tool]:
+    for name, most in max_calls.items():
+        if name not in tools or isinstance(most, bool) or not isinstance(most, int) or most < 1:
+            raise ConfigError(
+                f"tool_calls: max_calls={dict(max_calls)} must give some of the tools ({', '.join(tools)}) a number of calls, 1 or more"
+            )
+        tools[name].max_calls = most
+    return tools
 
 
 def calls_of(trajectory: Trajectory) -> list[ToolCall]:

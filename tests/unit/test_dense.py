@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from sentence_transformers import SentenceTransformer
 
-from rag_serving import IndexingError
+from rag_serving import IndexingError, ServingError
 from rag_serving.corpus import Corpus
 from rag_serving.indexing import DenseOptions, build_index, read_manifest
 from rag_serving.indexing.estimate import VECTOR_BYTES
@@ -86,6 +86,17 @@ def test_models_trained_without_normalising_are_not_normalised(tmp_path):
         shutil.rmtree(target) if target.is_dir() else target.unlink()
     lengths = np.linalg.norm(Encoder(folder).passages(TEXTS[:5]), axis=1)
     assert np.ptp(lengths) > 0.01
+
+
+def test_dprs_two_encoders_are_not_normalised_and_refused_in_a_form_that_would_get_random_weights(tmp_path):
+    for part in ("ctx", "question"):
+        known = profile_of(f"sentence-transformers/facebook-dpr-{part}_encoder-single-nq-base")
+        assert (known.query_prefix, known.passage_prefix, known.pooling, known.normalize) == ("", "", "cls", False)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "dpr", "architectures": ["DPRContextEncoder"]}))
+    with pytest.raises(
+        ServingError, match="in the form of Facebook's DPR; give the same model in the form of sentence-transformers"
+    ):
+        Encoder(str(tmp_path))
 
 
 def vectors(count: int, dimension: int = 32, seed: int = 0) -> np.ndarray:

@@ -201,6 +201,17 @@ def test_a_tool_has_a_budget_of_its_own():
     assert len(service.asked) == 1
 
 
+def test_a_recipe_sets_how_often_a_tool_may_be_called():
+    method = load_method("tool_calls", max_calls={"open": 1})
+    done, _, service = roll([call("open", id="w1"), call("open", id="w1"), "\\boxed{x}"], method=method)
+    assert "may be called 1 times" in done.turns[1].observation
+    assert len(service.asked) == 1
+    assert load_method("tool_calls").tools["open"].max_calls is None  # of that method only
+    for wrong in ({"opne": 1}, {"open": 0}, {"open": True}, {"open": "2"}):
+        with pytest.raises(ConfigError, match=r"must give some of the tools \(search, open\) a number of calls"):
+            load_method("tool_calls", max_calls=wrong)
+
+
 def test_an_outage_of_a_tool_loses_the_rollout_and_is_never_scored():
     class Gone(Service):
         async def open(self, passage_id, page=None):

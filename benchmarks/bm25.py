@@ -84,8 +84,9 @@ def lucene(index: Path, jar: Path, k: int) -> Ask:
 
 
 def tantivy(index: Path, source: Path, k: int) -> Ask:
-    """Return tantivy with English stems, its index made of the corpus if it does not exist."""
+    """Return tantivy with English stems and without stop words, its index made of the corpus if it does not exist."""
     import tantivy as library
+    from bm25s.stopwords import STOPWORDS_EN
 
     from rag_serving.indexing import read_corpus
 
@@ -102,8 +103,9 @@ def tantivy(index: Path, source: Path, k: int) -> Ask:
     searcher = opened.searcher()
 
     def ask(query: str) -> list[float]:
-        words = re.sub(r"\W+", " ", query)  # its query language gives quotation marks and others a meaning
-        return [score for score, _ in searcher.search(opened.parse_query(words, ["contents"]), k).hits]
+        # its query language gives quotation marks and others a meaning; it knows no stop words, which the others leave out
+        words = [word for word in re.findall(r"\w+", query.lower()) if word not in STOPWORDS_EN]
+        return [score for score, _ in searcher.search(opened.parse_query(" ".join(words), ["contents"]), k).hits]
 
     return ask
 

@@ -30,6 +30,7 @@ log = logging.getLogger("rag_serving")
 
 Search = Callable[[Sequence[str], int], list[list[Hit]]]
 
+TURNS = 3
 CHARACTERS_PER_PLACE = 200  # a longer query takes several places of a batch, so that a batch of long ones holds nobody up
 
 
@@ -216,6 +217,9 @@ class Batcher:
                 await self._arrived.wait()
             if self._max_wait_s:
                 await self._company()
+            else:  # requests that have arrived already reach the queue within some turns of the loop; to hand over a batch costs more
+                for _ in range(TURNS):
+                    await asyncio.sleep(0)
             if not self.queued:  # all clients have left
                 continue
             self._running = batch = self._take()

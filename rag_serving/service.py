@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rag_serving")
 Load = Callable[[Settings, Callable[[str], None]], Opened]
 LOOK_S = 0.5  # a file system that takes longer to say how large a file is does not hold up who asks whether a service is ready
+LOOKED_S = 0.005
 _WORD = re.compile(r"\w+")
 searched_index: ContextVar[str] = ContextVar("searched_index", default="")  # the id of the index that answers this request
 
@@ -79,6 +80,7 @@ class Service:
         self._damage: ServingError | None = None
         self._looker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"looking-{name}")
         self._looking: Future[Any] | None = None
+        self._looked = 0.0  # when the retriever's thread last found the files to be what they were
         self.lookup: Lookup | None = None  # of the index that is served
         self.stage, self.started = "starting", time.monotonic()
         self.settled = threading.Event()  # ready, or failed for good
@@ -127,9 +129,14 @@ class Service:
         return changed
 
     def _whole(self, opened: Opened, queries: Sequence[str], k: int) -> list[list[Hit]]:
-        """Search in the retriever's thread, if the files are what they were: the next page that is read might end the process."""
-        if changed := self._changed(opened):
-            raise changed
+        """Search in the retriever's thread, if the files are what they were: the next page that is read might end the process.
+
+        One look holds for the batches of `LOOKED_S`: it takes as long as a search of a small index.
+        """
+        if time.monotonic() > self._looked + LOOKED_S:
+            if changed := self._changed(opened):
+                raise changed
+            self._looked = time.monotonic()
         return opened.retriever.search(queries, k)
 
     def _damaged(self, opened: Opened, error: ServingError) -> None:

@@ -19,6 +19,8 @@ from rag_serving.reading import mapped
 from rag_serving.retrievers.base import ANY_K, Hit, Retriever
 from rag_serving.vocabulary import Vocabulary
 
+_POSTINGS_OF_A_PART = 50_000
+
 
 class BM25(Retriever):
     """A FlashRAG BM25 index (backend bm25s) in `index_dir`, over `corpus`."""
@@ -94,7 +96,8 @@ class BM25(Retriever):
                 counts,
             )
 
-        parts = min(self._threads, len(token_ids))
+        postings = int((ends - starts).sum())  # handing a part to a thread takes longer than to add up few
+        parts = max(1, min(self._threads, len(token_ids), postings // _POSTINGS_OF_A_PART))
         if self._pool is None or parts == 1:
             parts = 1
             part(0)

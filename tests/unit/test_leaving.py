@@ -125,7 +125,7 @@ async def test_a_queue_of_clients_that_have_left_has_room_for_others(held):
             await asyncio.to_thread(held.begun.wait, 10)
             full = post(client, "a", "b")
             await until(lambda: queued(client, 2))
-            assert (await client.post("/batch_search", json={"query": ["c"]})).status_code == 429
+            assert (await client.post("/batch_search", json={"query": ["c", "d"]})).status_code == 429
             full.cancel()
             await until(lambda: queued(client, 0))
             fits = post(client, "c", "d")

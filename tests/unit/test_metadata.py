@@ -279,7 +279,10 @@ def test_it_is_the_answering_index_that_tells_it_when_the_index_is_replaced_mean
         service.opened = new
         return Answer(name, [[Hit("rome#0", "Rome", 1.0)]], [False], 0.0, 0.0)
 
-    service = SimpleNamespace(opened=old, search=search, settings=Settings(), refuse_changed=lambda _: None)
+    async def whole(_):
+        pass
+
+    service = SimpleNamespace(opened=old, search=search, settings=Settings(), refuse_changed=whole)
     request = SearchRequest(queries=["x"], metadata=True, max_characters=1)
     if told is None:
         with pytest.raises(Refused, match="replaced while this was answered") as refused:

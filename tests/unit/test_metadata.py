@@ -282,7 +282,7 @@ def test_it_is_the_answering_index_that_tells_it_when_the_index_is_replaced_mean
     async def whole(_):
         pass
 
-    service = SimpleNamespace(opened=old, search=search, settings=Settings(), refuse_changed=whole)
+    service = SimpleNamespace(opened=old, search=search, settings=Settings(), refuse_changed=whole, lookup=None)
     request = SearchRequest(queries=["x"], metadata=True, max_characters=1)
     if told is None:
         with pytest.raises(Refused, match="replaced while this was answered") as refused:

@@ -25,7 +25,7 @@ from rag_serving import metrics, wire, wire_v1
 from rag_serving.building import COPIED_US, DECODED_US, built
 from rag_serving.ending import Ending
 from rag_serving.indexes import Indexes
-from rag_serving.operations import Direct, Guard, respond
+from rag_serving.operations import Direct, Guard, flush_logs, respond
 from rag_serving.page import search_page
 from rag_serving.retrievers import open_retriever
 from rag_serving.service import Answer, Load, Refused
@@ -80,6 +80,7 @@ def create_app(
                 raise RuntimeError("the index could not be loaded")
         yield
         await indexes.stop()
+        flush_logs()  # uvicorn may end the process by the signal that it was told to end by
         if ending is None:
             return
         if unfinished := await indexes.unfinished(ending.grace_s):

@@ -116,7 +116,14 @@ class Batcher:
         joined = {query: self._joinable(query, k, nested_to) for query in queries} if self._deduplicate else {}
         new = sum(job is None for job in joined.values()) if self._deduplicate else len(queries)
         if new and self.queued + new > self._max_queue:
-            self._make_room(new)
+            asked = [job for job in joined.values() if job is not None]
+            for job in asked:  # what this request joins is not put off for it
+                job.waiters += 1
+            try:
+                self._make_room(new)
+            finally:
+                for job in asked:
+                    job.waiters -= 1
         loop = asyncio.get_running_loop()
         jobs, admitted = [], deque[Job]()
         for query in queries:

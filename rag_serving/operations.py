@@ -143,6 +143,8 @@ class Guard:
                     pieces.append(message.get("body", b""))
                     self._hold(upload, len(pieces[-1]))
                     if not message.get("more_body", False):
+                        if upload.dropped:  # a moment ago: its bytes are counted no more
+                            raise self._no_room()
                         return b"".join(pieces)
         except TimeoutError:
             if upload.dropped:
@@ -163,11 +165,16 @@ class Guard:
         self._held += size
         if upload.held > self._settings.max_body_bytes:
             raise self._too_large()
-        while self._held > MOST_BODIES * self._settings.max_body_bytes:
-            oldest = next((other for other in self._uploads if other is not upload and other.held), None)
-            if oldest is None:
-                raise self._no_room()
-            self._held -= oldest.drop()
+        over = self._held - MOST_BODIES * self._settings.max_body_bytes
+        if over <= 0:
+            return
+        others = [other for other in self._uploads if other is not upload]
+        if sum(other.held for other in others) < over:
+            raise self._no_room()
+        for oldest in others:
+            if over > 0 and oldest.held:
+                freed = oldest.drop()
+                self._held, over = self._held - freed, over - freed
 
     @staticmethod
     def _no_room() -> Refused:
@@ -241,8 +248,12 @@ class _Gathering(logging.StreamHandler):
     def __init__(self) -> None:
         super().__init__()
         self._lines: list[str] = []
+        self._begin()
+        os.register_at_fork(after_in_child=self._begin)
+
+    def _begin(self) -> None:
+        self._lines.clear()
         threading.Thread(target=self._write_now_and_then, daemon=True, name="log").start()
-        os.register_at_fork(after_in_child=self._lines.clear)
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -267,8 +278,15 @@ class _Gathering(logging.StreamHandler):
         while True:
             time.sleep(self.WRITTEN_S)
             if self._lines:
-                with contextlib.suppress(OSError, ValueError):  # nobody reads it any more
+                with contextlib.suppress(Exception):  # nobody reads it any more
                     self.flush()
+
+
+def flush_logs() -> None:
+    """Write what has been logged and not been written yet."""
+    for handler in logging.getLogger().handlers:
+        with contextlib.suppress(Exception):
+            handler.flush()
 
 
 def configure_logging(settings: Settings) -> None:

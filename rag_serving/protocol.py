@@ -100,6 +100,7 @@ class LimitedProtocol(HttpToolsProtocol):
         """Tell the request that is being answered that nobody is there. uvicorn tells the one that came last, and that one later."""
         if self._answered is not None:
             self._answered.disconnected = True
+            self._answered.message_event.set()
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         self._answered = cycle
@@ -210,13 +211,13 @@ class LimitedProtocol(HttpToolsProtocol):
         self._count_unread()
 
     def _count_unread(self) -> None:
-        """Note what this client has not taken. Beyond the limit for all together, who has waited longest makes way."""
+        """Note what this client has not taken. Beyond the limit for all, who holds most makes way; of equals, who waits longest."""
         unread = self._limits.unread
         unread[self] = self.transport.get_write_buffer_size()
         while sum(unread.values()) > self._limits.unread_bytes:
             metrics.REFUSED.labels("max_unread_bytes").inc()
             log.warning("a connection was dropped: answers that nobody took came to more than max_unread_bytes")
-            next(iter(unread))._drop()
+            max(unread, key=unread.__getitem__)._drop()
 
     def resume_writing(self) -> None:
         self._limits.unread.pop(self, None)

@@ -77,9 +77,9 @@ class Service:
         self._opened: Opened | None = None
         self._first: Opened | None = None  # what the queue made at the start asks, also while a reload drains it
         self.failure: BaseException | None = None
-        self._damage: ServingError | None = None
-        self._looker = ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"looking-{name}")
-        self._looking: Future[Any] | None = None
+        self._damage: tuple[Opened, ServingError] | None = None
+        self._looker = self._new_looker()
+        self._looking: tuple[Opened, asyncio.Future[Any]] | None = None
         self._looked = 0.0  # when the retriever's thread last found the files to be what they were
         self.lookup: Lookup | None = None  # of the index that is served
         self.stage, self.started = "starting", time.monotonic()
@@ -101,15 +101,20 @@ class Service:
     @property
     def damage(self) -> ServingError | None:
         """What is known to be wrong with a file of the index that is served: its hash, or that it has another size now (`look`)."""
-        return self._damage
+        return self._damage[1] if self._damage is not None and self._damage[0] is self._opened else None
 
-    async def look(self) -> None:
-        """Look whether the files of the index that is served are what they were; at most `LOOK_S`, for their mount may be dead."""
+    async def look(self) -> bool:
+        """Look whether the files of the index that is served are what they were; at most `LOOK_S`, for their mount may be dead. Return
+        whether that is known now.
+        """
         opened = self._opened
-        if opened is not None and opened.files is not None and not self._stopped:
-            if self._looking is None or self._looking.done():
-                self._looking = self._looker.submit(self._changed, opened)
-            await asyncio.wait([asyncio.wrap_future(self._looking)], timeout=LOOK_S)
+        if opened is None or opened.files is None or self._stopped:
+            return True
+        # one look at a time: who asks leaves nothing behind while the mount is dead
+        if self._looking is None or self._looking[0] is not opened or self._looking[1].done():
+            self._looking = opened, asyncio.wrap_future(self._looker.submit(self._changed, opened))
+        done, _ = await asyncio.wait([self._looking[1]], timeout=LOOK_S)
+        return bool(done)
 
     async def refuse_changed(self, opened: Opened) -> None:
         """Refuse to read an index whose files were changed in place: the next page that is read might end the process.
@@ -117,10 +122,10 @@ class Service:
         Raises:
             Refused: 503.
         """
-        if opened.files is None or self._stopped:
-            return
-        if changed := await asyncio.wrap_future(self._looker.submit(self._changed, opened)):
-            raise Refused(503, "damaged", str(changed))
+        if not await self.look():
+            raise Refused(503, "damaged", "the index's files do not answer: the file system that they lie on may be gone", 5)
+        if opened is self._opened and isinstance(self.damage, ChangedError):
+            raise Refused(503, "damaged", str(self.damage))
 
     def _changed(self, opened: Opened) -> ChangedError | None:
         """Return what is wrong with the files' sizes now. Called in a thread: the files may lie on a mount that is dead."""
@@ -140,8 +145,8 @@ class Service:
         return opened.retriever.search(queries, k)
 
     def _damaged(self, opened: Opened, error: ServingError) -> None:
-        if self._opened is opened and self._damage is None:
-            self._damage = error
+        if self._opened is opened and self.damage is None:
+            self._damage = opened, error
             metrics.DAMAGED.labels(self.name).set(1)
             self._log.error("the index that is served is damaged (%s): %s", self.settings.directory, error)
 
@@ -190,6 +195,9 @@ class Service:
             on_batch=self._record, on_hang=self._hang,
         )  # fmt: skip
 
+    def _new_looker(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"looking-{self.name}")
+
     def _new_cache(self) -> AnswerCache:
         # the web keeps its own answers, and knows how long each is good for
         return AnswerCache(0 if self.settings.retriever == "web" else self.settings.cache_mb)
@@ -224,6 +232,8 @@ class Service:
             _settle()
             self._opened, self._batcher, self._cache = new, self._new_batcher(partial(self._whole, new)), self._new_cache()
             self.lookup = None  # it maps the files of the old one
+            self._looker.shutdown(wait=False)  # its thread may hang in the file system of the old one
+            self._looker, self._looking, self._looked = self._new_looker(), None, 0.0
             self._served(new, old)
             metrics.RELOADS.labels(self.name, "done").inc()
             self._log.info(
@@ -374,8 +384,8 @@ class Service:
                 else f"the index is loading ({self.stage})"
             )
             raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
-        if isinstance(self._damage, ChangedError):
-            raise Refused(503, "damaged", str(self._damage))
+        if isinstance(self.damage, ChangedError):
+            raise Refused(503, "damaged", str(self.damage))
         searched_index.set(opened.index_id)
         nested_to = opened.retriever.nested_to
         found: list[list[Hit] | None] = [cache.find(query, k, nested_to) for query in queries]

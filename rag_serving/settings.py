@@ -148,7 +148,7 @@ class Settings(BaseSettings):
     max_unread_bytes: int = Field(
         default=256_000_000,
         ge=1_000_000,
-        description="answers of all connections that wait to be taken; beyond it, the connection that has waited longest is dropped",
+        description="answers of all connections that wait to be taken; beyond it, the connection that holds most is dropped",
     )
     receive_timeout_s: float = Field(default=20.0, gt=0, description="how long a client may take to send a request")
     send_timeout_s: float = Field(default=60.0, gt=0, description="how long a client may take to read an answer")
@@ -173,6 +173,10 @@ class Settings(BaseSettings):
             raise ValueError(f"retriever {self.retriever} searches no index of ours; give --index once at the most")
         if self.workers > 1 and (self.device != "cpu" or self.retriever in ("web", "milvus")):
             raise ValueError("several workers are for CPU indexes: each would hold its own copy of what is on the device")
+        if not self.devices or (len(self.devices) > 1 and "cpu" in self.devices and set(self.devices) != {"cpu"}):
+            raise ValueError(
+                f"device {self.device!r} must name a device, or several of one kind, comma-separated: cpu, cuda, cuda:0,cuda:1"
+            )
         if len(self.devices) != 1 and self.vector_engine != "torch":
             raise ValueError(
                 f"device {self.device!r} must be one, but for vector_engine torch, which spreads its vectors over several"

@@ -240,13 +240,14 @@ class V1:
 
     def _looked_up(self, corpus: Corpus) -> Lookup:
         with self._lock:  # an index without tables is read through once
-            lookup, opened = self._service.lookup, self._service.opened
+            lookup = self._service.lookup
             if lookup is None or lookup.corpus is not corpus:
-                lookup = Lookup(corpus)
+                self._service.lookup = lookup = Lookup(corpus)
+                opened = self._service.opened
                 if (
-                    opened is not None and opened.corpus is corpus
-                ):  # not of one that was replaced meanwhile: it would keep its files
-                    self._service.lookup = lookup
+                    opened is None or opened.corpus is not corpus
+                ):  # it was replaced meanwhile: what is kept would keep its files
+                    self._service.lookup = None
             return lookup
 
 

@@ -24,7 +24,7 @@ log = logging.getLogger("rag_serving")
 MAX_PAGE_BYTES = 2_000_000
 MAX_REDIRECTS = 3
 _CHARSETS = re.compile(  # the WHATWG's list, as Python names them
-    r"ascii|utf-8|utf-16(-[lb]e)?|iso8859-\d+|cp(437|850|866|874|949|932|125\d)|koi8-[ru]|mac-(roman|cyrillic)|tis-620|big5(hkscs)?"
+    r"ascii|utf-8(-sig)?|utf-16(-[lb]e)?|iso8859-\d+|cp(437|850|866|874|949|932|125\d)|koi8-[ru]|mac-(roman|cyrillic)|tis-620|big5(hkscs)?"
     r"|gb2312|gbk|gb18030|euc_(jp|kr)|shift_jis|iso2022_jp"
 )
 
@@ -164,7 +164,7 @@ def _charset(response: httpx.Response) -> str:
     of the length (punycode), or decode something else than text."""
     try:
         found = codecs.lookup(response.charset_encoding or "utf-8").name
-    except LookupError:
+    except (LookupError, ValueError):
         return "utf-8"
     return found if _CHARSETS.fullmatch(found) else "utf-8"
 

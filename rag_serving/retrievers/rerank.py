@@ -16,6 +16,9 @@ from typing import Any
 from rag_serving import MissingExtraError, ServingError
 from rag_serving.retrievers.base import Hit, Retriever
 
+# what sentence-transformers takes a cross-encoder's score from: a head of its own, or the logits of a word
+_SCORED = ("ForSequenceClassification", "ForCausalLM")
+
 
 class Scorer(ABC):
     """A model that says how well passages answer a query."""
@@ -119,7 +122,7 @@ def _scorer(model: str) -> type[Scorer]:
     architectures = config.get("architectures") or []
     if kind in ("MultiVectorEncoder", "ColBERT") or "HF_ColBERT" in architectures:
         return LateInteractionScorer
-    headless = kind is None and config and not any("ForSequenceClassification" in name for name in architectures)
+    headless = kind is None and config and not any(name.endswith(_SCORED) for name in architectures)
     if kind not in (None, "CrossEncoder") or headless:
         named = kind or ", ".join(architectures) or "of no named architecture"
         raise ServingError(
@@ -133,4 +136,5 @@ def _file(model: str, name: str) -> dict[str, Any]:
     from sentence_transformers.util.file_io import load_file_path
 
     path = load_file_path(model, name)
-    return json.loads(Path(path).read_text()) if path else {}
+    told = json.loads(Path(path).read_text()) if path else {}
+    return told if isinstance(told, dict) else {}

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, check_method, load_method, method_names
+from research_rl.methods.base import Method, check_method, load_method, method_defaults, method_names
 from research_rl.types import Budget, Conversation, Message
 
 MANIFEST = "research_rl.json"
@@ -51,7 +51,7 @@ def read_protocol(directory: Path) -> Protocol | None:
         return None
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-        options = {**manifest.get("method_defaults", {}), **manifest["method_options"]}
+        defaults, given = dict(manifest.get("method_defaults", {})), dict(manifest["method_options"])
         budget = Budget(
             manifest["response_tokens"],
             manifest["max_turn_tokens"],
@@ -64,6 +64,8 @@ def read_protocol(directory: Path) -> Protocol | None:
         bos, kwargs = manifest.get("bos", False), dict(manifest.get("chat_template_kwargs") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no manifest of research-rl ({error!r})") from None
+    known = method_defaults(name)  # an option that nobody set may be gone in a later version
+    options = {option: value for option, value in defaults.items() if option in known} | given
     method = _method(name, options, prompt, expected)
     if prompt_hash(method) != expected:
         raise ConfigError(

@@ -69,6 +69,17 @@ async def test_a_new_index_is_loaded_under_load_and_every_answer_is_of_the_index
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_lines_of_the_last_requests_are_written_before_the_service_ends(tmp_path, workers):
+    write_index(tmp_path, "old")
+    for number in range(3):
+        log = tmp_path / f"log{number}"
+        with serving("--index", str(tmp_path / "i"), "--workers", str(workers), "--threads", "1", log_file=log) as (url, _):
+            for _ in range(9):
+                httpx.post(f"{url}/v1/search", json={"queries": ["river"], "top_k": 1}, timeout=30).raise_for_status()
+        assert log.read_text().count("POST /v1/search 200") == 9
+
+
 def test_a_worker_that_finds_another_index_does_not_start_until_all_load_it(tmp_path):
     old, log = write_index(tmp_path, "old"), tmp_path / "log"
     with serving("--index", str(tmp_path / "i"), "--workers", "2", "--threads", "1", log_file=log) as (url, server):

@@ -136,6 +136,20 @@ async def test_where_the_queue_is_full_the_largest_request_makes_way_for_a_small
     await batcher.drain()
 
 
+async def test_a_request_that_shares_a_query_with_the_one_that_makes_way_for_it_is_answered(thread):
+    engine = Engine()
+    engine.gate.clear()
+    batcher = Batcher(engine.search, thread, max_batch=1, max_queue=5)
+    running = batcher.submit(["first"], 1)
+    await asyncio.sleep(0.02)  # it is with the engine
+    batcher.submit(["l0", "l1", "l2", "l3", "l4"], 1)
+    small = batcher.submit(["l0", "new"], 1)
+    engine.gate.set()
+    assert [await batcher.result(job) for job, _ in [*running, *small]] == [
+        answer(query, 1) for query in ("first", "l0", "new")
+    ]
+
+
 @pytest.mark.parametrize("k", [1, 2])
 async def test_a_request_of_many_queries_does_not_make_others_wait_for_all_of_them(thread, k):
     engine = Engine()

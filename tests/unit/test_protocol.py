@@ -11,6 +11,7 @@ import time
 import httpx
 import pytest
 
+from rag_serving.protocol import LimitedProtocol, Limits
 from rag_serving.retrievers import DummyRetriever
 from tests.servers import in_thread
 
@@ -146,6 +147,27 @@ def test_answers_that_nobody_reads_take_no_more_memory_together_than_the_limit()
             time.sleep(0.1)
         assert httpx.post(f"{url}/search", json={"query": "passage", "top_n": 1}).status_code == 200
         assert b"HTTP/1.1 200 " in held[-1].recv(100)  # who came last is served
+
+
+def test_of_answers_that_nobody_reads_the_largest_makes_way_for_the_others():
+    class Transport:
+        def __init__(self, unread: int) -> None:
+            self.unread, self.aborted = unread, False
+
+        def get_write_buffer_size(self) -> int:
+            return self.unread
+
+        def abort(self) -> None:
+            self.aborted = True
+
+    limits = Limits(1, 1.0, 1.0, 9, unread_bytes=100)
+    transports = [Transport(size) for size in (30, 30, 30, 90, 10, 30)]
+    for transport in transports:
+        protocol = LimitedProtocol.__new__(LimitedProtocol)
+        protocol._limits, protocol._answered, protocol.transport = limits, None, transport
+        protocol._count_unread()
+    assert [transport.aborted for transport in transports] == [True, False, False, True, False, False]
+    assert sum(limits.unread.values()) == 100
 
 
 def test_an_answer_that_is_read_slowly_but_read_arrives_whole():

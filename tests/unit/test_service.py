@@ -210,6 +210,41 @@ async def test_uploads_that_stall_make_way_for_one_that_does_not():
         task.cancel()
 
 
+async def test_uploads_are_not_dropped_where_that_would_make_no_room():
+    guard, go = Guard(None, Settings(max_body_bytes=1_000), frozenset()), asyncio.Event()
+
+    async def answered(scope, receive, send):
+        await go.wait()
+
+    guard._app = answered
+
+    async def sent(statuses, size, whole):
+        pieces = [{"type": "http.request", "body": b"x" * size, "more_body": not whole}]
+
+        async def receive():
+            if pieces:
+                return pieces.pop()
+            await asyncio.sleep(60)
+
+        async def send(message):
+            statuses.append(message.get("status"))
+
+        await guard({"type": "http", "method": "POST", "path": "/search", "headers": []}, receive, send)
+
+    busy = [asyncio.create_task(sent([], 980, True)) for _ in range(MOST_BODIES)]  # their answers are being made
+    small = [[] for _ in range(4)]
+    uploads = [asyncio.create_task(sent(statuses, 100, False)) for statuses in small]
+    await asyncio.sleep(0.05)
+    refused = []
+    await sent(refused, 900, False)
+    assert refused[0] == 503
+    assert not any(small)
+    go.set()
+    await asyncio.gather(*busy)
+    for task in uploads:
+        task.cancel()
+
+
 def test_a_length_of_thousands_of_digits_is_too_large():
     with TestClient(app_over(DummyRetriever(PASSAGES))) as client:
         answer = client.post("/search", content=b"{}", headers={"content-length": "9" * 5_000})
@@ -279,12 +314,13 @@ def test_logs_hold_request_ids_and_no_text_above_debug(caplog):
 
 
 def test_json_logs_are_one_object_per_line(capsys):
-    from rag_serving.operations import configure_logging, request_id
+    from rag_serving.operations import configure_logging, flush_logs, request_id
 
     configure_logging(Settings(log_format="json"))
     token = request_id.set("r-7")
     logging.getLogger("rag_serving.access").info("%(path)s", {"path": "/search"}, extra={"ms": 1.5})
     request_id.reset(token)
+    flush_logs()
     line = json.loads(capsys.readouterr().err)
     assert (line["level"], line["request_id"], line["ms"], line["message"]) == ("INFO", "r-7", 1.5, "/search")
 

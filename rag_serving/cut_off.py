@@ -29,8 +29,6 @@ class ChangedError(IndexingError):
 class Files:
     """The files of an index, held open, whatever is renamed to their place."""
 
-    # what is said of them names no directory: anybody may ask whether a service is ready
-
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
         """Open them; the sizes are the manifest's.
 
@@ -44,7 +42,10 @@ class Files:
 
     def changed(self) -> ChangedError | None:
         """Return what to say of a file that has another size now, or is gone; None: there is none. On a disk it costs microseconds; where a
-        network mount is dead it may never return, so no event loop may wait for it."""
+        network mount is dead it may never return, so no event loop may wait for it.
+
+        No directory is named: anybody may read this in `/readyz`.
+        """
         for name, (descriptor, size) in self._open.items():
             try:
                 found = os.fstat(descriptor).st_size

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("rag_serving")
 Load = Callable[[Settings, Callable[[str], None]], Opened]
 LOOK_S = 0.5  # a file system that takes longer to say how large a file is does not hold up who asks whether a service is ready
-LOOKED_S = 0.005
+LOOKED_S = 0.005  # seconds for which the retriever's thread relies on its last look
 _WORD = re.compile(r"\w+")
 searched_index: ContextVar[str] = ContextVar("searched_index", default="")  # the id of the index that answers this request
 
@@ -124,7 +124,11 @@ class Service:
         """
         if not await self.look():
             raise Refused(503, "damaged", "the index's files do not answer: the file system that they lie on may be gone", 5)
-        if opened is self._opened and isinstance(self.damage, ChangedError):
+        if opened is self._opened:
+            self._refuse_known_change()
+
+    def _refuse_known_change(self) -> None:
+        if isinstance(self.damage, ChangedError):
             raise Refused(503, "damaged", str(self.damage))
 
     def _changed(self, opened: Opened) -> ChangedError | None:
@@ -384,8 +388,7 @@ class Service:
                 else f"the index is loading ({self.stage})"
             )
             raise Refused(503, "not_ready", reason, retry_after_s=None if self.failure else 1)
-        if isinstance(self.damage, ChangedError):
-            raise Refused(503, "damaged", str(self.damage))
+        self._refuse_known_change()
         searched_index.set(opened.index_id)
         nested_to = opened.retriever.nested_to
         found: list[list[Hit] | None] = [cache.find(query, k, nested_to) for query in queries]

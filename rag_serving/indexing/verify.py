@@ -65,10 +65,10 @@ def _found_again(directory: Path, corpus: Corpus, engine: str) -> str:
 
 class Hashing:
     """Compares hashes while the index is served, in a thread of low priority, from files opened at once: a new index in the same place
-    changes nothing of it."""
+    changes nothing of it. What is said of them names no directory: anybody may read it in `/readyz`."""
 
     def __init__(self, directory: Path, manifest: dict[str, Any]) -> None:
-        self._directory, self._files = directory, manifest["files"]
+        self._files = manifest["files"]
         self._open: dict[str, Any] = {name: (directory / name).open("rb") for name in self._files}
 
     def start(self, damaged: Callable[[ServingError], None]) -> None:
@@ -83,14 +83,14 @@ class Hashing:
             for name, file in self._open.items():
                 if hashlib.file_digest(file, "sha256").hexdigest() != self._files[name]["sha256"]:
                     raise IndexingError(
-                        f"{self._directory}: {name} is not the file this index was built with (its hash differs); build the index again"
+                        f"{name} is not the file this index was built with (its hash differs); build the index again"
                     )
             log.info("all %d files of the index have their hashes, after %.0f s", len(self._open), time.monotonic() - started)
         except (ServingError, OSError) as error:
             damaged(
                 error
                 if isinstance(error, ServingError)
-                else IndexingError(f"{self._directory}: a file cannot be read ({error})")
+                else IndexingError(f"a file cannot be read ({error.strerror or type(error).__name__})")
             )
         finally:
             for file in self._open.values():

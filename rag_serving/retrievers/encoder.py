@@ -112,9 +112,8 @@ class Encoder:
             "batch_size": batch_size,
         }
         modules: list[Any] | None = None
-        if (
-            _kind(model) == "dpr"
-        ):  # transformers would give a passage encoder the class of the question encoder, and random weights
+        # transformers would give a passage encoder the class of the question encoder, and random weights
+        if model_file(model, "config.json").get("model_type") == "dpr":
             raise ServingError(
                 f"{model!r} is in the form of Facebook's DPR; give the same model in the form of sentence-transformers, for example "
                 "sentence-transformers/facebook-dpr-ctx_encoder-single-nq-base to build, and …-question_encoder-… to serve"
@@ -175,15 +174,16 @@ def _own_prefixes(model: Any) -> tuple[str, str]:
     return prompts.get("query", ""), passage
 
 
-def _kind(model: str) -> str:
-    """Return the architecture that a model's configuration names; empty if there is none to be had."""
+def model_file(model: str, name: str) -> dict[str, Any]:
+    """Return a JSON file of a model (a folder or hub id); empty if there is none to be had: loading the model tells what is wrong."""
     from sentence_transformers.util.file_io import load_file_path
 
     try:
-        path = load_file_path(model, "config.json")
-        return str(json.loads(Path(path).read_text()).get("model_type", "")) if path else ""
-    except (OSError, ValueError, AttributeError):  # loading it tells what is wrong
-        return ""
+        path = load_file_path(model, name)
+        told = json.loads(Path(path).read_text()) if path else {}
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
 def _says_how_to_pool(model: str) -> bool:

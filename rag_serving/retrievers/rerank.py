@@ -7,14 +7,13 @@ token of the passage (MaxSim, arXiv 2004.12832).
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from rag_serving import MissingExtraError, ServingError
 from rag_serving.retrievers.base import Hit, Retriever
+from rag_serving.retrievers.encoder import model_file
 
 # what sentence-transformers takes a cross-encoder's score from: a head of its own, or the logits of a word
 _SCORED = ("ForSequenceClassification", "ForCausalLM")
@@ -117,8 +116,8 @@ def _scorer(model: str) -> type[Scorer]:
     Raises:
         ServingError: it scores no passages. Loaded as a cross-encoder, it would get a head of random numbers.
     """
-    kind = _file(model, "config_sentence_transformers.json").get("model_type")
-    config = _file(model, "config.json")
+    kind = model_file(model, "config_sentence_transformers.json").get("model_type")
+    config = model_file(model, "config.json")
     architectures = config.get("architectures") or []
     if kind in ("MultiVectorEncoder", "ColBERT") or "HF_ColBERT" in architectures:
         return LateInteractionScorer
@@ -129,12 +128,3 @@ def _scorer(model: str) -> type[Scorer]:
             f"{model!r} ({named}) gives no scores, so it cannot rerank; give a cross-encoder or a late-interaction model (ColBERT)"
         )
     return CrossEncoderScorer
-
-
-def _file(model: str, name: str) -> dict[str, Any]:
-    """Return a JSON file of a model, {} where there is none."""
-    from sentence_transformers.util.file_io import load_file_path
-
-    path = load_file_path(model, name)
-    told = json.loads(Path(path).read_text()) if path else {}
-    return told if isinstance(told, dict) else {}

@@ -43,6 +43,16 @@ async def ask(batcher: Batcher, queries: list[str], k: int) -> list[list[Hit]]:
     return [await batcher.result(job) for job, _ in batcher.submit(queries, k)]
 
 
+async def occupied(thread, *queries, **options):
+    """Return an engine whose gate is closed, its batcher, and the jobs of the queries, which the engine has."""
+    engine = Engine()
+    engine.gate.clear()
+    batcher = Batcher(engine.search, thread, **options)
+    jobs = batcher.submit(queries, 1)
+    await asyncio.sleep(0.02)
+    return engine, batcher, jobs
+
+
 @pytest.fixture
 def thread():
     with ThreadPoolExecutor(1) as pool:
@@ -97,11 +107,7 @@ async def test_an_identical_query_in_flight_is_joined_whether_it_waits_or_is_bei
 
 
 async def test_a_request_that_does_not_fit_is_refused_whole_and_disturbs_nobody(thread):
-    engine = Engine()
-    engine.gate.clear()
-    batcher = Batcher(engine.search, thread, max_batch=1, max_queue=3)
-    running = batcher.submit(["a"], 1)
-    await asyncio.sleep(0.02)  # a is with the engine
+    engine, batcher, running = await occupied(thread, "a", max_batch=1, max_queue=3)
     waiting = batcher.submit(["b", "c"], 1)
     with pytest.raises(Overloaded) as refused:
         batcher.submit(["d", "e"], 1)
@@ -113,11 +119,7 @@ async def test_a_request_that_does_not_fit_is_refused_whole_and_disturbs_nobody(
 
 
 async def test_where_the_queue_is_full_the_largest_request_makes_way_for_a_smaller_one(thread):
-    engine = Engine()
-    engine.gate.clear()
-    batcher = Batcher(engine.search, thread, max_batch=1, max_queue=8)
-    running = batcher.submit(["first"], 1)
-    await asyncio.sleep(0.02)  # it is with the engine
+    engine, batcher, running = await occupied(thread, "first", max_batch=1, max_queue=8)
     large = batcher.submit(["l0", "l1", "l2", "l3", "l4"], 1)
     middle = batcher.submit(["m0", "m1", "m2"], 2)
     joined = batcher.submit(["l4"], 1)
@@ -137,11 +139,7 @@ async def test_where_the_queue_is_full_the_largest_request_makes_way_for_a_small
 
 
 async def test_a_request_that_shares_a_query_with_the_one_that_makes_way_for_it_is_answered(thread):
-    engine = Engine()
-    engine.gate.clear()
-    batcher = Batcher(engine.search, thread, max_batch=1, max_queue=5)
-    running = batcher.submit(["first"], 1)
-    await asyncio.sleep(0.02)  # it is with the engine
+    engine, batcher, running = await occupied(thread, "first", max_batch=1, max_queue=5)
     batcher.submit(["l0", "l1", "l2", "l3", "l4"], 1)
     small = batcher.submit(["l0", "new"], 1)
     engine.gate.set()
@@ -152,11 +150,7 @@ async def test_a_request_that_shares_a_query_with_the_one_that_makes_way_for_it_
 
 @pytest.mark.parametrize("k", [1, 2])
 async def test_a_request_of_many_queries_does_not_make_others_wait_for_all_of_them(thread, k):
-    engine = Engine()
-    engine.gate.clear()
-    batcher = Batcher(engine.search, thread, max_batch=4)
-    first = batcher.submit(["first"], 1)
-    await asyncio.sleep(0.02)  # it is with the engine
+    engine, batcher, first = await occupied(thread, "first", max_batch=4)
     large = batcher.submit([f"large {i}" for i in range(40)], 1)
     small = batcher.submit(["small one", "small two"], k)
     engine.gate.set()

@@ -139,35 +139,36 @@ def test_a_request_larger_than_the_limit_is_refused_before_it_is_parsed():
             assert (answer.status_code, answer.json()["reason"]) == (413, "max_body_bytes")
 
 
+async def upload(guard, statuses, size, whole=False, leave=None):
+    """Send a body of `size` bytes, the whole or a part; then nothing, until `leave` is set; keep the answer's status."""
+    pieces = [{"type": "http.request", "body": b"x" * size, "more_body": not whole}]
+
+    async def receive():
+        if pieces:
+            return pieces.pop()
+        await (leave or asyncio.Event()).wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    await guard({"type": "http", "method": "POST", "path": "/search", "headers": []}, receive, send)
+
+
 async def test_bodies_that_arrive_together_may_not_take_the_memory_and_those_that_left_give_it_back():
     async def app(scope, receive, send):
         raise AssertionError("no request is complete")
 
     guard = Guard(app, Settings(max_body_bytes=1_000), frozenset())
 
-    async def sent(statuses, leave):
-        pieces = [{"type": "http.request", "body": b"x" * 1_000, "more_body": True}]
-
-        async def receive():
-            if pieces:
-                return pieces.pop()
-            await leave.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(message):
-            statuses.append(message.get("status"))
-
-        scope = {"type": "http", "method": "POST", "path": "/search", "headers": []}
-        await guard(scope, receive, send)
-
     for _ in range(2):
         leave, statuses = asyncio.Event(), []
         async with asyncio.TaskGroup() as tasks:
             for _ in range(MOST_BODIES):
-                tasks.create_task(sent(statuses, leave))
+                tasks.create_task(upload(guard, statuses, 1_000, leave=leave))
             await asyncio.sleep(0)
             assert not statuses
-            tasks.create_task(sent(statuses, leave))
+            tasks.create_task(upload(guard, statuses, 1_000, leave=leave))
             await asyncio.sleep(0.1)
             assert statuses[0] == 503  # the first makes way for the last
             leave.set()
@@ -183,60 +184,33 @@ async def test_uploads_that_stall_make_way_for_one_that_does_not():
 
     guard = Guard(app, settings, frozenset({"/search"}))
 
-    async def sent(statuses, whole):
-        pieces = [{"type": "http.request", "body": b"x" * 900, "more_body": not whole}]
-
-        async def receive():
-            if pieces:
-                return pieces.pop()
-            await asyncio.sleep(60)
-
-        async def send(message):
-            statuses.append(message.get("status"))
-
-        await guard({"type": "http", "method": "POST", "path": "/search", "headers": []}, receive, send)
-
     stalled = [[] for _ in range(2 * MOST_BODIES)]
-    tasks = [asyncio.create_task(sent(statuses, whole=False)) for statuses in stalled]
+    tasks = [asyncio.create_task(upload(guard, statuses, 900)) for statuses in stalled]
     await asyncio.sleep(0.1)
     dropped = sum(statuses[:1] == [503] for statuses in stalled)
     assert dropped >= MOST_BODIES - 4  # the first ones
     assert not stalled[-1]
     for _ in range(5):
         answered = []
-        await sent(answered, whole=True)
+        await upload(guard, answered, 900, whole=True)
         assert answered[0] == 200
     for task in tasks:
         task.cancel()
 
 
 async def test_uploads_are_not_dropped_where_that_would_make_no_room():
-    guard, go = Guard(None, Settings(max_body_bytes=1_000), frozenset()), asyncio.Event()
+    go = asyncio.Event()
 
     async def answered(scope, receive, send):
         await go.wait()
 
-    guard._app = answered
-
-    async def sent(statuses, size, whole):
-        pieces = [{"type": "http.request", "body": b"x" * size, "more_body": not whole}]
-
-        async def receive():
-            if pieces:
-                return pieces.pop()
-            await asyncio.sleep(60)
-
-        async def send(message):
-            statuses.append(message.get("status"))
-
-        await guard({"type": "http", "method": "POST", "path": "/search", "headers": []}, receive, send)
-
-    busy = [asyncio.create_task(sent([], 980, True)) for _ in range(MOST_BODIES)]  # their answers are being made
+    guard = Guard(answered, Settings(max_body_bytes=1_000), frozenset())
+    busy = [asyncio.create_task(upload(guard, [], 980, whole=True)) for _ in range(MOST_BODIES)]  # their answers are being made
     small = [[] for _ in range(4)]
-    uploads = [asyncio.create_task(sent(statuses, 100, False)) for statuses in small]
+    uploads = [asyncio.create_task(upload(guard, statuses, 100)) for statuses in small]
     await asyncio.sleep(0.05)
     refused = []
-    await sent(refused, 900, False)
+    await upload(guard, refused, 900)
     assert refused[0] == 503
     assert not any(small)
     go.set()

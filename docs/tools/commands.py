@@ -6,6 +6,7 @@ import argparse
 import importlib
 import re
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from unittest import mock
 
@@ -31,6 +32,38 @@ ALSO = {  # other names of the same
     "research-rl evaluate": "python -m evaluation",
     "research-rl data": "python -m data_preprocess",
     "research-rl serve": "rag-serving",
+}
+SHARED = {  # options that mean the same in all commands
+    "--chat-template-kwargs": "what the chat template gets besides the messages, as JSON",
+    "--concurrency": "rollouts, questions or requests under way at a time",
+    "--fresh": "begin again: what an earlier run left is deleted",
+    "--host": "address to listen on",
+    "--json": "print JSON, for scripts",
+    "--manifest": "directory of the model's `research_rl.json`, if it is not beside the tokenizer",
+    "--max-observation-tokens": "most tokens of a search's result",
+    "--max-searches": "most searches of a rollout",
+    "--max-tokens": "most tokens of one generation",
+    "--max-turn-tokens": "most sampled tokens of a turn",
+    "--method": "name of a method, or the dotted path of a class",
+    "--method-options": "the method's options, as JSON",
+    "--model": "the model: its name on the server, or a directory or hub id where there is none",
+    "--model-url": "base URL of an OpenAI-compatible server, ending in /v1",
+    "--no-bos": "(and `--bos`) whether prompts begin with the BOS",
+    "--out": "file or directory to write",
+    "--port": "port to listen on",
+    "--questions": "file of questions",
+    "--recipe": "a recipe",
+    "--response-tokens": "most tokens of a response, observations included",
+    "--retrieval-url": "the retrieval service (also `--url`, in `rag-serving`)",
+    "--rows": "most rows in all",
+    "--run-dir": "directory of the run",
+    "--samples": "rollouts of each question",
+    "--seed": "seed of every choice that is drawn",
+    "--steps": "optimiser steps",
+    "--temperature": "sampling temperature; 0: always the most likely token",
+    "--tokenizer": "directory or hub id of the tokenizer",
+    "--top-k": "passages of a search",
+    "--workers": "processes",
 }
 ENVIRONMENT = ("RETRIEVAL_TOKEN", "RAG_SERVING_MILVUS_TOKEN", "XDG_CACHE_HOME")  # defaults of options come from these
 HEAD = """# Commands
@@ -94,7 +127,34 @@ def example_of(parser: argparse.ArgumentParser) -> str:
 
 def page() -> str:
     """Return the page."""
-    return "\n".join([HEAD, *(line for command in COMMANDS for line in _command(command))]).rstrip() + "\n"
+    lines = [HEAD, *_shared(), *(line for command in COMMANDS for line in _command(command))]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def shared() -> dict[str, list[str]]:
+    """Return the options that several commands have, with these commands."""
+    found: dict[str, dict[str, None]] = {}
+    for command in COMMANDS:
+        parser = parser_of(command)
+        for action in chain.from_iterable(each._actions for each in (parser, *subparsers(parser).values())):
+            if action.option_strings and action.dest != "help":
+                found.setdefault(action.option_strings[-1], {})[command] = None
+    return {option: list(commands) for option, commands in sorted(found.items()) if len(commands) > 1}
+
+
+def _shared() -> Iterator[str]:
+    found = shared()
+    others = ", ".join(f"`{option}`" for option in found if option not in SHARED)
+    yield "## Options of several commands\n"
+    yield f"These mean the same wherever they are; {others} depend on the command. Each command tells its own defaults.\n"
+    yield "| option | meaning | commands |\n|---|---|---|"
+    for option in (option for option in found if option in SHARED):
+        yield f"| `{option}` | {SHARED[option]} | {', '.join(f'`{_short(command)}`' for command in found[option])} |"
+    yield ""
+
+
+def _short(command: str) -> str:
+    return command.removeprefix("python -m ").removeprefix("research-rl ")
 
 
 def _command(command: str) -> Iterator[str]:

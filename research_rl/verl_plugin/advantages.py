@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 NAME = "reinforce_group_baseline"
 
@@ -31,7 +32,7 @@ def reinforce_group_baseline(
     for row, group in enumerate(groups):
         members[group].append(row)
     total = scores.sum(dim=-1)
-    baseline = torch.zeros_like(total)
+    baseline = total.new_zeros(total.shape)
     for rows in members.values():
         baseline[rows] = total[rows].mean()
     # if a response was cut in an observation, the reward is on its last token, which is not sampled: the sum gives it to those before

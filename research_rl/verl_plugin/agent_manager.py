@@ -6,6 +6,7 @@ into the TransferQueue. So it inherits nothing of verl's, which may change.
 
 from __future__ import annotations
 
+import importlib
 from itertools import cycle
 from typing import Any
 from uuid import uuid4
@@ -22,6 +23,11 @@ except ModuleNotFoundError as error:
     raise missing_extra(error.name or "verl", "train") from error
 
 
+def plugin_is_loaded() -> bool:
+    """Return whether verl has loaded our entry point; it hides a plugin that fails."""
+    return importlib.import_module("verl.utils.config").validate_config.__module__ == "research_rl.verl_plugin"
+
+
 class SearchAgentLoopManager:
     """Named by `rollout.agent.agent_loop_manager_class`."""
 
@@ -36,8 +42,13 @@ class SearchAgentLoopManager:
         Rewards are the method's, and there is no teacher (the doctor refuses distillation), so the last two arguments are not used.
 
         Raises:
-            ConfigError: no node has a CPU.
+            ConfigError: no node has a CPU, or verl has not loaded the plugin, so that nothing was checked.
         """
+        if not plugin_is_loaded():
+            raise ConfigError(
+                "verl has not loaded the plugin research_rl, so nothing was checked, and health and manifests would be missing. Unset "
+                "VERL_USE_EXTERNAL_PLUGINS on every node, and see what `research-rl doctor` says of the plugin"
+            )
         nodes = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) > 0]
         if not nodes:
             raise ConfigError("no node of the Ray cluster has a CPU for the workers that roll out; start one with --num-cpus")

@@ -79,7 +79,6 @@ HOOKS = (
     Hook("verl.utils.dataset.rl_dataset", "RLHFDataset", "the data set"),
     Hook("verl.utils.dataset.rl_dataset", "RLHFDataset._read_files_and_tokenize", "the data set"),
     Hook("verl.workers.config.actor", "PolicyLossConfig", "llds"),
-    Hook("verl.workers.rollout.utils", "get_max_position_embeddings", "the doctor"),
     Hook("verl.workers.rollout.vllm_rollout.bucketed_weight_transfer", "BucketedWeightReceiver.receive_weights", "the CPU platform"),
     Hook("verl.trainer.ppo.v1.trainer_separate_async", "logger", "separate_async"),
     Hook("verl.utils.fsdp_utils", "fsdp2_sharded_save_to_cpu", "separate_async", ("model",)),
@@ -88,7 +87,6 @@ HOOKS = (
     Hook("verl.plugin.platform.platform_base", "PlatformBase", "the CPU platform"),
     Hook("verl.plugin.platform.platform_manager", "PlatformRegistry", "the CPU platform"),
     Hook("verl.utils.fs", "copy_to_local", "the tokenizer of a remote model"),
-    Hook("verl.utils", "hf_tokenizer", "the doctor"),
     *(
         Hook("verl.utils.tensordict_utils", name, "the CPU engine and memorisation")
         for name in ("get_non_tensor_data", "assign_non_tensor", "index_select_tensor_dict", "get_tensordict", "get")
@@ -101,6 +99,23 @@ HOOKS = (
 def moved(hooks: Iterable[Hook] = HOOKS) -> list[str]:
     """Return a sentence for every hook that the installed verl lacks, or whose parameters have other names."""
     return [told for hook in hooks for told in _wrong(hook)]
+
+
+def registered(module: str, decorator: str) -> set[str]:
+    """Return the names under which a module registers functions by a decorator: texts, or members of an enumeration of the module."""
+    body = _tree(module)
+    values = {
+        f"{node.name}.{name}": statement.value.value
+        for node in body
+        if isinstance(node, ast.ClassDef)
+        for statement in node.body
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+        for name in _names(statement)
+    }
+    calls = [call for node in body for call in getattr(node, "decorator_list", ()) if isinstance(call, ast.Call)]
+    arguments = [call.args[0] for call in calls if ast.unparse(call.func) == decorator and call.args]
+    names = [one.value if isinstance(one, ast.Constant) else values.get(ast.unparse(one)) for one in arguments]
+    return {name for name in names if isinstance(name, str)}
 
 
 def _wrong(hook: Hook) -> Iterator[str]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -416,3 +418,13 @@ def test_a_hub_that_does_not_answer_is_asked_once_and_the_model_looked_for_on_th
     (missing, _) = [finding for finding in found if finding.name == "model files"]
     assert missing.level == "warning"
     assert "no configuration at nobody/no-such-model here" in missing.what
+
+
+def test_a_recipe_is_diagnosed_without_importing_verl_which_takes_seconds(run_dir):
+    code = (
+        "import sys; from pathlib import Path; from research_rl.verl_plugin.doctor.command import diagnose\n"
+        f"found = diagnose(Path({str(QUICKSTART)!r}), Path({str(run_dir)!r}))\n"
+        "print([str(one) for one in found if one.level == 'error'], sorted({'verl', 'tensordict'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.stdout.splitlines()[-1:] == ["[] []"], done.stderr

@@ -56,6 +56,14 @@ def test_a_hook_that_became_inherited_is_still_found(monkeypatch):
     assert hooks.moved([base]) == []
 
 
+def test_the_names_that_verl_registers_are_read_from_its_source():
+    core = importlib.import_module("verl.trainer.ppo.core_algos")
+    assert hooks.registered(core.__name__, "register_adv_est") == set(core.ADV_ESTIMATOR_REGISTRY) - {
+        "reinforce_group_baseline"
+    }
+    assert hooks.registered(core.__name__, "register_policy_loss") == set(core.POLICY_LOSS_REGISTRY) - {"llds"}
+
+
 def used() -> set[tuple[str, str]]:
     """Return what the plugin's sources import from verl, wrap, or call of their base classes: (module or empty, name)."""
     found = set()

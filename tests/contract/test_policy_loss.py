@@ -206,7 +206,7 @@ def test_rows_without_an_advantage_are_kept_in_a_cpus_update_with_llds_alone():
 ])  # fmt: skip
 def test_wrong_settings_are_told_before_anything_starts(section, told):
     from research_rl.errors import ConfigError
-    from research_rl.verl_plugin.policy_loss_config import check_policy_loss
+    from research_rl.verl_plugin.doctor.training import check_policy_loss
 
     check_policy_loss({"loss_mode": "llds"})
     with pytest.raises(ConfigError, match=told):

@@ -456,6 +456,18 @@ def test_verls_trainer_makes_the_manager_with_the_keywords_that_it_takes():
     assert not call.args
 
 
+def test_a_training_ends_at_its_start_if_verl_has_not_loaded_the_plugin(monkeypatch):
+    from verl.utils import config
+
+    from research_rl.errors import ConfigError
+    from research_rl.verl_plugin.agent_manager import SearchAgentLoopManager, plugin_is_loaded
+
+    assert plugin_is_loaded()
+    monkeypatch.setattr(config, "validate_config", lambda *_: None)  # as it is without the plugin: not ours
+    with pytest.raises(ConfigError, match="verl has not loaded the plugin research_rl"):
+        SearchAgentLoopManager.create(None, None)
+
+
 def ends_the_run(worker) -> None:
     """Raise what the worker tells the manager that asks it."""
     asyncio.run(worker.fail_if_failed())

@@ -62,6 +62,12 @@ def test_the_same_thing_has_the_same_option(command, top, parser):
                 assert names[1] in action.option_strings
 
 
+def test_an_option_of_several_commands_means_the_same_or_is_known_not_to():
+    different = {"--cache", "--config", "--data", "--format", "--language", "--passages"}
+    assert set(commands.shared()) == set(commands.SHARED) | different
+    assert not set(commands.SHARED) & different
+
+
 @pytest.mark.parametrize("name", DOORS)
 def test_both_ways_to_a_command_say_the_same(name, capsys):
     said = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from research_rl.cpu import CPU_ENVIRONMENT
-from research_rl.errors import ConfigError
+from research_rl.errors import ConfigError, missing_extra
 from research_rl.training.jobs import MODEL, stage_overrides
 from research_rl.training.recipe import SUPERVISED, defaults_of, is_on_cpu, load_recipe, override_key, stages_of
 
@@ -54,7 +55,7 @@ def compositions(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Itera
 
 
 def _composed(recipe: Path, content: Mapping[str, Any], overrides: Sequence[str]) -> Any:
-    paths = [*((content.get("hydra") or {}).get("searchpath") or []), "pkg://verl.trainer.config"]  # as verl's command does
+    paths = [*((content.get("hydra") or {}).get("searchpath") or []), _verl_config()]
     used = [part for part in overrides if not override_key(part).startswith("hydra.")]
     try:
         with initialize_config_dir(str(recipe.resolve().parent), version_base=None):
@@ -66,3 +67,11 @@ def _composed(recipe: Path, content: Mapping[str, Any], overrides: Sequence[str]
         do = "Set it in front of the command: NAME=VALUE …" if variable else "Correct the recipe or the override"
         raise ConfigError(f"{recipe} cannot be composed: {told}. {do}") from None
     return config
+
+
+def _verl_config() -> str:
+    """Return where verl's own configuration is, by its path: to look it up as pkg://verl.trainer.config would import verl, for seconds."""
+    found = importlib.util.find_spec("verl")
+    if found is None or not found.origin:
+        raise missing_extra("verl", "train")
+    return f"file://{Path(found.origin).parent / 'trainer' / 'config'}"

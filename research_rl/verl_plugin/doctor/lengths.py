@@ -113,11 +113,9 @@ def _need(config: Any) -> tuple[int, str]:
 
 
 def _context(setup: Setup) -> int | None:
-    """Return the model's number of positions, as verl determines it; None if its configuration is not on this machine."""
-    from verl.workers.rollout.utils import get_max_position_embeddings
-
+    """Return the model's number of positions; None if its configuration is not on this machine."""
     overridden = setup.config.actor_rollout_ref.model.get("override_config") or {}
     overridden = overridden.get("model_config", overridden)
     if positions := overridden.get("max_position_embeddings"):
         return positions
-    return None if setup.model is None else get_max_position_embeddings(setup.model)
+    return None if setup.model is None else setup.model.get_text_config().max_position_embeddings

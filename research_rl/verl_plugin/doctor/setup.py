@@ -110,13 +110,13 @@ class Setup:
 
     @cached_property
     def _tokenizer(self) -> tuple[Any, str]:
-        from verl.utils import hf_tokenizer
+        from transformers import AutoTokenizer  # as verl does, but for padding: importing verl takes seconds
 
         section = self.model_section
         path, trust = section.get("tokenizer_path") or section.path, section.get("trust_remote_code", False)
         try:
             with self._hub.only_here(path) as only_here:
-                tokenizer: Any = hf_tokenizer(path, trust_remote_code=trust, local_files_only=only_here)
+                tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=trust, local_files_only=only_here)
         except (OSError, ValueError) as failure:
             return None, str(failure).strip().splitlines()[0]
         if template := section.get("custom_chat_template"):

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from research_rl.errors import ConfigError
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.health import Health
 from research_rl.verl_plugin.advantages import NAME
@@ -13,7 +15,7 @@ from research_rl.verl_plugin.doctor.finding import Finding, check, error, warnin
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.generation import ENGINES
 from research_rl.verl_plugin.health import check_health
-from research_rl.verl_plugin.policy_loss_config import check_policy_loss
+from research_rl.verl_plugin.hooks import registered
 
 MANAGER = "research_rl.verl_plugin.agent_manager.SearchAgentLoopManager"
 # estimators that compare the rollouts of a question, and those of them that divide by the standard deviation of their rewards
@@ -22,7 +24,9 @@ _GROUP = {
     *("optimal_token_baseline", "tir_optimal_token_baseline", NAME),
 }
 _BY_STD = {"grpo", "grpo_vectorized", "grpo_passk", "gdpo"}
+_LLDS_GATES = ("action", "response")  # see policy_loss.llds_penalty
 _CLIP = 0.2  # verl's default of clip_ratio, clip_ratio_low and clip_ratio_high
+_CORE = "verl.trainer.ppo.core_algos"
 _ACTOR, _ROLLOUT = "actor_rollout_ref.actor", "actor_rollout_ref.rollout"
 
 
@@ -62,13 +66,10 @@ def trainer(setup: Setup) -> Iterator[Finding]:
 @check("estimator", "the advantage estimator suits the rollouts and the KL")
 def estimator(setup: Setup) -> Iterator[Finding]:
     """Check that the advantage estimator suits the number of rollouts and the KL."""
-    from verl.trainer.ppo.core_algos import ADV_ESTIMATOR_REGISTRY
-
     algorithm, n = setup.config.algorithm, setup.config.actor_rollout_ref.rollout.n
     name = str(algorithm.adv_estimator)
-    if name not in ADV_ESTIMATOR_REGISTRY:
-        known = f"valid: {', '.join(sorted(ADV_ESTIMATOR_REGISTRY))}"
-        yield error(f"algorithm.adv_estimator={name!r} is unknown; {known}", "", "Choose one of these")
+    if name != NAME and (valid := _valid_unless(name, "register_adv_est", "ADV_ESTIMATOR_REGISTRY")):
+        yield error(f"algorithm.adv_estimator={name!r} is unknown; valid: {', '.join(valid)}", "", "Choose one of these")
     if name in _GROUP and n < 2:
         yield error(
             f"algorithm.adv_estimator={name} compares the rollouts of a question, and {_ROLLOUT}.n={n} leaves nothing to compare",
@@ -90,7 +91,7 @@ def estimator(setup: Setup) -> Iterator[Finding]:
 
 @check("policy loss", "the policy loss is known, and its settings are right")
 def policy_loss(setup: Setup) -> Iterator[Finding]:
-    """Check the policy loss (see policy_loss_config) and its bounds."""
+    """Check the policy loss, the settings of LLDS, and the loss's bounds."""
     actor = setup.config.actor_rollout_ref.actor
     check_policy_loss(actor.policy_loss)
     if actor.clip_ratio != _CLIP and actor.clip_ratio_low == actor.clip_ratio_high == _CLIP:
@@ -108,6 +109,30 @@ def policy_loss(setup: Setup) -> Iterator[Finding]:
             f"one update per batch (data.train_batch_size={batch}, {_ACTOR}.ppo_mini_batch_size={actor.ppo_mini_batch_size})",
             f"Lower {_ACTOR}.ppo_mini_batch_size, for example to {max(1, batch // 2)}",
         )
+
+
+def check_policy_loss(section: Any) -> None:
+    """Check the name of the loss and the settings of LLDS; verl would notice a mistake at the first update only.
+
+    Raises:
+        ConfigError: one is unknown, or λ is negative.
+    """
+    key, name = "actor_rollout_ref.actor.policy_loss", section.get("loss_mode", "vanilla")
+    if name != "llds" and (valid := _valid_unless(name, "register_policy_loss", "POLICY_LOSS_REGISTRY")):
+        raise ConfigError(f"{key}.loss_mode={name!r} is unknown; valid: {', '.join(valid)}")
+    coefficient, gate = section.get("llds_lambda", 0.1), section.get("llds_gate", "action")
+    if isinstance(coefficient, bool) or not isinstance(coefficient, (int, float)) or not coefficient >= 0:
+        raise ConfigError(f"{key}.llds_lambda must be a number, 0 or more, got {coefficient!r}")
+    if gate not in _LLDS_GATES:
+        raise ConfigError(f"{key}.llds_gate={gate!r} is unknown; valid: {', '.join(_LLDS_GATES)}")
+
+
+def _valid_unless(name: str, decorator: str, registry: str) -> list[str]:
+    """Return the valid names if a name is not one of them: of verl's own in its source, or in its registry, to which others may add."""
+    if name in registered(_CORE, decorator):
+        return []
+    found = getattr(importlib.import_module(_CORE), registry)  # takes seconds
+    return [] if name in found else sorted(found)
 
 
 @check("dynamic sampling", "dynamic sampling uses a metric that rollouts have, or is off", "settings")

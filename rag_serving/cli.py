@@ -132,6 +132,7 @@ def make_parser(complete: Collection[str] = CONFIGURED) -> argparse.ArgumentPars
         **example("rag-serving verify index/"),
     )
     verify.add_argument("index", type=Path, help="directory made by `rag-serving index`")
+    verify.add_argument("--json", action="store_true", help="print one JSON object: index_id, and what was found right")
     add_clients(commands)
     for name, told, typed in (
         ("serve", "serve an index over HTTP", "rag-serving serve --index index/ --port 8000 --workers 4"),
@@ -245,10 +246,11 @@ def _estimate(options: argparse.Namespace) -> int:
 
 
 def _verify(options: argparse.Namespace) -> int:
+    from rag_serving.indexing.manifest import read_manifest
     from rag_serving.indexing.verify import verify
 
-    for line in verify(options.index):
-        print(line)
+    right = verify(options.index)
+    print(json.dumps({"index_id": read_manifest(options.index)["index_id"], "right": right}) if options.json else "\n".join(right))
     return 0
 
 

@@ -77,7 +77,11 @@ def test_what_was_added_is_found_together_with_what_was_there(grown, capsys):
     manifest = read_manifest(grown / "index")
     assert manifest["passages"] == 4
     assert manifest["corpus"]["added"] == [{"source": "more.jsonl", "passages": 2}]
-    assert any("4 passages" in line for line in verify(grown / "index"))
+    assert main(["verify", str(grown / "index"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["index_id"] == manifest["index_id"]
+    assert told["right"] == verify(grown / "index")
+    assert any("4 passages" in line for line in told["right"])
     assert Lookup(load_index(grown / "index")._corpus).titled("Paris") == [range(1, 3)]
 
 

@@ -250,7 +250,9 @@ def _verify(options: argparse.Namespace) -> int:
     from rag_serving.indexing.verify import verify
 
     right = verify(options.index)
-    print(json.dumps({"index_id": read_manifest(options.index)["index_id"], "right": right}) if options.json else "\n".join(right))
+    print(
+        json.dumps({"index_id": read_manifest(options.index)["index_id"], "right": right}) if options.json else "\n".join(right)
+    )
     return 0
 
 

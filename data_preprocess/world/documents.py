@@ -1,10 +1,12 @@
 """The world in documents longer than what a search shows: each fact stands behind a lead of more than a hundred characters.
 
-With a search that shows how passages begin (the tool `search_titles`), what a question asks for has to be opened.
+With a search that shows how passages begin (the tool `search_titles`), what a question asks for has to be opened. The documents are numbered
+in an order that is drawn, so that an id has to be read: ids that began with the name of a split were guessed by a model trained on one.
 """
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator, Mapping
 
 from data_preprocess.world.world import SPLITS, Entity, Question, World
@@ -22,31 +24,34 @@ FACTS = {  # relation → what its passage says
 }
 
 
+def numbered(world: World) -> dict[str, tuple[int, Entity]]:
+    """Return all entities with the numbers of their documents, by the entities' ids, in the order of the numbers."""
+    entities = [entity for split in SPLITS for entity in world.entities[split]]
+    random.Random(world.seed).shuffle(entities)
+    return {entity.id: (number, entity) for number, entity in enumerate(entities, 1)}
+
+
 def passages(world: World) -> Iterator[dict[str, str]]:
-    """Yield the corpus, document by document: a passage that names the entity, ``ID#1``, and one for each of its facts."""
-    for split in SPLITS:
-        for entity in world.entities[split]:
-            yield {"id": f"{entity.id}#1", "contents": f"{entity.name}\n{entity.name} is a {entity.kind}."}
-            for relation, value in entity.facts.items():
-                text = f"{LEAD}{FACTS[relation].format(value)}"
-                yield {"id": passage_of(entity, relation), "contents": f"{entity.name}\n{text}"}
+    """Yield the corpus, document by document: a passage that names the entity, ``NUMBER#1``, and one for each of its facts."""
+    for number, entity in numbered(world).values():
+        yield {"id": f"{number}#1", "contents": f"{entity.name}\n{entity.name} is a {entity.kind}."}
+        for relation, value in entity.facts.items():
+            text = f"{LEAD}{FACTS[relation].format(value)}"
+            yield {"id": passage_of(number, entity, relation), "contents": f"{entity.name}\n{text}"}
 
 
-def passage_of(entity: Entity, relation: str) -> str:
+def passage_of(number: int, entity: Entity, relation: str) -> str:
     """Return the id of the passage that tells one of an entity's facts."""
-    return f"{entity.id}#{list(entity.facts).index(relation) + 2}"
+    return f"{number}#{list(entity.facts).index(relation) + 2}"
 
 
-def by_id(world: World) -> dict[str, Entity]:
-    """Return all entities by their ids."""
-    return {entity.id: entity for split in SPLITS for entity in world.entities[split]}
-
-
-def evidence(entities: Mapping[str, Entity], question: Question) -> dict[str, object]:
-    """Return a question's metadata: its passages, the documents that they are in, and the number of hops. `entities`: see `by_id`."""
-    needed = [entities[name] for name in question.supporting]
+def evidence(documents: Mapping[str, tuple[int, Entity]], question: Question) -> dict[str, object]:
+    """Return a question's metadata: its passages, the documents that they are in, and the number of hops. `documents`: see `numbered`."""
+    needed = [documents[name] for name in question.supporting]
     return {
-        "supporting_ids": [passage_of(one, relation) for one, (_, relation, _) in zip(needed, question.chain, strict=True)],
-        "supporting_titles": [one.name for one in needed],
+        "supporting_ids": [
+            passage_of(*document, relation) for document, (_, relation, _) in zip(needed, question.chain, strict=True)
+        ],
+        "supporting_titles": [entity.name for _, entity in needed],
         "hops": len(needed),
     }

@@ -36,10 +36,10 @@ def write_world(
     asked = {split: world.questions(split, counts[split]) for split in SPLITS}
     questions = {split: [to_flashrag(question) for question in asked[split]] for split in SPLITS}
     if in_documents:
-        entities = documents.by_id(world)
+        numbered = documents.numbered(world)
         for split in SPLITS:
             for question, row in zip(asked[split], questions[split], strict=True):
-                row["metadata"] |= documents.evidence(entities, question)
+                row["metadata"] |= documents.evidence(numbered, question)
     passages = list(documents.passages(world) if in_documents else world.passages())
     evidence = {passage for question in questions["test"] for passage in question["metadata"]["supporting_ids"]}
     card: dict[str, Any] = {"seed": seed, "scale": scale, "questions": counts}

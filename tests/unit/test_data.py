@@ -68,9 +68,9 @@ def test_in_documents_no_search_that_shows_titles_shows_a_fact(world):
     written = list(documents.passages(world))
     contents = {passage["id"]: passage["contents"] for passage in written}
     assert len(contents) == len(written)
-    entities = documents.by_id(world)
+    numbered = documents.numbered(world)
     for question in world.questions("test", 200):
-        found = documents.evidence(entities, question)
+        found = documents.evidence(numbered, question)
         assert found["hops"] == len(question.supporting) == len(found["supporting_ids"])
         for identifier, title, (entity, _, value) in zip(
             found["supporting_ids"], found["supporting_titles"], question.chain, strict=True
@@ -81,6 +81,13 @@ def test_in_documents_no_search_that_shows_titles_shows_a_fact(world):
             assert value not in beginning(contents[identifier])
             document = [name for name in contents if name.partition("#")[0] == identifier.partition("#")[0]]
             assert sum(value in contents[name] for name in document) == 1
+
+
+def test_the_id_of_a_document_does_not_tell_whether_it_is_for_training(world):
+    numbers = {split: [documents.numbered(world)[entity.id][0] for entity in world.entities[split]] for split in SPLITS}
+    assert sorted(number for each in numbers.values() for number in each) == list(range(1, sum(map(len, numbers.values())) + 1))
+    middle = max(numbers["train"]) / 2
+    assert all(0.35 < sum(number < middle for number in each) / len(each) < 0.65 for each in numbers.values())
 
 
 def test_comparisons_are_half_yes(world):

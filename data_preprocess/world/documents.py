@@ -1,7 +1,7 @@
 """The world in documents longer than what a search shows: each fact stands behind a lead of more than a hundred characters.
 
-With a search that shows how passages begin (the tool `search_titles`), what a question asks for has to be opened. The documents are numbered
-in an order that is drawn, so that an id has to be read: ids that began with the name of a split were guessed by a model trained on one.
+With a search that shows how passages begin (the tool `search_titles`), what a question asks for has to be opened. The documents are
+numbered in an order that is drawn, so that an id has to be read: a model guesses ids that begin with the name of its training split.
 """
 
 from __future__ import annotations

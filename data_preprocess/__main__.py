@@ -18,8 +18,8 @@ from data_preprocess.mixing import add_mix
 from data_preprocess.sampling_commands import add_cold_start, add_select
 from data_preprocess.world import Split
 from data_preprocess.world.write import write_world
-from research_rl.command_line import Parser
-from research_rl.errors import DataError, GenerationError, MissingExtraError
+from research_rl.command_line import Parser, show
+from research_rl.errors import DataError, GenerationError, MissingExtraError, missing_extra
 
 CORPUS_FORMATS = ("kilt", "hotpotqa", "wikiextractor", "dpr", "flashrag")
 
@@ -32,11 +32,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (DataError, MissingExtraError, GenerationError, ValueError, OSError) as error:
         print(f"data_preprocess: {error}", file=sys.stderr)
         return 1
+    except ModuleNotFoundError as error:
+        print(f"data_preprocess: {missing_extra(error.name or 'a dependency', 'data')}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("data_preprocess: interrupted; the same command goes on where that is possible", file=sys.stderr)
         return 130
     for card in cards if isinstance(cards, list) else [cards]:
-        print(card if isinstance(card, str) else json.dumps(card, ensure_ascii=False))
+        show(card if isinstance(card, str) else json.dumps(card, ensure_ascii=False))
     return 0
 
 

@@ -173,13 +173,15 @@ def write_split(out: Path, split: str, done: Conversion, card: Mapping[str, Any]
         DataError: no question is left.
     """
     reasons = dict(Counter(drop["reason"] for drop in done.dropped).most_common())
-    write_jsonl(out / f"{split}.dropped.jsonl", done.dropped)
+    dropped = out / f"{split}.dropped.jsonl"
     if not done.questions:
+        write_jsonl(dropped, done.dropped)
         raise DataError(f"no question is left for {split}: {done.rows} rows read, dropped {reasons}")
     rows = [to_flashrag(question) for question in done.questions]
     jsonl, parquet = out / f"{split}.jsonl", out / f"{split}.parquet"
+    write_verl_parquet(parquet, rows, done.questions[0].data_source, split)  # first, as it needs a package that may be missing
     write_jsonl(jsonl, rows)
-    write_verl_parquet(parquet, rows, done.questions[0].data_source, split)
+    write_jsonl(dropped, done.dropped)
     full = {
         **card,
         "split": split,

@@ -186,12 +186,14 @@ def scan(questions: Sequence[Asked], passages: Sequence[Path], workers: int = 0)
 def figures(questions: Sequence[Asked], first: int, seen: Seen) -> dict[str, Any]:
     """Return the counts of one set of questions, whose first has the number `first` in the scan.
 
-    A set's supporting passages are told by id where the corpus has one of its ids; else (another corpus) by title. A title that the corpus
-    lacks is missing either way.
+    A set's supporting passages are told by id where the corpus has one of its ids, or where the set has no titles; else (another corpus) by
+    title. A title that the corpus lacks is missing either way.
     """
     with_text = {number for number, asked in enumerate(questions, first) if not is_yes_no(asked.golden_answers)}
     supported = {number for number, asked in enumerate(questions, first) if asked.supporting_ids or asked.supporting_titles}
-    by_id = any(not seen.ids.isdisjoint(asked.supporting_ids) for asked in questions)
+    by_id = any(not seen.ids.isdisjoint(asked.supporting_ids) for asked in questions) or not any(
+        asked.supporting_titles for asked in questions
+    )
     found = {
         number
         for number in with_text
@@ -210,7 +212,8 @@ def figures(questions: Sequence[Asked], first: int, seen: Seen) -> dict[str, Any
 
 
 def _complete(asked: Asked, seen: Seen, by_id: bool) -> bool:
-    return seen.titles.issuperset(asked.supporting_titles) and (not by_id or seen.ids.issuperset(asked.supporting_ids))
+    needed_ids = asked.supporting_ids if by_id or not asked.supporting_titles else ()
+    return seen.titles.issuperset(asked.supporting_titles) and seen.ids.issuperset(needed_ids)
 
 
 def share(count: int, of: int) -> dict[str, Any]:

@@ -99,7 +99,7 @@ async def ask(questions: Sequence[Asked], url: str, ranks: Sequence[int], by_id:
 
 def evidence_rank(asked: Asked, passages: Sequence[Passage], by_id: bool) -> int:
     """Return the rank (from 1) by which the last of a question's supporting passages is found, 0 if one is not."""
-    if by_id and asked.supporting_ids:
+    if asked.supporting_ids and (by_id or not asked.supporting_titles):
         wanted, found = asked.supporting_ids, [passage.id for passage in passages]
     else:
         wanted, found = asked.supporting_titles, [clean(passage.contents.partition("\n")[0]) for passage in passages]
@@ -124,6 +124,11 @@ def table(result: dict[str, Any]) -> str:
     lines += [
         f"{text:<{left}}" + "".join(f"  {cell:>{width}}" for cell, width in zip(cells, widths, strict=True))
         for text, cells in rows
+    ]
+    lines += [
+        f"{name}: no question has its supporting passages in the corpus. Are its supporting_ids the ids of these passages?"
+        for name, found in zip(names, sets, strict=True)
+        if found["supporting_in_corpus"]["of"] and not found["supporting_in_corpus"]["count"]
     ]
     return "\n".join(lines)
 

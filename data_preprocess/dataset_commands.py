@@ -31,6 +31,7 @@ from research_rl.questions import read_questions
 EVALUATION = ("dev", "test", "validation")  # splits that keep questions asked twice: figures are compared over all of them
 HUB_SPLITS = {"dev": "validation"}
 SHOWN = 10  # malformed rows printed on the terminal; all of them are in SPLIT.dropped.jsonl
+FEW = 100  # questions to train on: with fewer, a training repeats them from its first steps on
 
 
 def add_dataset(commands: Any, name: str) -> None:
@@ -90,6 +91,10 @@ def run_dataset(options: argparse.Namespace) -> list[dict[str, Any]]:
             print(f"data_preprocess: {drop['where']}: malformed: {drop['detail']}", file=sys.stderr)
         if len(malformed) > SHOWN:
             print(f"data_preprocess: … {len(malformed)} in all: {options.out / split}.dropped.jsonl", file=sys.stderr)
+        if split == "train" and len(done.questions) < FEW:
+            print(
+                f"data_preprocess: train has only {len(done.questions)} questions; a training needs hundreds", file=sys.stderr
+            )
     return cards
 
 

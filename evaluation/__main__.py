@@ -16,7 +16,7 @@ from evaluation.compare import add_report
 from evaluation.config import defaults_from
 from evaluation.judge import add_judge
 from evaluation.rescore import rescore_file
-from research_rl.command_line import Parser, json_object
+from research_rl.command_line import Parser, json_object, show
 from research_rl.errors import (
     ConfigError,
     DataError,
@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("evaluation: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    print(result if isinstance(result, str) else json.dumps(result))
+    show(result if isinstance(result, str) else json.dumps(result))
     return 0
 
 

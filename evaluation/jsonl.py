@@ -11,6 +11,8 @@ from research_rl.methods.base import Method
 from research_rl.recordings import lines_of
 from research_rl.types import Trajectory
 
+_CHOOSE = "Options that end in -field choose another field"
+
 
 def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the objects of a file of JSON lines (.gz too).
@@ -35,7 +37,7 @@ def field(row: dict[str, Any], name: str, source: Path, number: int) -> Any:
         DataError: the row has no such field.
     """
     if name not in row:
-        raise DataError(f"{source}, row {number}: no field {name!r}; it has: {', '.join(row)}")
+        raise DataError(f"{source}, row {number}: no field {name!r}; it has: {', '.join(row)}. {_CHOOSE}")
     return row[name]
 
 
@@ -47,7 +49,7 @@ def text_field(row: dict[str, Any], name: str, source: Path, number: int) -> str
     """
     text = _text(field(row, name, source, number))
     if text is None:
-        raise DataError(f"{source}, row {number}: {name} must be a text, got {row[name]!r:.80}")
+        raise DataError(f"{source}, row {number}: {name} must be a text, got {row[name]!r:.80}. {_CHOOSE}")
     return text
 
 
@@ -60,7 +62,7 @@ def golden_field(row: dict[str, Any], name: str, source: Path, number: int) -> l
     golden = field(row, name, source, number)
     texts = [text for answer in (golden if isinstance(golden, list) else [golden]) if (text := _text(answer)) is not None]
     if not texts or (isinstance(golden, list) and len(texts) < len(golden)):
-        raise DataError(f"{source}, row {number}: {name} must be a text or a list of texts, got {golden!r:.80}")
+        raise DataError(f"{source}, row {number}: {name} must be a text or a list of texts, got {golden!r:.80}. {_CHOOSE}")
     return texts
 
 

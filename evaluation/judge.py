@@ -12,14 +12,19 @@ import os
 from pathlib import Path
 from typing import Any
 
+import httpx
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_fixed
+
 from evaluation.jsonl import field, golden_field, read_rows, text_field
-from research_rl.errors import DataError, JudgeError, missing_extra
+from research_rl.errors import ConfigError, DataError, JudgeError, missing_extra
 from research_rl.files import write_jsonl
 from research_rl.judge import CRITERIA, JudgeSettings, criterion, key, prompt, verdict
 from research_rl.judge_cache import Replies
 from research_rl.judge_client import JudgeClient
 
+_OPENAI = "https://api.openai.com/v1"
 _KEY = "OPENAI_API_KEY"
+_REACHED_S = 15.0  # in which a server must answer before the first prompt is sent
 _DEADLINE_S = 600.0  # for one reply, retries included
 
 
@@ -38,7 +43,7 @@ def add_judge(commands: Any) -> None:
     parser.add_argument("--pred-field", default="answer", help="the predicted answer, a text")
     parser.add_argument("--gold-field", default="golden_answers", help="the golden answer, or a list of them")
     parser.add_argument("--criterion", default="r1_searcher", choices=CRITERIA, help="the paper whose criterion is used")
-    parser.add_argument("--judge-url", default="https://api.openai.com/v1", help="base URL; the key comes from OPENAI_API_KEY")
+    parser.add_argument("--judge-url", default=_OPENAI, help="base URL; the key comes from OPENAI_API_KEY")
     parser.add_argument("--judge-model", required=True, help="the judge's name on that server")
     parser.add_argument("--max-tokens", type=int, default=512, help="most tokens of a verdict")
     parser.add_argument("--concurrency", type=int, default=16, help="requests under way at a time")
@@ -60,6 +65,7 @@ def run_judge(options: argparse.Namespace) -> dict[str, Any]:
     An empty or null prediction is wrong, without a request.
 
     Raises:
+        ConfigError: OpenAI's server is to be asked, and there is no key.
         DataError: a row lacks a field, or there is no verdict on some rows: a metric that cannot be computed ends the run.
         JudgeError: the server cannot be reached, or refuses.
     """
@@ -83,7 +89,8 @@ def run_judge(options: argparse.Namespace) -> dict[str, Any]:
     cache_file = options.cache or options.out.with_name(f"{options.out.stem}.cache.jsonl")
     replies = Replies(cache_file)
     left = list(dict.fromkeys(text for text in prompts if text is not None and not replies.get(key(options.judge_model, text))))
-    asyncio.run(_ask(options, left, replies))
+    if left:
+        asyncio.run(_ask(options, left, replies))
     answers = [None if text is None else replies.get(key(options.judge_model, text)) for text in prompts]
     verdicts = [False if answer is None else verdict(answer.text) for answer in answers]
     judged = enumerate(zip(verdicts, answers, strict=True), 1)
@@ -116,11 +123,31 @@ def run_judge(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+async def _reach(url: str) -> None:
+    """Wait for any answer of the server: a prompt would be sent again for ten minutes, without a word."""
+    try:
+        async for attempt in AsyncRetrying(
+            retry=retry_if_exception_type(httpx.TransportError),
+            stop=stop_after_delay(_REACHED_S),
+            wait=wait_fixed(1.0),
+            reraise=True,
+        ):
+            with attempt:
+                async with httpx.AsyncClient(timeout=_REACHED_S) as http:
+                    await http.get(f"{url.rstrip('/')}/models")
+    except httpx.TransportError as error:
+        raise JudgeError(
+            f"no judge at {url}: {type(error).__name__} {error}. Is it running? Try: curl {url.rstrip('/')}/models"
+        ) from error
+
+
 async def _ask(options: argparse.Namespace, prompts: list[str], replies: Replies) -> None:
     try:
         from tqdm import tqdm
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "tqdm", "eval") from error
+    if options.judge_url == _OPENAI and not os.environ.get(_KEY):
+        raise ConfigError(f"{_OPENAI} wants a key: set {_KEY}, or give --judge-url for a server of your own")
     section = {
         "url": options.judge_url,
         "model": options.judge_model,
@@ -130,9 +157,11 @@ async def _ask(options: argparse.Namespace, prompts: list[str], replies: Replies
         "deadline_s": _DEADLINE_S,
         "timeout_s": _DEADLINE_S / 5,
     }
+    settings = JudgeSettings.from_mapping(section)
+    await _reach(options.judge_url)  # checked by now
     waiting = iter(prompts)
     with tqdm(total=len(prompts), unit="verdict", disable=None) as progress:
-        async with JudgeClient(JudgeSettings.from_mapping(section)) as client:
+        async with JudgeClient(settings) as client:
 
             async def some() -> None:
                 for asked in waiting:

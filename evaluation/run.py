@@ -49,18 +49,18 @@ def run(options: argparse.Namespace) -> Record:
     """
     if options.samples > 1 and not options.temperature:
         raise ConfigError(f"{options.samples} samples at temperature 0 are all the same: give --temperature, for example 1.0")
+    questions = list(read_questions(options.questions))  # a mistake in the file is told before an engine starts
     if options.serve:
         engine = vllm_server(
             options.tokenizer, options.model, shlex.split(options.serve_options), options.out.with_suffix(".vllm.log")
         )
         with engine as options.model_url:
-            return _run(options)
-    return _run(options)
+            return _run(options, questions)
+    return _run(options, questions)
 
 
-def _run(options: argparse.Namespace) -> Record:
+def _run(options: argparse.Namespace, questions: list[dict[str, Any]]) -> Record:
     served = open_served(options)
-    questions = list(read_questions(options.questions))
     may_change = {"samples", "serve", "serve_options"}
     this_run = sample_served(
         options, served, questions, options.samples, options.out, partial(record, served.method), may_change

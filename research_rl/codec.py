@@ -191,14 +191,21 @@ def load_codec(
     `model`: directory or hub id of the model, from which the EOS ids are read (see `eos_ids`); default: the tokenizer's.
 
     Raises:
-        ConfigError: see `HFCodec`.
+        ConfigError: see `HFCodec`; or there is no such tokenizer.
         MissingExtraError: transformers is not installed.
     """
     try:
         from transformers import AutoTokenizer
     except ImportError as error:
         raise missing_extra("transformers", "eval") from error
-    loaded = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    try:
+        loaded = AutoTokenizer.from_pretrained(tokenizer) if isinstance(tokenizer, (str, Path)) else tokenizer
+    except (OSError, ValueError) as error:
+        if Path(tokenizer).is_dir():
+            raise ConfigError(f"{tokenizer} holds no tokenizer: {str(error).strip().splitlines()[0]}") from error
+        raise ConfigError(
+            f"no tokenizer {tokenizer}: there is no such directory, and no model of that name on the Hugging Face hub can be read from here"
+        ) from error
     return HFCodec(loaded, eos_ids(str(model or loaded.name_or_path)), bos, chat_template_kwargs)
 
 

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import sys
 from itertools import takewhile
 from typing import Any, NoReturn
 
@@ -34,6 +36,14 @@ class Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         """Print what is wrong and where to find help, and exit with code 2."""
         self.exit(2, f"{self.prog}: {message}\nAll options, with an example: {self.prog} --help\n")
+
+
+def show(text: str) -> None:
+    """Print a command's result. A reader that has seen enough (`| head`) is no mistake."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes once more as it ends
 
 
 def json_object(text: str) -> dict[str, Any]:

@@ -118,6 +118,22 @@ def test_a_default_with_a_percent_sign_is_shown_as_it_is():
     assert "how much (default 5%)" in parser.format_help()
 
 
+def test_a_reader_that_has_seen_enough_is_no_mistake(tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"answer": "Oslo", "golden_answers": ["Oslo"]}\n')
+    command = f"({shlex.quote(sys.executable)} -m evaluation score {shlex.quote(str(rows))}; echo $? >&2) | true"
+    done = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == "0"
+
+
+def test_a_tokenizer_that_is_nowhere_is_told_in_a_sentence(tmp_path, capsys):
+    arguments = ["--model", "m", "--tokenizer", str(tmp_path / "none"), "--method", "research"]
+    (tmp_path / "q").write_text('{"id": "1", "question": "Where?", "golden_answers": ["Oslo"]}\n')
+    arguments += ["--questions", str(tmp_path / "q"), "--out", str(tmp_path / "o")]
+    assert importlib.import_module("evaluation.__main__").main(["run", *arguments]) == 1
+    assert f"no tokenizer {tmp_path / 'none'}: there is no such directory" in capsys.readouterr().err
+
+
 def test_a_failure_ends_with_1(tmp_path, capsys):
     assert cli.main(["evaluate", "score", str(tmp_path / "none.jsonl")]) == 1
     assert cli.main(["serve", "verify", str(tmp_path / "none")]) == 1

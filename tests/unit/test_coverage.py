@@ -110,6 +110,21 @@ def test_ids_of_another_corpus_do_not_count_where_titles_do(files, tmp_path, cap
     assert found["supporting_in_corpus"]["count"] == found["answer_in_supporting"]["count"] == 1
 
 
+def test_ids_that_are_no_passages_are_told_of(files, capsys):
+    row = {"id": "1", "question": "Where?", "golden_answers": ["New York"], "metadata": {"supporting_ids": ["elsewhere-7"]}}
+    files["by_id"].write_text(json.dumps(row) + "\n")
+    with in_thread(Everything()) as url:
+        assert main(command(files, "--json", "--retrieval-url", url, "--top-k", "3")) == 0
+        found = json.loads(capsys.readouterr().out)["sets"][0]
+    assert found["supporting_in_corpus"] == found["supporting_at"]["3"] == {"count": 0, "of": 1, "share": 0.0}
+    assert main(command(files)) == 0
+    assert (
+        capsys.readouterr()
+        .out.splitlines()[-1]
+        .startswith("by_id.jsonl: no question has its supporting passages in the corpus")
+    )
+
+
 def test_a_title_that_the_corpus_lacks_is_missing_even_if_every_id_is_there(files, capsys):
     row = {"id": "1", "question": "Where?", "golden_answers": ["New York"],
            "metadata": {"supporting_ids": ["p1"], "supporting_titles": ["Orla Venn", "Nowhere"]}}  # fmt: skip

@@ -6,9 +6,10 @@ import json
 
 import pytest
 
+from evaluation import judge as judging
 from evaluation.__main__ import main
 from research_rl.judge import CRITERIA, criterion, prompt, verdict
-from tests.servers import json_server
+from tests.servers import free_port, json_server
 
 ROWS = [
     {"question": "Who?", "golden_answers": ["Oslo", "Kristiania"], "answer": "the city of Oslo"},
@@ -44,6 +45,16 @@ def arguments(tmp_path, url, *more):
     source = tmp_path / "in.jsonl"
     source.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
     return ["judge", str(source), "--out", str(tmp_path / "out.jsonl"), "--judge-url", url, "--judge-model", "m", *more]
+
+
+def test_a_server_that_is_not_there_and_a_missing_key_are_told_before_any_prompt_is_sent(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(judging, "_REACHED_S", 0.1)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    url = f"http://127.0.0.1:{free_port()}/v1"
+    assert main(arguments(tmp_path, url)) == 1
+    assert f"no judge at {url}: ConnectError" in capsys.readouterr().err
+    assert main(arguments(tmp_path, "https://api.openai.com/v1")) == 1
+    assert "set OPENAI_API_KEY, or give --judge-url" in capsys.readouterr().err
 
 
 def test_predictions_are_judged_cached_and_paid_for_once(tmp_path, judge, capsys):

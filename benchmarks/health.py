@@ -7,7 +7,6 @@ With `--run` their numbers are those of a run, and the cost is also told as a sh
 from __future__ import annotations
 
 import argparse
-import json
 import random
 import statistics
 import sys
@@ -24,6 +23,7 @@ from research_rl.codec import load_codec, turn_tokens
 from research_rl.health import RolloutHealth, rollout_health, step_health
 from research_rl.methods.base import load_method
 from research_rl.training.health import Health, Watch
+from research_rl.training.metric_files import logged
 from research_rl.training.rollback import FIGURES, append
 from research_rl.training.trajectory_log import TrajectoryLog, read
 from research_rl.types import Answer, Passage, Search, StopReason, Trajectory, Turn
@@ -60,8 +60,7 @@ def shape_of(run: Path) -> tuple[int, int, float]:
     Raises:
         SystemExit: the directory holds no steps.
     """
-    lines = [json.loads(line) for path in run.glob("**/metrics-*.jsonl") for line in path.read_text().splitlines()]
-    steps = [data for line in lines if "timing_s/step" in (data := line.get("data", line))]
+    steps = [data for row in logged(run) if "timing_s/step" in (data := row["data"])]
     if not steps:
         raise SystemExit(f"{run} holds no metrics-*.jsonl with steps; --run expects the directory of a training")
     seconds = statistics.median(step["timing_s/step"] - step.get("timing_s/testing", 0.0) for step in steps)

@@ -15,6 +15,7 @@ from typing import Any
 
 from benchmarks.variants import TWO, Variant, arguments, curves, directory, run, write_svg
 from research_rl.cpu import hardware
+from research_rl.training.metric_files import logged
 from research_rl.web.page import subplots
 
 VARIANTS = {
@@ -29,10 +30,7 @@ VARIANTS = {
 
 def figures(run_dir: Path) -> dict[str, Any]:
     """Return a run's curves, and the figures of the table."""
-    lines = [
-        json.loads(line)["data"] for file in sorted(run_dir.glob("metrics-*.jsonl")) for line in file.read_text().splitlines()
-    ]
-    steps = [line for line in lines if "timing_s/step" in line]
+    steps = [data for row in logged(run_dir) if "timing_s/step" in (data := row["data"])]
     em = curves(run_dir)["em"]
     measured = json.loads((run_dir / "summary.json").read_text())
     return {

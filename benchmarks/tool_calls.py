@@ -20,6 +20,7 @@ from rag_serving.indexing.synthetic import synthetic
 from research_rl.codec import HFCodec
 from research_rl.methods.base import load_method
 from research_rl.rollout import silence
+from research_rl.training.metric_files import logged
 from research_rl.training.trajectory_log import read
 from research_rl.types import Passage
 
@@ -36,11 +37,10 @@ def milliseconds(action: Any, rounds: int) -> float:
 
 def of_run(run: Path) -> tuple[float, float]:
     """Return a training's mean seconds of a step, and its mean number of turns in one."""
-    metrics = [json.loads(line)["data"] for file in sorted(run.glob("metrics-*.jsonl")) for line in file.open()]
-    steps = [row["timing_s/step"] for row in metrics if "timing_s/step" in row]
+    steps = [row["data"]["timing_s/step"] for row in logged(run) if "timing_s/step" in row["data"]]
     counts: dict[int, int] = {}
     for record in read(run / "trajectories"):
-        if not record.get("validation"):
+        if not record["validate"]:
             counts[record["step"]] = counts.get(record["step"], 0) + len(record["turns"])
     return statistics.mean(steps), statistics.mean(counts.values())
 

@@ -11,6 +11,7 @@ import csv
 import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -68,17 +69,24 @@ def read_rows(
     if kind == ".parquet":
         yield from _parquet(path)
         return
-    with open_text(path) as file:
-        if kind in (".csv", ".tsv"):
-            yield from _csv(path, file, columns)
-            return
-        start = file.read(CHUNK)
-        container = _CONTAINER.match(start)
-        file.seek(0)
-        if start.lstrip().startswith("[") or container:
-            yield from _array(path, file, container.end() if container else start.index("[") + 1)
-        else:
-            yield from _lines(path, file)
+    try:
+        with open_text(path) as file:
+            yield from _text(path, file, kind, columns)
+    except (EOFError, zlib.error, gzip.BadGzipFile, UnicodeDecodeError) as error:
+        raise DataError(f"{path} cannot be read to its end ({error}): fetch it again") from error
+
+
+def _text(path: Path, file: TextIO, kind: str, columns: tuple[str, ...]) -> Iterator[Row | BadRow]:
+    if kind in (".csv", ".tsv"):
+        yield from _csv(path, file, columns)
+        return
+    start = file.read(CHUNK)
+    container = _CONTAINER.match(start)
+    file.seek(0)
+    if start.lstrip().startswith("[") or container:
+        yield from _array(path, file, container.end() if container else start.index("[") + 1)
+    else:
+        yield from _lines(path, file)
 
 
 def _lines(path: Path, file: Iterable[str]) -> Iterator[Row | BadRow]:
@@ -88,7 +96,7 @@ def _lines(path: Path, file: Iterable[str]) -> Iterator[Row | BadRow]:
         where = f"{path}, line {number}"
         try:
             fields = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             yield BadRow(where, f"no JSON: {error}")
             continue
         yield Row(where, fields) if isinstance(fields, dict) else BadRow(where, f"no JSON object: {line.strip()[:60]}")
@@ -144,14 +152,18 @@ def _csv(path: Path, file: TextIO, columns: tuple[str, ...]) -> Iterator[Row | B
 
 def _parquet(path: Path) -> Iterator[Row]:
     try:
+        import pyarrow as pa
         import pyarrow.parquet as pq
     except ModuleNotFoundError as error:
         raise missing_extra("pyarrow", "data") from error
     number = 0
-    for batch in pq.ParquetFile(path).iter_batches(1024):
-        for fields in batch.to_pylist():
-            number += 1
-            yield Row(f"{path}, row {number}", fields)
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(1024):
+            for fields in batch.to_pylist():
+                number += 1
+                yield Row(f"{path}, row {number}", fields)
+    except (pa.ArrowException, OSError) as error:
+        raise DataError(f"{path} is no parquet that can be read to its end ({error}): fetch it again") from error
 
 
 def _hub(source: str, config: str | None, split: str | None) -> Iterator[Row]:

@@ -17,14 +17,7 @@ from evaluation.config import defaults_from
 from evaluation.judge import add_judge
 from evaluation.rescore import rescore_file
 from research_rl.command_line import Parser, json_object, show
-from research_rl.errors import (
-    ConfigError,
-    DataError,
-    GenerationError,
-    JudgeError,
-    MissingExtraError,
-    RetrievalError,
-)
+from research_rl.errors import USER_ERRORS
 from research_rl.inference.served import TOP_K, add_model, add_questions, add_sampling
 from research_rl.methods.base import load_method
 from research_rl.metrics import METRICS, NORMALIZERS
@@ -40,7 +33,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         options = make_parser(given).parse_args(given)
         result = options.run(options)
-    except (ConfigError, DataError, GenerationError, JudgeError, MissingExtraError, RetrievalError) as error:
+    except USER_ERRORS as error:
         print(f"evaluation: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

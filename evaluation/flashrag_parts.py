@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 
 from research_rl.errors import GenerationError
+from research_rl.inference.openai_server import FOREIGN
 from research_rl.inference.reconnect import gone
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
@@ -83,15 +84,21 @@ class ServedGenerator:
         started = time.monotonic()
         try:
             response = self._post(f"{self._url}/completions", json=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise gone(self._url, error) from error
         if response.status_code != 200:
             raise GenerationError(f"{self._url}/completions refused with HTTP {response.status_code}: {response.text[:300]}")
-        answer = response.json()
+        try:
+            answer = response.json()
+            used, chosen = answer["usage"], answer["choices"][0]
+            self.tokens_in += used["prompt_tokens"]
+            self.tokens_out += used["completion_tokens"]
+        except FOREIGN as error:
+            raise GenerationError(
+                f"{self._url}/completions answered with something that is no completion: {response.text[:300]}"
+            ) from error
         self.seconds += time.monotonic() - started
-        self.tokens_in += answer["usage"]["prompt_tokens"]
-        self.tokens_out += answer["usage"]["completion_tokens"]
-        return answer["choices"][0]
+        return chosen
 
 
 class ShownGenerator:

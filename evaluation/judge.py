@@ -127,7 +127,7 @@ async def _reach(url: str) -> None:
     """Wait for any answer of the server: a prompt would be sent again for ten minutes, without a word."""
     try:
         async for attempt in AsyncRetrying(
-            retry=retry_if_exception_type(httpx.TransportError),
+            retry=retry_if_exception_type(httpx.RequestError),
             stop=stop_after_delay(_REACHED_S),
             wait=wait_fixed(1.0),
             reraise=True,
@@ -135,7 +135,7 @@ async def _reach(url: str) -> None:
             with attempt:
                 async with httpx.AsyncClient(timeout=_REACHED_S) as http:
                     await http.get(f"{url.rstrip('/')}/models")
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:
         raise JudgeError(
             f"no judge at {url}: {type(error).__name__} {error}. Is it running? Try: curl {url.rstrip('/')}/models"
         ) from error

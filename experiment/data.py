@@ -19,6 +19,7 @@ from research_rl.errors import DataError
 from research_rl.files import write_jsonl
 from research_rl.metrics import is_yes_no, normalize_answer
 from research_rl.questions import read_questions
+from research_rl.training.processes import last_word
 
 
 def prepare(declaration: Declaration, data: Path, out: Path, seed: int) -> dict[str, Any]:
@@ -134,5 +135,5 @@ def _preprocess(*arguments: str) -> dict[str, Any]:
     """
     done = subprocess.run([sys.executable, "-m", "data_preprocess", *arguments], capture_output=True, text=True, check=False)
     if done.returncode:
-        raise DataError(done.stderr.strip().splitlines()[-1])
+        raise DataError(last_word(done))
     return json.loads(done.stdout.splitlines()[-1])

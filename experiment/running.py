@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,7 +13,7 @@ from rich.console import Console
 
 from quickstart.progress import Phases
 from research_rl.errors import ConfigError
-from research_rl.files import whole_lines
+from research_rl.training.metric_files import logged
 from research_rl.training.processes import start_service, wait_until_healthy
 
 SEARCHERS = {
@@ -61,11 +60,10 @@ def run_steps(steps: Sequence[Step], phases: Phases, console: Console, until: st
 
 def last_metrics(directory: Path) -> str:
     """Return the progress of a supervised training, from the file that verl logs to."""
-    files = sorted(directory.glob("metrics-*.jsonl"), key=lambda path: path.stat().st_mtime)
-    lines = whole_lines(files[-1]) if files else []
-    if not lines:
+    rows = logged(directory)
+    if not rows:
         return "starting verl"
-    row = json.loads(lines[-1])
+    row = rows[-1]
     return f"step {row['step']}, loss {row['data'].get('train/loss', float('nan')):.3f}"
 
 

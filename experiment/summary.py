@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,8 @@ from research_rl.cpu import hardware
 from research_rl.inference.sampling import read_log
 from research_rl.metrics import answer_rank
 from research_rl.tools.open import opened
+from research_rl.training.metric_files import logged
+from research_rl.training.processes import versions_of
 
 Record = Mapping[str, Any]
 KEPT = ("n", "em", "f1", "searches", "well_formed", "answered", "cost")
@@ -39,7 +40,7 @@ def summarize_run(declaration: Declaration, run_dir: Path, seed: int, seconds: M
         "protocol": {name: getattr(declaration, name) for name in PROTOCOL},
         "model": declaration.model, "models": models, "seed": seed, "seconds": dict(seconds),
         "hardware": hardware(),
-        "versions": versions(),
+        "versions": versions_of(PACKAGES),
     }  # fmt: skip
     if declaration.train:
         rows = by_step(records_of(run_dir / "train", Path(declaration.train)), TRAINING)
@@ -184,23 +185,8 @@ def _ids(rows: Sequence[Record]) -> dict[str, float]:
 def step_seconds(run_dir: Path) -> list[dict[str, float]]:
     """Return the number of every training step, in order, and the seconds of its parts; of a repeated step, the last attempt's."""
     found: dict[int, dict[str, float]] = {}
-    for path in sorted(run_dir.rglob("metrics-*.jsonl"), key=lambda path: path.stat().st_mtime):
-        for line in path.read_text(encoding="utf-8").splitlines():
-            row = json.loads(line)
-            times = {
-                name.removeprefix("timing_s/"): value for name, value in row["data"].items() if name.startswith("timing_s/")
-            }
-            if "step" in times:
-                found[row["step"]] = {name: round(value, 2) for name, value in times.items()}
+    for row in logged(run_dir):
+        times = {name.removeprefix("timing_s/"): value for name, value in row["data"].items() if name.startswith("timing_s/")}
+        if "step" in times:
+            found[row["step"]] = {name: round(value, 2) for name, value in times.items()}
     return [{"number": number, **found[number]} for number in sorted(found)]
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of the installed packages that matter."""
-    found = {}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

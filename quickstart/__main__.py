@@ -6,7 +6,6 @@ Everything goes to one run directory. Run again, it resumes from the last checkp
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import subprocess
 import sys
@@ -28,7 +27,7 @@ from research_rl.cpu import hardware
 from research_rl.errors import ConfigError, RetrievalError
 from research_rl.files import write_text
 from research_rl.training.jobs import DONE
-from research_rl.training.processes import start_service, wait_until_healthy
+from research_rl.training.processes import last_word, start_service, versions_of, wait_until_healthy
 
 ROOT = Path(__file__).parents[1]
 MODELS = tuple(ROOT / "quickstart" / "start_model" / name for name in ("weights", "weights_all_methods"))
@@ -141,7 +140,7 @@ def prepare_data(run_dir: Path, options: argparse.Namespace) -> None:
                 ]
                 done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
             if done.returncode:
-                raise ConfigError(f"indexing failed: {done.stderr.strip().splitlines()[-1]}")
+                raise ConfigError(f"indexing failed: {last_word(done)}")
 
 
 def serve(run_dir: Path, port: int) -> list[str]:
@@ -184,7 +183,7 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
         "checkpoint": str(checkpoint[-1].relative_to(run_dir)) if checkpoint else None,
         "seconds": phases.seconds,
         "hardware": hardware(),
-        "versions": {name: importlib.metadata.version(name) for name in packages},
+        "versions": versions_of(packages),
     }
     write_report(run_dir / "report.html", summary, records, last)
     write_text(run_dir / "summary.json", json.dumps(summary, indent=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from research_rl.errors import ConfigError
+from research_rl.training.metric_files import logged
 from research_rl.training.recipe import stages_of
 from research_rl.training.trajectory_log import read
 
@@ -25,10 +25,7 @@ def outcome(run_dir: Path, recipe: Path) -> Iterator[dict[str, Any]]:
     for stage in [stage.name for stage in stages_of(recipe, [])[0]] or [""]:
         directory = run_dir / stage
         records = [record for record in read(directory / "trajectories") if not record["validate"]]
-        logged = [
-            json.loads(line)["data"] for file in directory.glob("metrics-*.jsonl") for line in file.read_text().splitlines()
-        ]
-        updates = [step for step in logged if "actor/grad_norm" in step]
+        updates = [data for row in logged(directory) if "actor/grad_norm" in (data := row["data"])]
         if wrong := [step["actor/grad_norm"] for step in updates if not math.isfinite(step["actor/grad_norm"])]:
             raise ConfigError(f"stage {stage or recipe.stem}: a gradient is {wrong[0]}")
         yield {

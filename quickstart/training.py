@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from quickstart.progress import follow
-from research_rl.errors import ConfigError, DataError, GenerationError, RetrievalError, WrongServiceError
+from research_rl.errors import USER_ERRORS, ConfigError
 from research_rl.training.jobs import Job
 from research_rl.training.processes import start, tail
 from research_rl.training.recipe import stages_of
@@ -131,7 +131,7 @@ def failure(log: Path, logged: int, code: int, what: str = "training") -> Except
         file.seek(logged)
         lines = file.read().splitlines()
     for line in reversed(lines):
-        for kind in (RetrievalError, WrongServiceError, ConfigError, DataError, GenerationError):
+        for kind in USER_ERRORS:
             _, found, message = line.partition(f"{kind.__name__}: ")
             if found:
                 return kind(message)

@@ -46,6 +46,21 @@ class RunStoppedError(RuntimeError):
     """A training was ended because one of its processes died, or because it made no progress any more."""
 
 
+# a user's mistakes and a service's failures: commands print their message without a traceback
+USER_ERRORS = (
+    ConfigError,
+    DataError,
+    GenerationError,
+    JudgeError,
+    MissingExtraError,
+    NoVerdictError,
+    QueryFailedError,
+    RetrievalError,
+    RunStoppedError,
+    WrongServiceError,
+)
+
+
 def missing_extra(package: str, extra: str) -> MissingExtraError:
     """Return the error that says which extra of research-rl brings `package`."""
     return MissingExtraError(

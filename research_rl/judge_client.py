@@ -22,7 +22,7 @@ from research_rl.errors import ConfigError, JudgeError, NoVerdictError
 from research_rl.judge import JudgeSettings, has_word, key, prompt, verdict
 from research_rl.judge_cache import Replies, Reply
 from research_rl.metrics import exact_match, normalize_answer
-from research_rl.outages import RETRIED_STATUS, HttpClient
+from research_rl.outages import RETRIED_STATUS, HttpClient, UnavailableError
 
 _REFUSES_ALL = {
     401: "Is the key right? It is read from the variable that research_rl.judge.api_key_env names",
@@ -34,11 +34,7 @@ _REFUSES_ALL = {
 _UNCLEAR_ATTEMPTS = 3  # at temperature 0, further attempts would hardly give another reply
 
 
-class _Unavailable(Exception):
-    """A failure that may pass by itself."""
-
-
-class _Unclear(_Unavailable):
+class _Unclear(UnavailableError):
     """A reply without a verdict."""
 
 
@@ -74,10 +70,10 @@ class JudgeClient:
         """
         settings, failure = self.settings, "it waited for its turn: raise research_rl.judge.concurrency or deadline_s"
         attempts, started = 0, time.monotonic()
-        with contextlib.suppress(TimeoutError, _Unavailable):
+        with contextlib.suppress(TimeoutError, UnavailableError):
             async with asyncio.timeout(settings.deadline_s):
                 async for attempt in tenacity.AsyncRetrying(
-                    retry=tenacity.retry_if_exception_type(_Unavailable),
+                    retry=tenacity.retry_if_exception_type(UnavailableError),
                     stop=_gives_up,
                     wait=tenacity.wait_random_exponential(multiplier=0.2, max=5.0),
                     reraise=True,
@@ -89,7 +85,7 @@ class JudgeClient:
                                 reply = await self._post(text)
                                 if must_be_clear and verdict(reply.text) is None:
                                     raise _Unclear(f"a reply without a verdict: {self._clean(reply.text)!r}")
-                            except _Unavailable as error:
+                            except UnavailableError as error:
                                 failure = str(error)
                                 raise
                             return reply
@@ -112,10 +108,10 @@ class JudgeClient:
                 "/chat/completions", json={name: value for name, value in body.items() if value is not None}
             )
         except httpx.RequestError as error:
-            raise _Unavailable(f"{type(error).__name__}: {error}") from error
+            raise UnavailableError(f"{type(error).__name__}: {error}") from error
         status, told = response.status_code, self._clean(response.text)
         if status in RETRIED_STATUS:
-            raise _Unavailable(f"HTTP {status}: {told}")
+            raise UnavailableError(f"HTTP {status}: {told}")
         where = f"the judge {settings.model} at {settings.url}"
         if remedy := "The URL redirects: give the one it leads to" if 300 <= status < 400 else _REFUSES_ALL.get(status):
             raise JudgeError(f"{where} refuses with HTTP {status}: {told}. {remedy}")
@@ -127,7 +123,7 @@ class JudgeClient:
             usage = found.get("usage") or {}
             return Reply(str(said), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
         except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
-            raise _Unavailable(f"a response that is no chat completion: {told!r}") from error
+            raise UnavailableError(f"a response that is no chat completion: {told!r}") from error
 
     def _clean(self, text: str) -> str:
         """Return the beginning of a server's message, without the key: some servers repeat a key that they refuse."""

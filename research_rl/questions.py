@@ -102,17 +102,16 @@ def _questions(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
         try:
             row = json.loads(line)
             question, golden = row["question"], row["golden_answers"]
-            identifier = str(row["id"])
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            identifier, metadata = str(row["id"]), dict(row.get("metadata") or {})
+        except (ValueError, RecursionError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}, line {number}: expected id, question and golden_answers ({error!r}), got {line.strip()[:100]!r}"
+                f"{path}, line {number}: expected id, question and golden_answers ({error!r}); got {line.strip()[:80]!r}"
             ) from None
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{path}, line {number}: the question must be a text that is not blank, got {question!r}")
         golden = [golden] if isinstance(golden, str) else golden
         if not isinstance(golden, list) or not golden or not all(isinstance(g, str) and g.strip() for g in golden):
             raise DataError(f"{path}, line {number}: golden_answers must be a list of texts that are not blank, got {golden!r}")
-        metadata = dict(row.get("metadata") or {})
         metadata.update({k: v for k, v in row.items() if k not in ("id", "question", "golden_answers", "metadata")})
         yield {"id": identifier, "question": question, "golden_answers": golden, "metadata": metadata}
 

@@ -25,6 +25,7 @@ import httpx
 
 from research_rl.errors import ConfigError, QueryFailedError, WrongServiceError
 from research_rl.gathering import Gatherer
+from research_rl.limits import check_number
 from research_rl.outages import RETRIED_STATUS, HttpClient, Persistence, UnavailableError, UnreachableError
 from research_rl.types import OpenedPage, Passage
 
@@ -60,11 +61,13 @@ class RetrievalSettings:
             raise ConfigError(
                 f"retrieval.index must be the name of an index (letters, digits, '.', '_', '-'; a number in quotes), got {self.index!r}"
             )
-        for name in ("deadline_s", "timeout_s", "max_attempts", "max_connections", "max_query_characters"):
-            if getattr(self, name) <= 0:
-                raise ConfigError(f"retrieval.{name} must be positive, got {getattr(self, name)}")
-        if self.unreachable_s is not None and self.unreachable_s <= 0:
-            raise ConfigError(f"retrieval.unreachable_s must be positive or none, got {self.unreachable_s}")
+        for name in ("deadline_s", "timeout_s"):
+            check_number(f"retrieval.{name}", getattr(self, name), "a positive number of seconds", above=0)
+        for name in ("max_attempts", "max_connections", "max_query_characters"):
+            check_number(f"retrieval.{name}", getattr(self, name), "a positive integer", low=1, whole=True)
+        check_number(
+            "retrieval.unreachable_s", self.unreachable_s, "a positive number of seconds, or null", above=0, or_null=True
+        )
 
     @property
     def address(self) -> str:
@@ -159,7 +162,7 @@ class RetrievalClient:
     async def _send(self, path: str, body: dict[str, Any]) -> httpx.Response:
         try:
             response = await self._http.post(path, json=body)
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:  # a garbled compression, too
             kind = UnreachableError if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout) else UnavailableError
             raise kind(f"{type(error).__name__}: {error}") from error
         if response.status_code in RETRIED_STATUS:

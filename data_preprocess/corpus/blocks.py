@@ -5,6 +5,7 @@ from __future__ import annotations
 import bz2
 import gzip
 import tarfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ def blocks_of(source: Path, names: tuple[str, ...]) -> Iterator[Block]:
                     for start in range(0, size, BLOCK)
                 )
             yield from stream
-        except (EOFError, OSError, tarfile.TarError) as error:
+        except (EOFError, OSError, tarfile.TarError, zlib.error) as error:
             raise DataError(f"{path} cannot be unpacked to its end ({error}): fetch it again") from error
 
 

@@ -189,7 +189,7 @@ def _measured(arguments: list[str]) -> tuple[float, float]:
     )
     kilobytes, code = map(int, done.stdout.split()[-2:])
     if code:
-        raise IndexingError(f"the trial build failed: {done.stderr.strip().splitlines()[-1]}")
+        raise IndexingError(f"the trial build failed: {(done.stderr.strip().splitlines() or [f'exit code {code}'])[-1]}")
     return kilobytes * 1024.0, time.perf_counter() - started
 
 

@@ -17,6 +17,7 @@ import csv
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -50,7 +51,7 @@ def detect(path: Path) -> str:
         with _open(path) as lines:
             try:
                 return "kilt" if "wikipedia_title" in json.loads(lines.readline()) else "flashrag"
-            except (ValueError, RecursionError, TypeError, OSError, EOFError):
+            except (ValueError, RecursionError, TypeError, OSError, EOFError, zlib.error):
                 return "flashrag"  # whose reader says what is wrong, with the line
     raise IndexingError(f"the format of {path} cannot be told from its name; pass --format, one of: {', '.join(FORMATS)}")
 
@@ -80,7 +81,7 @@ def read_corpus(
                 if metadata and (more := _more(row)):
                     found["metadata"] = more
                 yield found
-    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError) as error:
+    except (UnicodeDecodeError, gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise IndexingError(f"{path} cannot be read as UTF-8 text: {error}") from None
 
 

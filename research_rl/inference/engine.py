@@ -71,7 +71,7 @@ def cpu_build() -> bool:
 def _wait(process: subprocess.Popen, url: str, log: Path, timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     while time.monotonic() < deadline and process.poll() is None:
-        with suppress(httpx.TransportError):
+        with suppress(httpx.RequestError):
             if httpx.get(f"{url}/models", timeout=5).status_code == 200:
                 return
         time.sleep(0.5)

@@ -14,6 +14,8 @@ from research_rl.inference.reconnect import LIMITS, LOST, Reconnecting, gone
 from research_rl.outages import HttpClient
 from research_rl.rollout import Generation
 
+FOREIGN = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)  # what reading another format raises
+
 
 class CompletionsServer:
     """Uses `POST /v1/completions` with token ids in both directions. vLLM and SGLang can do this; a server of text only is refused."""
@@ -40,7 +42,7 @@ class CompletionsServer:
         try:
             response = await self._reconnecting(self._http.get)("/models")
             return served_context(response.json(), self._model) if response.is_success else None
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise gone(self._url, error) from error
         except ValueError:  # no JSON
             return None
@@ -54,11 +56,16 @@ class CompletionsServer:
         """
         try:
             response = await self._reconnecting(self._http.post)("/completions", json=self._body(ids, most, stop))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise gone(self._url, error) from error
         if response.status_code != 200:
             raise self._refused(response.status_code, response.text)
-        return Generation(self._ids(response.json()))
+        try:
+            return Generation(self._ids(response.json()))
+        except ConfigError:
+            raise
+        except FOREIGN as error:
+            raise self._refused(response.status_code, response.text) from error
 
     async def stream(self, ids: list[int], most: int, stop: tuple[str, ...], told: Callable[[str], None]) -> Generation:
         """Return one completion; `told` is called with its text, piece by piece, while it is sampled; special tokens included.
@@ -87,7 +94,7 @@ class CompletionsServer:
 
         try:
             return Generation(await self._reconnecting(attempt)())
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise gone(self._url, error) from error
 
     async def _pieces(self, body: dict[str, Any], told: Callable[[str], None]) -> list[int]:
@@ -99,11 +106,15 @@ class CompletionsServer:
                 data = line.removeprefix("data:").strip()
                 if not line.startswith("data:") or data == "[DONE]":
                     continue
-                piece = json.loads(data)
-                if not piece.get("choices"):
-                    raise self._refused(response.status_code, data)
-                sampled += self._ids(piece)
-                if text := piece["choices"][0].get("text"):
+                try:
+                    piece = json.loads(data)
+                    sampled += self._ids(piece)
+                    text = piece["choices"][0].get("text")
+                except ConfigError:
+                    raise
+                except FOREIGN as error:
+                    raise self._refused(response.status_code, data) from error
+                if text:
                     told(text)
         return sampled
 
@@ -129,7 +140,8 @@ class CompletionsServer:
         return list(token_ids)
 
     def _refused(self, status: int, text: str) -> GenerationError:
-        return GenerationError(f"{self._url}/completions refused with HTTP {status}: {text[:300]}")
+        what = "answered with something that is no completion" if status == 200 else f"refused with HTTP {status}"
+        return GenerationError(f"{self._url}/completions {what}: {text[:300]}")
 
     async def close(self) -> None:
         """Close the connections."""

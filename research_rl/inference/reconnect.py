@@ -45,7 +45,7 @@ class Reconnecting:
             self.retries += 1
 
 
-def gone(url: str, error: httpx.TransportError) -> GenerationError:
+def gone(url: str, error: httpx.RequestError) -> GenerationError:
     """Return the error for a server that could not be reached; `url` ends in /v1."""
     return GenerationError(
         f"no model server at {url}: {type(error).__name__} {error}. Is it running? Try: curl {url.rstrip('/')}/models"

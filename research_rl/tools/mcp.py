@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from research_rl.errors import ConfigError, MissingExtraError, WrongServiceError, missing_extra, nearest
+from research_rl.limits import check_number
 from research_rl.outages import Persistence, longest_wait_s
 from research_rl.tools.base import Service, Tool, half_a_pair, told
 from research_rl.types import Passage
@@ -65,10 +66,10 @@ class McpSettings:
         if not settings.url.startswith(("http://", "https://")):
             raise ConfigError(f"mcp.url must start with http:// or https://, got {settings.url!r}")
         for one in fields(cls):
-            value, kind = getattr(settings, one.name), {"int": int, "float": (int, float)}.get(str(one.type))
-            if kind and (isinstance(value, bool) or not isinstance(value, kind) or not 0 < value < math.inf):
-                whole = "whole " if kind is int else ""
-                raise ConfigError(f"mcp.{one.name} must be a positive {whole}number, got {value!r}")
+            if one.type in ("int", "float"):
+                whole = one.type == "int"
+                what = f"a positive {'whole ' if whole else ''}number"
+                check_number(f"mcp.{one.name}", getattr(settings, one.name), what, above=0, whole=whole)
         return settings
 
 

@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any, Protocol, runtime_checkable
 
 from research_rl.errors import ConfigError, missing_extra
+from research_rl.limits import check_number
 from research_rl.types import Message, Trajectory
 
 Complete = Callable[[list[Message]], Awaitable[str]]  # a chat completion
@@ -59,8 +60,9 @@ class Memorisation:
         if unknown := sorted(set(section) - set(valid)):
             raise ConfigError(f"research_rl.memorisation: unknown keys {unknown}; valid: {', '.join(valid)}")
         made = cls(**section)
-        if made.mu < 0:
-            raise ConfigError(f"research_rl.memorisation.mu must not be negative, got {made.mu}")
+        check_number("research_rl.memorisation.mu", made.mu, "0 or a positive number", low=0)
+        check_number("research_rl.memorisation.max_tokens", made.max_tokens, "a positive integer", low=1, whole=True)
+        check_number("research_rl.memorisation.temperature", made.temperature, "0 or a positive number", low=0)
         if made.rewriter not in ("policy", "extract") and not made.rewriter.startswith(("http://", "https://")):
             raise ConfigError(
                 f"research_rl.memorisation.rewriter={made.rewriter!r} is unknown; valid: policy, extract, or the URL of a server"

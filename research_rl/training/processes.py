@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import FrameType
 
@@ -94,7 +95,7 @@ def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, timeout_s
     while time.monotonic() < deadline:
         if process.poll() is not None:
             break
-        with contextlib.suppress(httpx.TransportError):
+        with contextlib.suppress(httpx.RequestError):
             if httpx.get(f"{url}/health", timeout=2.0).status_code == 200:
                 return
         time.sleep(0.3)
@@ -104,3 +105,18 @@ def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, timeout_s
 def tail(path: Path, lines: int = 15) -> str:
     """Return the last lines of a file."""
     return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+
+
+def last_word(done: subprocess.CompletedProcess[str]) -> str:
+    """Return the last line that a command wrote to standard error; if it was killed before it could write one, its exit code."""
+    lines = done.stderr.strip().splitlines()
+    return lines[-1] if lines else f"it ended with exit code {done.returncode}"
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in packages:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found

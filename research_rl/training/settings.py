@@ -9,6 +9,7 @@ from typing import Any
 
 from research_rl.errors import ConfigError, nearest
 from research_rl.judge import JudgeSettings
+from research_rl.limits import check_number
 from research_rl.methods.base import Method, load_method
 from research_rl.outages import longest_wait_s
 from research_rl.retrieval import RetrievalSettings
@@ -67,36 +68,15 @@ class Settings:
         if missing := sorted({"method", "retrieval"} - set(section)):
             raise ConfigError(f"research_rl: missing keys {missing}")
         settings = cls(**section)
-        for name in ("top_k", "max_searches", "max_turn_tokens", "max_observation_tokens"):
-            value = getattr(settings, name)
-            if value is not None and (not isinstance(value, int) or value < (0 if name == "max_searches" else 1)):
-                raise ConfigError(
-                    f"research_rl.{name} must be a positive integer or null (max_searches may be 0), got {value!r}"
-                )
-        if (kept := settings.trained_rollouts) is not None and (not isinstance(kept, int) or kept < 2):
-            raise ConfigError(f"research_rl.trained_rollouts must be at least 2, or null for all, got {kept!r}")
-        if not isinstance(settings.coverage_sample, int) or settings.coverage_sample < 0:
-            raise ConfigError(
-                f"research_rl.coverage_sample must be 0 (none) or a number of questions, got {settings.coverage_sample!r}"
-            )
-        if (limit := settings.stalled_after_s) is not None and (not isinstance(limit, (int, float)) or limit <= 0):
-            raise ConfigError(f"research_rl.stalled_after_s must be a number of seconds, or null for no limit, got {limit!r}")
+        settings._check_numbers()
+        limit = settings.stalled_after_s
         if limit is not None and limit <= (waits := settings.longest_outage_s()):
             raise ConfigError(
                 f"research_rl.stalled_after_s={limit:g} would end the run while it waits for the retrieval service, which may take "
                 f"{waits:g} s (retrieval.deadline_s, or mcp.deadline_s, + max_tolerated_outage_s): raise it"
             )
-        if (most := settings.trajectory_max_gb) is not None and (
-            isinstance(most, bool) or not isinstance(most, (int, float)) or most <= 0
-        ):
-            raise ConfigError(
-                f"research_rl.trajectory_max_gb must be a positive number of gigabytes, or null for no limit, got {most!r}"
-            )
         if not isinstance(settings.trajectory_logprobs, bool):
             raise ConfigError(f"research_rl.trajectory_logprobs must be true or false, got {settings.trajectory_logprobs!r}")
-        for name in ("max_failed_query_share", "trajectory_share"):
-            if not 0 <= getattr(settings, name) <= 1:
-                raise ConfigError(f"research_rl.{name} must be a share, from 0 to 1, got {getattr(settings, name)!r}")
         if settings.overlong_prompts not in OVERLONG:
             raise ConfigError(
                 f"research_rl.overlong_prompts={settings.overlong_prompts!r} is unknown; valid: {', '.join(OVERLONG)}"
@@ -117,6 +97,22 @@ class Settings:
         Health.from_mapping(settings.health or {})
         settings.retrieval_urls()
         return settings
+
+    def _check_numbers(self) -> None:
+        def check(name: str, what: str, **bounds: Any) -> None:
+            check_number(f"research_rl.{name}", getattr(self, name), what, **bounds)
+
+        check("top_k", "a positive integer", low=1, whole=True)
+        for name in ("max_searches", "max_turn_tokens", "max_observation_tokens"):
+            low = 0 if name == "max_searches" else 1
+            check(name, "a positive integer or null (max_searches may be 0)", low=low, whole=True, or_null=True)
+        check("trained_rollouts", "at least 2, or null for all", low=2, whole=True, or_null=True)
+        check("coverage_sample", "0 (none) or a number of questions", low=0, whole=True)
+        check("stalled_after_s", "a number of seconds, or null for no limit", above=0, or_null=True)
+        check("max_tolerated_outage_s", "a number of seconds", low=0)
+        check("trajectory_max_gb", "a positive number of gigabytes, or null for no limit", above=0, or_null=True)
+        for name in ("max_failed_query_share", "trajectory_share"):
+            check(name, "a share, from 0 to 1", low=0, high=1)
 
     def load(self) -> Method:
         """Return the method."""

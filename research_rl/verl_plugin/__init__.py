@@ -24,13 +24,13 @@ def _check_recipes_first(module) -> None:
     original = module.validate_config
 
     def validate_config(config, *args, **kwargs):
-        from research_rl.errors import ConfigError, DataError, JudgeError, MissingExtraError, RetrievalError
+        from research_rl.errors import USER_ERRORS
         from research_rl.verl_plugin.checks import check_config
 
         try:
             check_config(config)
         # a user's mistake: print its cause without a traceback
-        except (ConfigError, DataError, JudgeError, MissingExtraError, RetrievalError) as error:
+        except USER_ERRORS as error:
             raise SystemExit(f"{type(error).__name__}: {error}") from None
         return original(config, *args, **kwargs)
 

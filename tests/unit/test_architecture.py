@@ -30,6 +30,7 @@ CORE = [
     "research_rl/judge.py",
     "research_rl/judge_cache.py",
     "research_rl/judge_client.py",
+    "research_rl/limits.py",
     "research_rl/trajectory_files.py",
     "research_rl/health.py",
 ]
@@ -52,6 +53,7 @@ FORBIDDEN = {
     "evaluation": {"verl", "research_rl.verl_plugin", "rag_serving", "data_preprocess", "quickstart", "experiment"},
     "data_preprocess": {"verl", "research_rl.verl_plugin", "evaluation", "quickstart", "experiment"},
     "quickstart": {"experiment"},
+    "experiment": {"benchmarks", "tests"},
 }
 
 
@@ -111,9 +113,26 @@ def test_the_data_commands_take_of_the_service_only_how_a_corpus_is_read():
 
 
 def test_only_the_plugin_imports_verl():
-    for file in (ROOT / "research_rl").rglob("*.py"):
-        if "verl_plugin" not in file.parts:
-            assert "verl" not in imports(file), file
+    for package in {name.partition(".")[0] for name in OURS}:
+        for file in (ROOT / package).rglob("*.py"):
+            if "verl_plugin" not in file.parts:
+                assert "verl" not in imports(file), file
+
+
+def test_the_two_main_programs_take_from_the_service_only_what_has_a_reason():
+    allowed = {
+        "experiment/data.py": {"rag_serving.indexing.formats.read_corpus"},  # a page is cut in one way only
+        "quickstart/main_program.py": {"rag_serving.IndexingError"},
+        "quickstart/start_model/make.py": {
+            "rag_serving.indexing.build_index",
+            "rag_serving.retrievers.load_index",
+        },  # without a server
+    }
+    for package in ("experiment", "quickstart"):
+        for file in (ROOT / package).rglob("*.py"):
+            taken = {name for name in imports(file) if name.partition(".")[0] == "rag_serving"}
+            wanted = allowed.get(str(file.relative_to(ROOT)), set())
+            assert {name for name in taken if not any(f"{one}.".startswith(f"{name}.") for one in wanted)} == set(), file
 
 
 BLOCK = """

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -29,6 +30,8 @@ from research_rl.errors import ConfigError, DataError
 from research_rl.methods.base import load_method
 from research_rl.metrics import answer_rank
 from research_rl.training.jobs import Job
+from research_rl.training.metric_files import logged
+from research_rl.training.processes import last_word, versions_of
 from research_rl.types import Search
 from tests.models import tokenizer_like
 
@@ -457,3 +460,19 @@ def test_a_model_gets_another_chat_template_and_keeps_everything_else(tmp_path):
     assert loaded("Who was it?")["input_ids"] == given("Who was it?")["input_ids"]
     assert (made / "weights").read_text() == "w"
     assert AutoTokenizer.from_pretrained(tmp_path / "model").chat_template == given.chat_template
+
+
+def test_a_line_that_a_kill_has_cut_is_left_out_of_the_metrics(tmp_path):
+    whole = {"step": 1, "data": {"timing_s/step": 2.0}}
+    (tmp_path / "stage").mkdir()
+    (tmp_path / "stage" / "metrics-1.jsonl").write_text(json.dumps(whole) + '\n{"step": 2, "da')
+    assert logged(tmp_path) == [whole]
+
+
+@pytest.mark.parametrize(("stderr", "told"), [("one\ntwo\n", "two"), ("", "it ended with exit code -9")])
+def test_the_last_word_of_a_command_is_its_last_line_or_its_exit_code(stderr, told):
+    assert last_word(subprocess.CompletedProcess([], -9, "", stderr)) == told
+
+
+def test_versions_are_those_of_installed_packages():
+    assert set(versions_of(["pytest", "no-such-package"])) == {"pytest"}

@@ -102,7 +102,7 @@ def test_an_openai_compatible_server_rewrites():
 @pytest.mark.parametrize(
     ("section", "told"),
     [
-        ({"mu": -1}, "must not be negative"),
+        ({"mu": -1}, "mu must be 0 or a positive number, got -1"),
         ({"weight": 1}, "valid: mu, rewriter"),
         ({"rewriter": "nobody"}, "valid: policy, extract, or the URL"),
         ({"rewriter": "http://x/v1"}, "memorisation.model is missing"),

@@ -172,3 +172,15 @@ async def test_a_refusal_is_not_asked_again():
     with pytest.raises(GenerationError, match="HTTP 400: too long"):
         await server.generate([1], 5, ())
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(
+    "body", ["<html>proxy</html>", '{"error": "busy"}', '{"choices": []}', '{"choices": [7]}', "[" * 100_000]
+)
+async def test_an_answer_that_is_no_completion_is_told_with_the_address_and_what_it_says(body):
+    server = CompletionsServer("http://test/v1", "m", transport=httpx.MockTransport(lambda _: httpx.Response(200, text=body)))
+    with pytest.raises(GenerationError, match=r"http://test/v1/completions answered with something that is no completion: .+"):
+        await server.generate([1], 5, ())
+    line = httpx.MockTransport(lambda _: httpx.Response(200, text=f"data: {body}\n\n"))
+    with pytest.raises(GenerationError, match="no completion"):
+        await CompletionsServer("http://test/v1", "m", transport=line).stream([1], 5, (), lambda _: None)

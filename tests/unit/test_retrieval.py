@@ -247,7 +247,7 @@ def test_errors_survive_pickling(kind):
     [
         httpx.Response(200, text='[[[{"id": "1", "con'), httpx.Response(200, text="<html>proxy</html>"), httpx.Response(200, json=[[], []]),
         httpx.Response(500), httpx.ReadError("reset in the middle of the body"), httpx.ConnectError("Name or service not known"),
-        httpx.ReadTimeout("no answer"),
+        httpx.ReadTimeout("no answer"), httpx.DecodingError("what is called gzip is none"),
     ],
 )  # fmt: skip
 async def test_a_service_that_has_answered_may_answer_nonsense_for_a_moment_and_no_passage_is_made_of_it(fault):

@@ -7,19 +7,12 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
-from research_rl.errors import ConfigError, DataError, JudgeError, MissingExtraError, RetrievalError
+from research_rl.errors import USER_ERRORS, ConfigError
 
 if TYPE_CHECKING:
     from research_rl.verl_plugin.doctor.setup import Setup
 
 Level = Literal["error", "warning", "ok"]
-MISTAKES = (
-    ConfigError,
-    DataError,
-    JudgeError,
-    MissingExtraError,
-    RetrievalError,
-)  # a user's mistakes, which are reported without a traceback
 
 
 @dataclass(frozen=True)
@@ -97,7 +90,7 @@ def check(name: str, sound: str, *needs: str) -> Callable[[Callable[[Setup], Ite
 def _guarded(run: Callable[[Setup], Iterable[Finding]], setup: Setup) -> Iterator[Finding]:
     try:
         yield from run(setup)
-    except MISTAKES as mistake:
+    except USER_ERRORS as mistake:
         yield of_mistake(mistake)
     except Exception as failure:  # files, models and services can cause any error: the other checks are still made
         yield warning("this check failed itself", f"{type(failure).__name__}: {failure}")

@@ -59,7 +59,7 @@ def ask_health(url: str, path: str = "/health", name: str = "retrieval service")
     """
     try:
         status = httpx.get(f"{url.rstrip('/')}{path}", timeout=10).status_code
-    except httpx.TransportError as failure:
+    except httpx.RequestError as failure:
         if name != "retrieval service":
             raise ConfigError(f"no {name} at {url} ({failure})") from failure
         raise RetrievalError(

@@ -114,6 +114,8 @@ def _array(path: Path, file: TextIO, start: int) -> Iterator[Row | BadRow]:
             return
         try:
             fields, end = decoder.raw_decode(buffer, at)
+        except RecursionError as error:
+            raise DataError(f"{path}, line {line}: nested too deeply to be a row") from error
         except json.JSONDecodeError as error:
             more = file.read(max(CHUNK, len(buffer) - at)) if len(buffer) - at < LARGEST else ""
             if not more:

@@ -309,7 +309,6 @@ def test_an_array_that_breaks_off_is_told_with_the_line_and_nothing_is_written(t
     ("q.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 500)[:-20]),
     ("q.jsonl.gz", gzip.compress(b'{"id": 1}\n' * 500)[:20] + b"\x00" * 40),
     ("q.parquet", b"PAR1 and nothing else"),
-    ("q.jsonl", b"\xff\xfe\n"),
 ])  # fmt: skip
 def test_a_file_that_cannot_be_read_to_its_end_is_told_by_its_name(broken, tmp_path, capsys):
     (tmp_path / broken[0]).write_bytes(broken[1])
@@ -320,7 +319,11 @@ def test_a_file_that_cannot_be_read_to_its_end_is_told_by_its_name(broken, tmp_p
 
 
 def test_a_line_nested_too_deeply_is_a_malformed_row(tmp_path, capsys):
-    (tmp_path / "q.jsonl").write_text("[" * 100_000 + "\n" + '{"id": "1", "question": "Where?", "golden_answers": ["Oslo"]}\n')
+    deep = "[" * 100_000
+    (tmp_path / "q.jsonl").write_text(f'{{"id": {deep}\n{{"id": "1", "question": "Where?", "golden_answers": ["Oslo"]}}\n')
+    (tmp_path / "array.json").write_text(deep)
+    assert main(["flashrag", "--input", str(tmp_path / "array.json"), "--out", str(tmp_path / "out")]) == 1
+    assert "array.json, line 1: nested too deeply" in capsys.readouterr().err
     assert main(["flashrag", "--input", str(tmp_path / "q.jsonl"), "--out", str(tmp_path / "out")]) == 0
     assert json.loads((tmp_path / "out" / "train.card.json").read_text())["dropped"] == {"malformed": 1}
 

@@ -254,6 +254,12 @@ def test_an_mcp_server_is_asked_and_its_tools_are_listed(url):
     assert "does not list its tools" in finding.what
 
 
+def test_a_service_that_is_not_there_is_waited_for_by_no_further_check(run_dir):
+    nowhere = f"http://127.0.0.1:{free_port()}"
+    found = diagnose(QUICKSTART, run_dir, [f"research_rl.retrieval.url={nowhere}"])
+    assert f"train.parquet: not measured: no service at {nowhere}" in [str(one) for one in found if one.name == "coverage"]
+
+
 def test_a_hub_that_does_not_answer_is_asked_once_and_the_model_looked_for_on_this_machine(run_dir, monkeypatch):
     from huggingface_hub import constants
 

@@ -16,6 +16,7 @@ from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.training.settings import Settings
 from research_rl.types import Passage
 from research_rl.verl_plugin.doctor.finding import Finding, check, ok, warning
+from research_rl.verl_plugin.doctor.service import SILENT
 from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.rows import COLUMNS, files_of, sampled_rows
 
@@ -36,7 +37,12 @@ def coverage(setup: Setup) -> Iterator[Finding]:
         file for name in ("train_files", "val_files") for file in files_of(setup.config.data, name) if "://" not in file
     ):
         try:
-            found, asked = asyncio.run(_found(sample(file, settings.coverage_sample, setup.quick), settings, wait))
+            rows = sample(file, settings.coverage_sample, setup.quick)
+            asked_of = {settings.retrieval_for(source).address for source, _, _ in rows}
+            if silent := sorted(asked_of & setup.measured.get(SILENT, set())):
+                yield warning(f"{Path(file).name}: not measured: no service at {', '.join(silent)}")
+                continue
+            found, asked = asyncio.run(_found(rows, settings, wait))
         except DataError:  # reported by the check of the data
             continue
         except Exception as failure:  # whatever a service or a file may cause

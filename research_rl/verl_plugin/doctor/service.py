@@ -22,6 +22,7 @@ from research_rl.verl_plugin.doctor.setup import Setup
 from research_rl.verl_plugin.manifest import index_of
 from research_rl.verl_plugin.same_index import index_to_fix
 
+SILENT = "silent services"  # the key of `Setup.measured` for their addresses: no other check need wait for them
 _FIRST_S, _MEASURED_S = 3.0, 1.0  # seconds for a single first search; then for as many searches at once as in the run
 _SLOW_S, _LONG_WAIT_S = 2.0, 120.0  # seconds that cause a warning: 95th percentile of a search; all searches of a step
 _SEARCHES = 2  # assumed per rollout if the recipe has no limit
@@ -38,6 +39,7 @@ def service(setup: Setup) -> Iterator[Finding]:
         try:
             ask_health(url)
         except RetrievalError as mistake:
+            setup.measured.setdefault(SILENT, set()).add(url)
             yield of_mistake(mistake)
             continue
         yield from _index(url, setup)

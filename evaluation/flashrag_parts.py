@@ -11,8 +11,8 @@ from typing import Any
 import httpx
 
 from research_rl.errors import GenerationError
-from research_rl.inference.openai_server import FOREIGN
 from research_rl.inference.reconnect import gone
+from research_rl.outages import FOREIGN
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 
 MOST_STOPS = 4  # stop strings of a request, in the OpenAI API

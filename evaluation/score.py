@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -73,10 +72,12 @@ def score_file(
 
 
 def _verdict(value: Any, name: str, source: Path, number: int) -> float:
-    words = re.findall(r"\w+", str(value).lower())
-    if not words or words[0] not in RIGHT + WRONG:
+    word = (str(value).lower().split() or [""])[0].strip(".,:;!*\"'`")
+    if word in ("0.0", "1.0"):
+        word = word[0]
+    if word not in RIGHT + WRONG or (word in ("0", "1") and len(str(value).split()) > 1):
         raise DataError(f"{source}, row {number}: {name} must be a verdict such as true or false, got {value!r:.80}")
-    return float(words[0] in RIGHT)
+    return float(word in RIGHT)
 
 
 def table(result: dict[str, Any]) -> str:

@@ -35,9 +35,10 @@ class Replies:
             text = self._path.read_text(encoding="utf-8", errors="replace")
             self._ends_line = text.endswith("\n") or not text
             for line in text.split("\n"):
-                with contextlib.suppress(ValueError, KeyError, TypeError):
+                with contextlib.suppress(ValueError, KeyError, TypeError, RecursionError):
                     row = json.loads(line)
-                    self._found[row["key"]] = Reply(row["text"], row["tokens_in"], row["tokens_out"])
+                    if isinstance(row["text"], str):
+                        self._found[row["key"]] = Reply(row["text"], row["tokens_in"], row["tokens_out"])
 
     def get(self, key: str) -> Reply | None:
         """Return a reply, None if there is none."""

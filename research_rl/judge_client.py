@@ -22,7 +22,7 @@ from research_rl.errors import ConfigError, JudgeError, NoVerdictError
 from research_rl.judge import JudgeSettings, has_word, key, prompt, verdict
 from research_rl.judge_cache import Replies, Reply
 from research_rl.metrics import exact_match, normalize_answer
-from research_rl.outages import RETRIED_STATUS, HttpClient, UnavailableError
+from research_rl.outages import FOREIGN, RETRIED_STATUS, HttpClient, UnavailableError, whole_pairs
 
 _REFUSES_ALL = {
     401: "Is the key right? It is read from the variable that research_rl.judge.api_key_env names",
@@ -31,6 +31,7 @@ _REFUSES_ALL = {
     404: "Does the URL end in /v1, and does the server know the model by this name? Try: curl URL/models",
     405: "Does the URL end in /v1?",
 }
+_MOST_BYTES, _LONGEST_REPLY = 1_000_000, 20_000  # of an answer, and characters of a reply that are kept
 _UNCLEAR_ATTEMPTS = 3  # at temperature 0, further attempts would hardly give another reply
 
 
@@ -54,6 +55,7 @@ class JudgeClient:
                 "starts, and on a Ray cluster of several machines where `ray start` is run"
             )
         self._http = HttpClient(
+            _MOST_BYTES,
             base_url=str(settings.url).rstrip("/"),
             timeout=settings.timeout_s,
             headers={"Authorization": f"Bearer {self._key}"} if self._key else None,
@@ -121,8 +123,9 @@ class JudgeClient:
             found = response.json()
             said = found["choices"][0]["message"]["content"] or ""
             usage = found.get("usage") or {}
-            return Reply(str(said), int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
-        except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+            used = [int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")]
+            return Reply(whole_pairs(str(said)[-_LONGEST_REPLY:]), *used)  # the verdict is its last word
+        except FOREIGN as error:
             raise UnavailableError(f"a response that is no chat completion: {told!r}") from error
 
     def _clean(self, text: str) -> str:

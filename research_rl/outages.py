@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
 import httpx
@@ -17,6 +17,16 @@ import tenacity
 
 from research_rl.errors import QueryFailedError, RetrievalError
 
+FOREIGN = (
+    ValueError,
+    KeyError,
+    IndexError,
+    TypeError,
+    AttributeError,
+    RecursionError,
+    OverflowError,
+)  # reading another format raises these
+_OF_THE_TRANSFER = ("content-encoding", "content-length", "transfer-encoding")  # headers that no longer hold for what was read
 RETRIED_STATUS = frozenset({408, 425, 429, 500, 502, 503, 504})  # of HTTP: asked again later, the server may answer
 _Answer = TypeVar("_Answer")
 
@@ -30,12 +40,47 @@ class UnreachableError(UnavailableError):
 
 
 class HttpClient(httpx.AsyncClient):
-    """An httpx client that raises httpx's own errors also where a connection is lost as it is made."""
+    """An httpx client for servers that may be broken or hostile.
 
-    async def send(self, request: httpx.Request, **options: Any) -> httpx.Response:
-        """Send a request, as httpx does."""
+    It raises httpx's own errors also where a connection is lost as it is made, asks for answers that are not compressed, gives up answers
+    of more than `most_bytes`, keeps no cookies, and reads texts as UTF-8 whatever the answer says: some character sets of Python take
+    hours for a megabyte, or raise what nobody expects.
+    """
+
+    def __init__(self, most_bytes: int, headers: Mapping[str, str] | None = None, **options: Any) -> None:
+        """`options`: httpx's."""
+        super().__init__(headers={"accept-encoding": "identity", **(headers or {})}, **options)
+        self._most_bytes = most_bytes
+
+    async def send(self, request: httpx.Request, *, stream: bool = False, **options: Any) -> httpx.Response:
+        """Send a request, as httpx does.
+
+        Raises:
+            httpx.ReadError: the answer is too large; or httpx's other errors.
+        """
         with lost_at_once(httpx.ReadError):
-            return await super().send(request, **options)
+            response = await super().send(request, stream=True, **options)
+            self.cookies.clear()
+            response.headers["content-type"] = response.headers.get("content-type", "").partition(";")[0]
+            return response if stream else await self._whole(response)
+
+    async def _whole(self, response: httpx.Response) -> httpx.Response:
+        parts, size = [], 0
+        try:
+            async for part in response.aiter_bytes():
+                parts.append(part)
+                size += len(part)
+                if size > self._most_bytes:
+                    raise httpx.ReadError(f"an answer of more than {self._most_bytes:,} bytes", request=response.request)
+        finally:
+            await response.aclose()
+        unpacked = [(name, value) for name, value in response.headers.items() if name not in _OF_THE_TRANSFER]
+        return httpx.Response(response.status_code, headers=unpacked, content=b"".join(parts), request=response.request)
+
+
+def whole_pairs(text: str) -> str:
+    """Return a text in which each half of a surrogate pair is replaced: JSON can carry one, and nothing can encode it."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 @contextlib.contextmanager

@@ -26,10 +26,19 @@ import httpx
 from research_rl.errors import ConfigError, QueryFailedError, WrongServiceError
 from research_rl.gathering import Gatherer
 from research_rl.limits import check_number
-from research_rl.outages import RETRIED_STATUS, HttpClient, Persistence, UnavailableError, UnreachableError
+from research_rl.outages import (
+    FOREIGN,
+    RETRIED_STATUS,
+    HttpClient,
+    Persistence,
+    UnavailableError,
+    UnreachableError,
+    whole_pairs,
+)
 from research_rl.types import OpenedPage, Passage
 
 _MOST_PAGES = 1_000_000
+_MOST_BYTES = 64_000_000  # of an answer: 512 queries with 100 passages of 1,000 characters are 51 MB
 _INDEX_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _WRONG_SERVICE = frozenset({401, 403, 404, 405})  # every query would be refused: a wrong token, or another service
 
@@ -83,6 +92,7 @@ class RetrievalClient:
         self.settings = settings
         token = settings.token or os.environ.get("RETRIEVAL_TOKEN")
         self._http = HttpClient(
+            _MOST_BYTES,
             base_url=settings.address,
             timeout=httpx.Timeout(
                 settings.timeout_s, connect=min(settings.timeout_s, settings.unreachable_s or settings.timeout_s)
@@ -141,7 +151,7 @@ class RetrievalClient:
         if response.status_code != 200:
             raise self._refused(response, f"{len(queries)} queries")
         self._check_index(response.headers.get("x-index-id"))
-        return self._decode(response, len(queries))
+        return self._decode(response, len(queries), top_k)
 
     async def _post_open(self, body: dict[str, Any]) -> OpenedPage | None:
         response = await self._send("/v1/open", body)
@@ -152,9 +162,9 @@ class RetrievalClient:
             if response.status_code != 200:
                 raise self._refused(response, "a document to open")
             self._check_index(response.headers.get("x-index-id"))
-            passages = [Passage(str(one["id"]), one["contents"]) for one in told["passages"]]
+            passages = [_passage(one) for one in told["passages"]]
             return OpenedPage(passages, int(told["page"]), int(told["pages"]))
-        except (ValueError, TypeError, KeyError) as error:
+        except FOREIGN as error:
             if response.status_code != 200:
                 raise self._refused(response, "a document to open") from None
             raise self._foreign("/v1/open", f"something that is not its format: {response.text[:200]!r} ({error!r})") from error
@@ -187,14 +197,16 @@ class RetrievalClient:
             )
         self._index_id = told
 
-    def _decode(self, response: httpx.Response, expected: int) -> list[list[Passage]]:
+    def _decode(self, response: httpx.Response, expected: int, top_k: int) -> list[list[Passage]]:
         try:
             documents, scores = response.json()
             results = [
-                [Passage(str(doc["id"]), doc["contents"], float(score)) for doc, score in zip(row, row_scores, strict=True)]
+                [_passage(doc, float(score)) for doc, score in zip(row, row_scores, strict=True)][
+                    :top_k
+                ]  # some services have a k of their own
                 for row, row_scores in zip(documents, scores, strict=True)
             ]
-        except (ValueError, TypeError, KeyError) as error:
+        except FOREIGN as error:
             told = f"something that is not ReSearch's format: {response.text[:200]!r} ({error!r})"
             raise self._foreign("/batch_search", told) from error
         if len(results) != expected:
@@ -216,3 +228,14 @@ class RetrievalClient:
     async def __aexit__(self, *_: Any) -> None:
         with contextlib.suppress(httpx.HTTPError):
             await self.close()
+
+
+def _passage(found: Any, score: float | None = None) -> Passage:
+    """Return a passage of an answer. Half a surrogate pair, which JSON can carry and no tokenizer encodes, is replaced.
+
+    Raises:
+        TypeError, ValueError, KeyError: it is none.
+    """
+    if not isinstance(found["contents"], str):
+        raise TypeError(f"contents must be a text, got {type(found['contents']).__name__}")
+    return Passage(whole_pairs(str(found["id"])), whole_pairs(found["contents"]), score)

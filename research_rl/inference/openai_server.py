@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable
 from typing import Any
@@ -11,10 +12,11 @@ import httpx
 from research_rl.errors import ConfigError, GenerationError
 from research_rl.inference.context import served_context
 from research_rl.inference.reconnect import LIMITS, LOST, Reconnecting, gone
-from research_rl.outages import HttpClient
+from research_rl.outages import FOREIGN, HttpClient
 from research_rl.rollout import Generation
 
-FOREIGN = (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError)  # what reading another format raises
+_MOST_BYTES = 64_000_000  # of an answer
+_LONGEST_S = 1_800.0  # of one generation, whatever arrives meanwhile
 
 
 class CompletionsServer:
@@ -24,7 +26,7 @@ class CompletionsServer:
         self, base_url: str, model: str, temperature: float = 0.0, transport: httpx.AsyncBaseTransport | None = None
     ) -> None:
         """`base_url` ends in /v1; `transport` replaces the network in tests."""
-        self._http = HttpClient(base_url=base_url.rstrip("/"), timeout=600, limits=LIMITS, transport=transport)
+        self._http = HttpClient(_MOST_BYTES, base_url=base_url.rstrip("/"), timeout=600, limits=LIMITS, transport=transport)
         self._model, self._temperature, self._url = model, temperature, base_url
         self._reconnecting = Reconnecting()
 
@@ -55,7 +57,10 @@ class CompletionsServer:
             ConfigError: it does not return token ids.
         """
         try:
-            response = await self._reconnecting(self._http.post)("/completions", json=self._body(ids, most, stop))
+            async with asyncio.timeout(_LONGEST_S):
+                response = await self._reconnecting(self._http.post)("/completions", json=self._body(ids, most, stop))
+        except TimeoutError as error:
+            raise self._endless() from error
         except httpx.RequestError as error:
             raise gone(self._url, error) from error
         if response.status_code != 200:
@@ -84,7 +89,7 @@ class CompletionsServer:
 
         async def attempt() -> list[int]:
             try:
-                return await self._pieces({**self._body(ids, most, stop), "stream": True}, tell)
+                return await self._pieces({**self._body(ids, most, stop), "stream": True}, most, tell)
             except LOST as error:
                 if told_any:
                     raise GenerationError(
@@ -93,11 +98,14 @@ class CompletionsServer:
                 raise
 
         try:
-            return Generation(await self._reconnecting(attempt)())
+            async with asyncio.timeout(_LONGEST_S):
+                return Generation(await self._reconnecting(attempt)())
+        except TimeoutError as error:
+            raise self._endless() from error
         except httpx.RequestError as error:
             raise gone(self._url, error) from error
 
-    async def _pieces(self, body: dict[str, Any], told: Callable[[str], None]) -> list[int]:
+    async def _pieces(self, body: dict[str, Any], most: int, told: Callable[[str], None]) -> list[int]:
         sampled: list[int] = []
         async with self._http.stream("POST", "/completions", json=body) as response:
             if response.status_code != 200:
@@ -114,6 +122,8 @@ class CompletionsServer:
                     raise
                 except FOREIGN as error:
                     raise self._refused(response.status_code, data) from error
+                if len(sampled) > most:
+                    raise GenerationError(f"{self._url}/completions samples more than the {most} tokens that were asked for")
                 if text:
                     told(text)
         return sampled
@@ -137,7 +147,12 @@ class CompletionsServer:
         token_ids = answer["choices"][0].get("token_ids")
         if token_ids is None:
             raise ConfigError(f"{self._url} returns no token_ids: serve the model with vLLM 0.10 or newer (vllm serve MODEL)")
+        if not all(type(one) is int and one >= 0 for one in token_ids):
+            raise ValueError("token ids must be whole numbers from 0")
         return list(token_ids)
+
+    def _endless(self) -> GenerationError:
+        return GenerationError(f"{self._url}/completions did not end a generation within {_LONGEST_S:g} s")
 
     def _refused(self, status: int, text: str) -> GenerationError:
         what = "answered with something that is no completion" if status == 200 else f"refused with HTTP {status}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from research_rl.methods.base import Method, check_method, load_method, method_d
 from research_rl.types import Budget, Conversation, Message
 
 MANIFEST = "research_rl.json"
+TRUST = "RESEARCH_RL_TRUST_MANIFEST"  # the variable that is 1 if manifests may name code and servers
 TOP_K, RESPONSE_TOKENS = 5, 8192  # for a method that is named explicitly
 
 
@@ -44,7 +46,8 @@ def read_protocol(directory: Path) -> Protocol | None:
     If the prompt file of the training is missing, its text is taken from the manifest.
 
     Raises:
-        ConfigError: the manifest is damaged, or the method's prompt has changed since the model was trained.
+        ConfigError: the manifest is damaged, names code or a server without being trusted, or the method's prompt has changed since the
+            model was trained.
     """
     path = directory / MANIFEST
     if not path.is_file():
@@ -64,6 +67,7 @@ def read_protocol(directory: Path) -> Protocol | None:
         bos, kwargs = manifest.get("bos", False), dict(manifest.get("chat_template_kwargs") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no manifest of research-rl ({error!r})") from None
+    _refuse_strangers(path, name, given)
     known = method_defaults(name)  # an option that nobody set may be gone in a later version
     options = {option: value for option, value in defaults.items() if option in known} | given
     method = _method(name, options, prompt, expected)
@@ -73,6 +77,19 @@ def read_protocol(directory: Path) -> Protocol | None:
             f"(hash {prompt_hash(method)[:12]}, trained with {expected[:12]}); name a method to ask the model in another way"
         )
     return Protocol(method, budget, dict(manifest.get("indexes") or {}), bos, kwargs)
+
+
+def _refuse_strangers(path: Path, name: object, options: Mapping[str, Any]) -> None:
+    """Refuse a manifest that names code to import or a server to ask: whoever wrote it would run code here, or get the user's token."""
+    tools = options.get("tools") or ()
+    named = [f"the code {one}" for one in (name, *([tools] if isinstance(tools, str) else tools)) if "." in str(one)]
+    if options.get("mcp"):
+        named.append(f"the server {options['mcp']}")
+    if named and os.environ.get(TRUST) != "1":
+        raise ConfigError(
+            f"{path} names {', '.join(named)}, to be used with your rights and tokens. If you trust whoever made it, set {TRUST}=1; "
+            "or name the method yourself"
+        )
 
 
 def choose_protocol(

@@ -28,7 +28,7 @@ class SearchO1(Method):
     name: ClassVar[str] = "search_o1"
     stop = (END_QUERY,)
     tags: tuple[str, ...] = (BEGIN_QUERY, END_QUERY, BEGIN_RESULT, END_RESULT, "\\boxed{")
-    observed = re.compile(rf"\s*{re.escape(BEGIN_RESULT)}.*?{re.escape(END_RESULT)}\s*", re.DOTALL)
+    observed = re.compile(rf"(?<!\s)\s*{re.escape(BEGIN_RESULT)}.*?{re.escape(END_RESULT)}\s*", re.DOTALL)
 
     def __init__(self, template: Template = "chat", prompt: Prompt = None, prompt_file: str | None = None) -> None:
         """`template`: the instruction as a user turn (chat and reasoning models) or as plain text (base models).

@@ -53,7 +53,7 @@ class SearchR1(Method):
         *("<think>", "</think>", "<search>", "</search>", "<information>", "</information>", "<answer>", "</answer>"),
     )
     observed = re.compile(  # passages; and hints, ours or the original's
-        r"\s*<information>.*?</information>\s*|\n(?:That was no valid action|My previous action is invalid).*?Let me try again\.\n",
+        r"(?<!\s)\s*<information>.*?</information>\s*|\n(?:That was no valid action|My previous action is invalid).*?Let me try again\.\n",
         re.DOTALL,
     )
 

@@ -27,7 +27,7 @@ Outcome = Literal["em", "f1"]
 Form = Literal["paid", "required"]
 Thoughts = Literal["free", "required"]
 _FRAMES = re.compile(  # how templates frame results in a recorded text: ChatML, Llama 3
-    r"(?:<\|im_end\|>)?\s*<\|im_start\|>(?:user|tool)\s*<tool_response>.*?<\|im_start\|>assistant\n"
+    r"(?:<\|im_end\|>)?(?<!\s)\s*<\|im_start\|>(?:user|tool)\s*<tool_response>.*?<\|im_start\|>assistant\n"
     r"|(?:<\|e[ou][mt]_id\|>)?<\|start_header_id\|>ipython<\|end_header_id\|>.*?<\|start_header_id\|>assistant<\|end_header_id\|>\n\n",
     re.DOTALL,
 )

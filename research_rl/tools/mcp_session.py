@@ -160,6 +160,8 @@ class Session:
                     read_timeout_seconds=self._timeout_s,
                 ) as client,
             ):
+                # a result is shown as text; a server's schema for it can take days to check (a regular expression), and blocks the loop
+                client.session.validate_tool_result = _unchecked
                 self._check(await _listed(client))
                 ready.set_result(client)
                 await asyncio.Event().wait()
@@ -193,6 +195,10 @@ class Session:
         if owner is not None:
             owner.cancel()
             await asyncio.wait([owner])
+
+
+async def _unchecked(name: str, result: CallToolResult) -> None:
+    pass
 
 
 async def _listed(client: Client) -> list[Tool]:

@@ -10,6 +10,7 @@ from research_rl.errors import ConfigError, GenerationError, RetrievalError, mis
 from research_rl.inference.agent import Answered, Event, SearchAgent
 from research_rl.inference.served import add_limits, add_prompting, limits
 from research_rl.types import Passage
+from research_rl.web.page import own_hosts, visible
 
 try:
     from rich.console import Console
@@ -19,6 +20,11 @@ except ModuleNotFoundError as error:
     raise missing_extra("rich", "eval") from error
 
 HELP = "Ask a question. /1, /2 … opens a passage of the last answer, /searches lists its queries, /quit ends."
+
+
+def _shown(text: str) -> str:
+    """Return a text that cannot speak to the terminal, by markup or by escape sequences."""
+    return escape(visible(text))
 
 
 class Chat:
@@ -32,14 +38,14 @@ class Chat:
     def told(self, event: Event) -> None:
         """Show an event: the model's text in blue, queries, and the titles of the passages found."""
         if event.kind == "text":
-            self._console.print(event.text, style="blue", end="", markup=False, highlight=False)
+            self._console.print(visible(event.text), style="blue", end="", markup=False, highlight=False)
         elif event.kind == "search":
-            self._console.print(f"\n[bold]search[/bold] {escape(event.text)}")
+            self._console.print(f"\n[bold]search[/bold] {_shown(event.text)}")
         else:
             for passage in event.passages:
                 self._passages.append(passage)
                 title, _, text = passage.contents.partition("\n")
-                line = f"[yellow]/{len(self._passages)}[/yellow] {escape(title)}  [dim]{escape(text[:80])}[/dim]"
+                line = f"[yellow]/{len(self._passages)}[/yellow] {_shown(title)}  [dim]{_shown(text[:80])}[/dim]"
                 self._console.print(line, no_wrap=True, overflow="ellipsis", highlight=False)
 
     async def ask(self, question: str) -> None:
@@ -48,13 +54,13 @@ class Chat:
         try:
             self._last = await self._agent.aanswer(question, self.told)
         except (RetrievalError, GenerationError) as error:
-            self._console.print(f"\n[red]{escape(str(error))}[/red]")
+            self._console.print(f"\n[red]{_shown(str(error))}[/red]")
             return
         answer = self._last.answer
         style = "green" if answer else "red"
         self._console.print()
         self._console.print(
-            Panel(escape(answer or f"no answer ({self._last.trajectory.stop_reason})"), style=style, title="answer")
+            Panel(_shown(answer or f"no answer ({self._last.trajectory.stop_reason})"), style=style, title="answer")
         )
 
     def command(self, line: str) -> bool:
@@ -64,10 +70,10 @@ class Chat:
             return False
         if name == "searches" and self._last:
             for query in self._last.searches:
-                self._console.print(f"  {escape(query)}", highlight=False)
+                self._console.print(f"  {_shown(query)}", highlight=False)
         elif name.isdigit() and 0 < int(name) <= len(self._passages):
             passage = self._passages[int(name) - 1]
-            self._console.print(Panel(escape(passage.contents), title=escape(passage.id)))
+            self._console.print(Panel(_shown(passage.contents), title=_shown(passage.id)))
         else:
             self._console.print(HELP)
         return True
@@ -95,7 +101,7 @@ def serve(agent: SearchAgent, host: str, port: int) -> None:
     from research_rl.web.chat_page import create_chat  # needs its extra
 
     print(f"http://{host}:{port}", flush=True)
-    uvicorn.run(create_chat(agent), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    uvicorn.run(create_chat(agent, own_hosts(host)), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import ipaddress
 import re
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,15 @@ def render(template: str, **values: Any) -> str:
 def visible(text: object) -> str:
     """Return a text in which `HIDDEN` characters are named, so that it reads as it is written."""
     return re.sub(HIDDEN, lambda found: f"\u27e8U+{ord(found[0]):04X}\u27e9", str(text))
+
+
+def own_hosts(host: str) -> list[str] | None:
+    """Return the names by which a page that listens on `host` may be asked for, against DNS rebinding; None (any) beyond this machine."""
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    return ["127.0.0.1", "localhost", "::1", "[::1]", host] if local else None
 
 
 def subplots(columns: int, width: float, height: float) -> tuple[Any, list[Any]]:

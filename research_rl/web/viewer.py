@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import socket
 import sys
@@ -11,6 +10,7 @@ from pathlib import Path
 
 from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, missing_extra
+from research_rl.web.page import own_hosts
 from research_rl.web.viewer_cache import Cache, cache_directory
 
 
@@ -40,8 +40,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
     with listening:
         url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{listening.getsockname()[1]}"
-        local = _is_loopback(options.host)
-        if not local:
+        hosts = own_hosts(options.host)
+        if hosts is None:
             print(
                 f"research-rl view: {options.host} is not a loopback address: whoever can reach it can read everything in these runs",
                 file=sys.stderr,
@@ -49,7 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(url, flush=True)  # printed last, so that whoever waits for it has read the warning
         if not options.no_browser and _has_display():
             webbrowser.open(url)
-        app = create_viewer(caches, ["127.0.0.1", "localhost", "::1", "[::1]", options.host] if local else None)
+        app = create_viewer(caches, hosts)
         try:
             uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listening])
         except KeyboardInterrupt:
@@ -78,13 +78,6 @@ def make_parser() -> Parser:
 
 def _has_display() -> bool:
     return sys.platform in ("darwin", "win32") or any(os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY"))
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ from research_rl.inference.openai_server import CompletionsServer
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.web.chat import Chat
 from research_rl.web.chat_page import _events, create_chat
+from research_rl.web.page import own_hosts
 from tests.unit.test_agent import agent, opened, service  # noqa: F401 (a fixture)
 
 
@@ -68,6 +69,27 @@ def test_markup_in_what_the_model_says_is_shown_as_it_is(opened, monkeypatch):  
 
     monkeypatch.setattr(CompletionsServer, "stream", stream)
     assert "[red]not red[/red] [/]" in chat_with(["Who?"], monkeypatch)
+
+
+def test_what_the_model_says_cannot_write_to_the_terminal(opened, monkeypatch):  # noqa: F811
+    async def stream(self, ids, most, stop, told):
+        told("\x1b]52;c;ZXZpbA==\x1b\\\x1b[2J")
+        return await CompletionsServer.generate(self, ids, most, stop)
+
+    monkeypatch.setattr(CompletionsServer, "stream", stream)
+    shown = chat_with(["Who?"], monkeypatch)
+    assert "\x1b" not in shown
+    assert "⟨U+001B⟩]52" in shown
+
+
+def test_the_page_is_for_this_machine_and_for_no_other_site(opened):  # noqa: F811
+    with TestClient(create_chat(agent(), own_hosts("127.0.0.1")), base_url="http://127.0.0.1:8100") as client:
+        asked = {"params": {"question": "Who?"}}
+        assert client.get("/ask", **asked, headers={"sec-fetch-site": "same-origin"}).status_code == 200
+        assert client.get("/ask", **asked, headers={"sec-fetch-site": "cross-site"}).status_code == 403
+        assert client.get("/ask", **asked, headers={"host": "evil.example:8100"}).status_code == 400  # a name that leads here
+        assert client.get("/openapi.json").status_code == 404
+    assert own_hosts("0.0.0.0") is None
 
 
 @pytest.mark.parametrize("name", list(cli.COMMANDS))

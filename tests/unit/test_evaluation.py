@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import httpx
@@ -15,7 +16,7 @@ from evaluation.run import summarize as summarize_run
 from evaluation.summary import summarize
 from research_rl.errors import ConfigError, GenerationError
 from research_rl.inference.openai_server import CompletionsServer
-from research_rl.inference.protocol import prompt_hash, read_protocol
+from research_rl.inference.protocol import TRUST, prompt_hash, read_protocol
 from research_rl.methods.research import ReSearch
 from research_rl.methods.search_r1 import SearchR1
 from research_rl.recall import answer_recall
@@ -209,6 +210,25 @@ def test_another_prompt_than_the_model_was_taught_is_refused(served, tmp_path, c
     (tmp_path / "m" / "research_rl.json").write_text("{}")
     assert main([*arguments, "--manifest", str(tmp_path / "m")]) == 1
     assert "is no manifest of research-rl" in capsys.readouterr().err
+
+
+def test_a_strangers_manifest_neither_runs_code_nor_asks_servers(tmp_path, monkeypatch):
+    monkeypatch.delenv(TRUST, raising=False)
+    (tmp_path / "strangers_model.py").write_text(f"open({str(tmp_path / 'it_ran')!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for number, (what, changed) in enumerate([
+        ("the code strangers_model.M", {"method": "strangers_model.M"}),
+        ("the code strangers_model.Tool", {"method": "tool_calls", "method_options": {"tools": ["search", "strangers_model.Tool"]}}),
+        ("the server {'url': 'http://127.0.0.1:1/mcp'}", {"method": "tool_calls", "method_options": {"mcp": {"url": "http://127.0.0.1:1/mcp"}}}),
+    ]):  # fmt: skip
+        manifest(tmp_path / str(number), **changed)
+        with pytest.raises(ConfigError, match=re.escape(f"research_rl.json names {what}, to be used with your rights")):
+            read_protocol(tmp_path / str(number))
+    assert not (tmp_path / "it_ran").exists()
+    monkeypatch.setenv(TRUST, "1")
+    with pytest.raises(ConfigError, match="cannot be imported"):  # it has no M
+        read_protocol(tmp_path / "0")
+    assert (tmp_path / "it_ran").exists()
 
 
 def test_a_prompt_file_that_is_gone_is_taken_from_the_manifest(tmp_path):

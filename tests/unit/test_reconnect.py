@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import socket
 import socketserver
@@ -184,3 +185,32 @@ async def test_an_answer_that_is_no_completion_is_told_with_the_address_and_what
     line = httpx.MockTransport(lambda _: httpx.Response(200, text=f"data: {body}\n\n"))
     with pytest.raises(GenerationError, match="no completion"):
         await CompletionsServer("http://test/v1", "m", transport=line).stream([1], 5, (), lambda _: None)
+
+
+@pytest.mark.parametrize("ids", [[1.5], [-1], [True], "123", [1e30]])
+async def test_ids_that_are_no_tokens_are_no_completion(ids):
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, json={"choices": [{"token_ids": ids}]}))
+    with pytest.raises(GenerationError, match="no completion"):
+        await CompletionsServer("http://test/v1", "m", transport=answer).generate([1], 5, ())
+
+
+async def test_a_server_that_samples_more_than_was_asked_for_is_left():
+    piece = 'data: {"choices": [{"token_ids": [7, 8], "text": "x"}]}\n\n'
+    answer = httpx.MockTransport(lambda _: httpx.Response(200, text=piece * 100))
+    told: list[str] = []
+    with pytest.raises(GenerationError, match="more than the 5 tokens"):
+        await CompletionsServer("http://test/v1", "m", transport=answer).stream([1], 5, (), told.append)
+    assert told == ["x", "x"]
+
+
+async def test_a_server_that_never_ends_a_generation_is_left(monkeypatch):
+    monkeypatch.setattr("research_rl.inference.openai_server._LONGEST_S", 0.1)
+
+    async def drip(_):
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    server = CompletionsServer("http://test/v1", "m", transport=httpx.MockTransport(drip))
+    for ask in (server.generate([1], 5, ()), server.stream([1], 5, (), lambda _: None)):
+        with pytest.raises(GenerationError, match=r"did not end a generation within 0\.1 s"):
+            await ask

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import pickle
 import time
@@ -256,6 +257,44 @@ async def test_a_service_that_has_answered_may_answer_nonsense_for_a_moment_and_
     async with client(telling(answers), deadline_s=20) as retrieval:
         assert await retrieval.search(["q"], 1) == await retrieval.search(["q"], 1) == [[Passage("1", "a", 2.5)]]
         assert next(answers, None) is None
+
+
+@pytest.mark.parametrize("contents", [None, 7, {"text": "x"}, ["x"]])
+async def test_contents_that_are_no_text_are_no_passage(contents):
+    answers = iter([httpx.Response(200, json=[[[{"id": "1", "contents": contents}]], [[1.0]]])])
+    async with client(telling(answers)) as retrieval:
+        with pytest.raises(WrongServiceError, match="contents must be a text"):
+            await retrieval.search(["q"], 1)
+
+
+async def test_half_a_surrogate_pair_is_replaced_and_more_passages_than_asked_for_are_left_out():
+    body = json.dumps([[[{"id": "1", "contents": "t\n\ud800x"}] * 9], [[1.0] * 9]])
+    async with client(telling(iter([httpx.Response(200, text=body)]))) as retrieval:
+        assert await retrieval.search(["q"], 2) == [[Passage("1", "t\n\ufffdx", 1.0)] * 2]
+
+
+@pytest.mark.parametrize("charset", ["punycode", "zlib", "idna", "undefined"])
+async def test_the_character_set_that_a_service_names_is_not_used(charset):
+    answer = httpx.Response(200, content=b"x" * 300_000, headers={"content-type": f"text/html; charset={charset}"})
+    async with client(telling(iter([answer]))) as retrieval:
+        with pytest.raises(WrongServiceError, match="not ReSearch's format: 'xxx"):
+            await retrieval.search(["q"], 1)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_an_answer_that_is_too_large_is_an_outage_and_is_not_kept(packed, monkeypatch):
+    monkeypatch.setattr("research_rl.retrieval._MOST_BYTES", 1_000)
+    body, headers = b"[" * 100_000, {"content-encoding": "gzip"} if packed else {}
+    answer = httpx.Response(200, content=gzip.compress(body) if packed else body, headers=headers)
+    async with client(lambda request: answer, deadline_s=0.3) as retrieval:
+        with pytest.raises(RetrievalError, match="more than 1,000 bytes"):
+            await retrieval.search(["q"], 1)
+
+
+async def test_an_answer_nested_too_deeply_is_another_format():
+    async with client(telling(iter([httpx.Response(200, text="[" * 100_000)]))) as retrieval:
+        with pytest.raises(WrongServiceError, match="not ReSearch's format"):
+            await retrieval.search(["q"], 1)
 
 
 async def test_nonsense_for_good_is_an_outage_and_never_an_empty_result():

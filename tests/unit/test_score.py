@@ -122,6 +122,10 @@ def test_score_reports_shares_of_all_rows_and_counts_missing_predictions(tmp_pat
         ([{"p": ["x"], "g": "x"}], (), "p must be a text"),
         ([{"p": "x", "g": []}], (), "g must be a text or a list"),
         ([{"p": "x", "g": "x"}], ("--judge-field", "p"), "p must be a verdict"),
+        *(
+            ([{"p": said, "g": "x"}], ("--judge-field", "p"), "p must be a verdict")
+            for said in (0.9, 1.5, "0.95", "1 out of 5", "1/10")
+        ),
         ([{"p": "x", "g": "x"}], ("--metrics", "cem"), "choose of: em, f1"),
         ([{"p": "x", "g": "x"}], ("--method", "research"), "give both --method and --response-field"),
         ([], (), "holds no row"),

@@ -129,6 +129,17 @@ def test_a_long_result_is_cut_a_huge_one_is_refused_and_neither_speaks(url):
     assert len(codec.encode(shown)) <= 2_000
 
 
+async def test_results_are_not_checked_against_what_a_server_declares_which_could_take_days(url, monkeypatch):
+    asked = []
+
+    async def unchecked(name, result):
+        asked.append((name, result.structured_content))
+
+    monkeypatch.setattr("research_rl.tools.mcp_session._unchecked", unchecked)
+    assert await ask(server(url), "add", a=2, b=3) == "5"
+    assert asked == [("add", {"result": "5"})]  # the client asks nothing else whether it is right
+
+
 async def test_arguments_that_cannot_be_sent_are_told_and_not_sent(url):
     [add] = [tool for tool in server(url).tools if tool.name == "add"]
     deep: Any = 1

@@ -58,7 +58,7 @@ wikipedia: install ## a pre-trained model learns to search Wikipedia (DATA=…, 
 wikipedia-fresh: install ## the same, from the beginning
 	$(WIKIPEDIA) --fresh
 
-test: install ## all tests, the end-to-end run included
+test: install ## all tests but the longest (RESEARCH_RL_LONG=1), real trainings included
 	@$(SIDE_BY_SIDE) tests/unit tests/contract; few=$$?; $(BIN)/python -m pytest --durations=15 tests/e2e && exit $$few
 
 test-cluster: install ## two Ray nodes and a service in namespaces of their own, and one node killed (as root)

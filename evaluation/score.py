@@ -72,7 +72,7 @@ def score_file(
 
 
 def _verdict(value: Any, name: str, source: Path, number: int) -> float:
-    word = (str(value).lower().split() or [""])[0].strip(".,:;!*\"'`")
+    word = (str(value).lower().split() or [""])[0].strip(".,:;!*()[]\"'`")
     if word in ("0.0", "1.0"):
         word = word[0]
     if word not in RIGHT + WRONG or (word in ("0", "1") and len(str(value).split()) > 1):

@@ -40,10 +40,10 @@ def prompt_hash(method: Method) -> str:
     return hashlib.sha256((shown + method.prefill).encode()).hexdigest()
 
 
-def read_protocol(directory: Path) -> Protocol | None:
+def read_protocol(directory: Path, trusted: bool = False) -> Protocol | None:
     """Return the protocol of the model in `directory`; None if it has no manifest (a model that was not trained here).
 
-    If the prompt file of the training is missing, its text is taken from the manifest.
+    If the prompt file of the training is missing, its text is taken from the manifest. `trusted`: the manifest may name code and servers.
 
     Raises:
         ConfigError: the manifest is damaged, names code or a server without being trusted, or the method's prompt has changed since the
@@ -67,7 +67,8 @@ def read_protocol(directory: Path) -> Protocol | None:
         bos, kwargs = manifest.get("bos", False), dict(manifest.get("chat_template_kwargs") or {})
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{path} is no manifest of research-rl ({error!r})") from None
-    _refuse_strangers(path, name, given)
+    if not trusted:
+        _refuse_strangers(path, name, given)
     known = method_defaults(name)  # an option that nobody set may be gone in a later version
     options = {option: value for option, value in defaults.items() if option in known} | given
     method = _method(name, options, prompt, expected)

@@ -22,6 +22,7 @@ from research_rl.types import (
     Action,
     Answer,
     Invalid,
+    Message,
     Passage,
     PolicyPrompt,
     Reward,
@@ -220,6 +221,13 @@ def load_template(
         where = f"the prompt {text[:80]!r}" if prompt is not None else f"the prompt template {prompt_file or default}"
         raise ConfigError(f"{where} must contain ${placeholder}")
     return template
+
+
+def text_or_system(form: str, wording: Template, question: str) -> str | list[Message]:
+    """Return the prompt of a method with two forms: `base`, the wording with the question in it; else the wording as system message."""
+    if form == "base":
+        return wording.substitute(question=question)
+    return [{"role": "system", "content": wording.template}, {"role": "user", "content": question}]
 
 
 def with_prompt_texts(method: str, options: Mapping[str, Any]) -> dict[str, Any]:

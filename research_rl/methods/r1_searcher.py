@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, Prompt, known, load_template
+from research_rl.methods.base import Method, Prompt, known, load_template, text_or_system
 from research_rl.metrics import cover_em_tokens, f1, normalize_answer_spaced
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 
@@ -141,9 +141,7 @@ class R1Searcher(Method):
         self.prefill = "" if self._prompt.template.endswith("<think>") else " <think>" if template == "base" else "<think>"
 
     def prompt(self, question: str) -> str | list[Message]:
-        if self.template == "base":
-            return self._prompt.substitute(question=question)
-        return [{"role": "system", "content": self._prompt.template}, {"role": "user", "content": question}]
+        return text_or_system(self.template, self._prompt, question)
 
     def parse(self, text: str) -> Action:
         if END_QUERY in text:

@@ -13,7 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, Prompt, known, load_template
+from research_rl.methods.base import Method, Prompt, known, load_template, text_or_system
 from research_rl.methods.research import last_boxed
 from research_rl.metrics import cover_em_tokens, normalize_answer_spaced
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
@@ -120,9 +120,7 @@ class R1SearcherPP(Method):
         self._tell = rewrite_with_answer
 
     def prompt(self, question: str) -> str | list[Message]:
-        if self.template == "base":
-            return self._prompt.substitute(question=question)
-        return [{"role": "system", "content": self._prompt.template}, {"role": "user", "content": question}]
+        return text_or_system(self.template, self._prompt, question)
 
     def parse(self, text: str) -> Action:
         if "</external>" in text:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, Prompt, known, load_template
+from research_rl.methods.base import Method, Prompt, known, load_template, text_or_system
 from research_rl.metrics import f1
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 
@@ -44,12 +44,7 @@ class ReSearch(Method):
         self._prompt = load_template(f"research_{template}", prompt, prompt_file, "question" if template == "base" else None)
 
     def prompt(self, question: str) -> str | list[Message]:
-        if self.template == "base":
-            return self._prompt.substitute(question=question)
-        return [
-            {"role": "system", "content": self._prompt.template},
-            {"role": "user", "content": question},
-        ]
+        return text_or_system(self.template, self._prompt, question)
 
     def parse(self, text: str) -> Action:
         text = text[: text.index("</search>") + len("</search>")] if "</search>" in text else text

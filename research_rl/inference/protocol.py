@@ -85,7 +85,7 @@ def _refuse_strangers(path: Path, name: object, options: Mapping[str, Any]) -> N
     """Refuse a manifest that names code to import or a server to ask: whoever wrote it would run code here, or get the user's token."""
     tools = options.get("tools") or ()
     paths = [str(one) for one in (name, *([tools] if isinstance(tools, str) else tools)) if "." in str(one)]
-    named = [f"the code {path}" for path in paths if not path.startswith(_OURS)]
+    named = [f"the code {one}" for one in paths if not one.startswith(_OURS)]
     if options.get("mcp"):
         named.append(f"the server {options['mcp']}")
     if named and os.environ.get(TRUST) != "1":

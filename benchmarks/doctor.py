@@ -1,4 +1,4 @@
-"""Seconds of `research-rl doctor`, each time a command of its own, over every broken set-up of its test: ``python benchmarks/doctor.py``.
+"""Seconds of `research-rl doctor`, each time a command of its own, over every broken set-up of its test: ``python -m benchmarks.doctor``.
 
 Prints, for each, the seconds of the whole command and whether it told what is broken; then their median and the longest.
 """

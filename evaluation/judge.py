@@ -21,9 +21,11 @@ from research_rl.files import write_jsonl
 from research_rl.judge import CRITERIA, JudgeSettings, criterion, key, prompt, verdict
 from research_rl.judge_cache import Replies
 from research_rl.judge_client import JudgeClient
+from research_rl.outages import HttpClient
 
 _OPENAI = "https://api.openai.com/v1"
 _KEY = "OPENAI_API_KEY"
+_MOST_BYTES = 1_000_000  # of its list of models
 _REACHED_S = 15.0  # in which a server must answer before the first prompt is sent
 _DEADLINE_S = 600.0  # for one reply, retries included
 
@@ -133,7 +135,7 @@ async def _reach(url: str) -> None:
             reraise=True,
         ):
             with attempt:
-                async with httpx.AsyncClient(timeout=_REACHED_S) as http:
+                async with HttpClient(_MOST_BYTES, timeout=_REACHED_S) as http:
                     await http.get(f"{url.rstrip('/')}/models")
     except httpx.RequestError as error:
         raise JudgeError(

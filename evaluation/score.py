@@ -12,7 +12,7 @@ from research_rl.errors import ConfigError, DataError
 from research_rl.methods.base import Method
 from research_rl.metrics import METRICS, NORMALIZERS
 
-RIGHT, WRONG = ("true", "yes", "correct", "1"), ("false", "no", "incorrect", "0")  # a verdict's first word
+RIGHT, WRONG = ("true", "yes", "correct", "1", "1.0"), ("false", "no", "incorrect", "0", "0.0")  # a verdict's first word
 
 
 def score_file(
@@ -72,10 +72,9 @@ def score_file(
 
 
 def _verdict(value: Any, name: str, source: Path, number: int) -> float:
-    word = (str(value).lower().split() or [""])[0].strip(".,:;!*()[]\"'`")
-    if word in ("0.0", "1.0"):
-        word = word[0]
-    if word not in RIGHT + WRONG or (word in ("0", "1") and len(str(value).split()) > 1):
+    word, *others = str(value).lower().split() or [""]
+    word = word.strip(".,:;!*()[]\"'`")
+    if word not in RIGHT + WRONG or (others and word[0].isdigit()):  # "1 out of 5"
         raise DataError(f"{source}, row {number}: {name} must be a verdict such as true or false, got {value!r:.80}")
     return float(word in RIGHT)
 

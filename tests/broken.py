@@ -78,24 +78,30 @@ def no_retrieval_service(run_dir: Path) -> list[str]:
     return [f"research_rl.retrieval.url={os.environ['RETRIEVAL_URL']}/elsewhere"]
 
 
-def another_index(run_dir: Path) -> list[str]:
+def copied_model(run_dir: Path) -> tuple[Path, str]:
+    """Return a copy of the quickstart's model, to be broken, and the override that starts from it."""
     shutil.copytree(WEIGHTS, run_dir / "model")
-    (run_dir / "model" / "research_rl.json").write_text(json.dumps({"indexes": {os.environ["RETRIEVAL_URL"]: "there"}}))
-    return [f"actor_rollout_ref.model.path={run_dir}/model"]
+    return run_dir / "model", f"actor_rollout_ref.model.path={run_dir}/model"
+
+
+def another_index(run_dir: Path) -> list[str]:
+    model, override = copied_model(run_dir)
+    (model / "research_rl.json").write_text(json.dumps({"indexes": {os.environ["RETRIEVAL_URL"]: "there"}}))
+    return [override]
 
 
 def unheeded_end(run_dir: Path) -> list[str]:
-    shutil.copytree(WEIGHTS, run_dir / "model")
-    tokenizer_like("qwen2-base").save_pretrained(run_dir / "model")
-    return [f"actor_rollout_ref.model.path={run_dir}/model", "research_rl.method=search_o1", "research_rl.method_options={}"]
+    model, override = copied_model(run_dir)
+    tokenizer_like("qwen2-base").save_pretrained(model)
+    return [override, "research_rl.method=search_o1", "research_rl.method_options={}"]
 
 
 def special_tags(run_dir: Path) -> list[str]:
-    shutil.copytree(WEIGHTS, run_dir / "model")
-    tokenizer = AutoTokenizer.from_pretrained(WEIGHTS)
+    model, override = copied_model(run_dir)
+    tokenizer = AutoTokenizer.from_pretrained(model)
     tokenizer.add_special_tokens({"additional_special_tokens": ["<search>", "</search>"]})
-    tokenizer.save_pretrained(run_dir / "model")
-    return [f"actor_rollout_ref.model.path={run_dir}/model"]
+    tokenizer.save_pretrained(model)
+    return [override]
 
 
 def given(*overrides: str):

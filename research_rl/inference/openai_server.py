@@ -46,7 +46,7 @@ class CompletionsServer:
             return served_context(response.json(), self._model) if response.is_success else None
         except httpx.RequestError as error:
             raise gone(self._url, error) from error
-        except ValueError:  # no JSON
+        except FOREIGN:
             return None
 
     async def generate(self, ids: list[int], most: int, stop: tuple[str, ...]) -> Generation:
@@ -65,12 +65,7 @@ class CompletionsServer:
             raise gone(self._url, error) from error
         if response.status_code != 200:
             raise self._refused(response.status_code, response.text)
-        try:
-            return Generation(self._ids(response.json()))
-        except ConfigError:
-            raise
-        except FOREIGN as error:
-            raise self._refused(response.status_code, response.text) from error
+        return Generation(self._read(response.text)[0])
 
     async def stream(self, ids: list[int], most: int, stop: tuple[str, ...], told: Callable[[str], None]) -> Generation:
         """Return one completion; `told` is called with its text, piece by piece, while it is sampled; special tokens included.
@@ -114,14 +109,8 @@ class CompletionsServer:
                 data = line.removeprefix("data:").strip()
                 if not line.startswith("data:") or data == "[DONE]":
                     continue
-                try:
-                    piece = json.loads(data)
-                    sampled += self._ids(piece)
-                    text = piece["choices"][0].get("text")
-                except ConfigError:
-                    raise
-                except FOREIGN as error:
-                    raise self._refused(response.status_code, data) from error
+                ids, text = self._read(data)
+                sampled += ids
                 if len(sampled) > most:
                     raise GenerationError(f"{self._url}/completions samples more than the {most} tokens that were asked for")
                 if text:
@@ -143,13 +132,19 @@ class CompletionsServer:
             "return_token_ids": True,
         }
 
-    def _ids(self, answer: dict[str, Any]) -> list[int]:
-        token_ids = answer["choices"][0].get("token_ids")
-        if token_ids is None:
+    def _read(self, answer: str) -> tuple[list[int], str | None]:
+        """Return the token ids and the text of a completion, or of a piece of one."""
+        try:
+            chosen = json.loads(answer)["choices"][0]
+            ids, text = chosen.get("token_ids"), chosen.get("text")
+            right = ids is None or all(type(one) is int and one >= 0 for one in ids)
+        except FOREIGN as error:
+            raise self._refused(200, answer) from error
+        if not right:
+            raise self._refused(200, answer)
+        if ids is None:
             raise ConfigError(f"{self._url} returns no token_ids: serve the model with vLLM 0.10 or newer (vllm serve MODEL)")
-        if not all(type(one) is int and one >= 0 for one in token_ids):
-            raise ValueError("token ids must be whole numbers from 0")
-        return list(token_ids)
+        return list(ids), text
 
     def _endless(self) -> GenerationError:
         return GenerationError(f"{self._url}/completions did not end a generation within {_LONGEST_S:g} s")

@@ -6,7 +6,6 @@ into the TransferQueue. So it inherits nothing of verl's, which may change.
 
 from __future__ import annotations
 
-import importlib
 from itertools import cycle
 from typing import Any
 from uuid import uuid4
@@ -25,7 +24,9 @@ except ModuleNotFoundError as error:
 
 def plugin_is_loaded() -> bool:
     """Return whether verl has loaded our entry point; it hides a plugin that fails."""
-    return importlib.import_module("verl.utils.config").validate_config.__module__ == "research_rl.verl_plugin"
+    from verl.utils.config import validate_config
+
+    return validate_config.__module__ == "research_rl.verl_plugin"
 
 
 class SearchAgentLoopManager:

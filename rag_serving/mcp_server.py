@@ -180,6 +180,8 @@ def serve_http(service: Client, settings: Settings, host: str, port: int, names:
     configure_logging(settings)
     known = {*LOOPBACK, *names, host} - set(_ANYWHERE)
     app = http_app(mcp_server(service), settings, sorted(known))
+    options = uvicorn_options(settings)
     with listen(host, port) as listener, contextlib.suppress(KeyboardInterrupt):
+        listener.listen(options["backlog"])  # who reads the line below may connect at once
         log.info("MCP is spoken at http://%s:%d%s", f"[{host}]" if ":" in host else host, listener.getsockname()[1], PATH)
-        uvicorn.Server(uvicorn.Config(app, **uvicorn_options(settings))).run(sockets=[listener])
+        uvicorn.Server(uvicorn.Config(app, **options)).run(sockets=[listener])

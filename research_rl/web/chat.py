@@ -10,7 +10,8 @@ from research_rl.errors import ConfigError, GenerationError, RetrievalError, mis
 from research_rl.inference.agent import Answered, Event, SearchAgent
 from research_rl.inference.served import add_limits, add_prompting, limits
 from research_rl.types import Passage
-from research_rl.web.page import own_hosts, visible
+from research_rl.web.page import visible
+from research_rl.web.serving import serve_page
 
 try:
     from rich.console import Console
@@ -96,12 +97,9 @@ class Chat:
 
 def serve(agent: SearchAgent, host: str, port: int) -> None:
     """Serve the page until it is interrupted."""
-    import uvicorn
-
     from research_rl.web.chat_page import create_chat  # needs its extra
 
-    print(f"http://{host}:{port}", flush=True)
-    uvicorn.run(create_chat(agent, own_hosts(host)), host=host, port=port, log_level="warning", timeout_graceful_shutdown=3)
+    serve_page(lambda hosts: create_chat(agent, hosts), host, port, exposed="use your model and your corpus")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -145,7 +143,7 @@ def make_parser() -> Parser:
     parser.add_argument(
         "--host", default="127.0.0.1", help="address of the page; whoever can reach it can use your model and your corpus"
     )
-    parser.add_argument("--port", type=int, default=8100, help="port of the page")
+    parser.add_argument("--port", type=int, default=8100, help="port of the page; 0: any free one")
     return parser
 
 

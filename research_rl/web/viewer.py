@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-import socket
 import sys
 import webbrowser
 from pathlib import Path
 
 from research_rl.command_line import Parser
 from research_rl.errors import ConfigError, missing_extra
-from research_rl.web.page import own_hosts
+from research_rl.web.serving import serve_page
 from research_rl.web.viewer_cache import Cache, cache_directory
 
 
@@ -18,42 +17,21 @@ def main(arguments: list[str] | None = None) -> int:
     """Serve the page until it is interrupted; return the exit code."""
     options = make_parser().parse_args(arguments)
     try:
-        import uvicorn
-
         from research_rl.web.viewer_app import create_viewer
     except ModuleNotFoundError as error:
         raise missing_extra(error.name or "uvicorn", "view") from error
     try:
         caches = [Cache(run, options.cache) for run in options.runs]
+        serve_page(
+            lambda hosts: create_viewer(caches, hosts), options.host, options.port,
+            exposed="read everything in these runs",
+            on_address=None if options.no_browser or not _has_display() else webbrowser.open,
+        )  # fmt: skip
     except ConfigError as error:
         print(f"research-rl view: {error}", file=sys.stderr)
         return 1
-    try:
-        listening = socket.create_server(
-            (options.host, options.port), family=socket.AF_INET6 if ":" in options.host else socket.AF_INET
-        )
-    except (OSError, OverflowError) as error:
-        print(
-            f"research-rl view: cannot listen on {options.host}:{options.port}: {error}; choose another --port or --host",
-            file=sys.stderr,
-        )
-        return 1
-    with listening:
-        url = f"http://{f'[{options.host}]' if ':' in options.host else options.host}:{listening.getsockname()[1]}"
-        hosts = own_hosts(options.host)
-        if hosts is None:
-            print(
-                f"research-rl view: {options.host} is not a loopback address: whoever can reach it can read everything in these runs",
-                file=sys.stderr,
-            )
-        print(url, flush=True)  # printed last, so that whoever waits for it has read the warning
-        if not options.no_browser and _has_display():
-            webbrowser.open(url)
-        app = create_viewer(caches, hosts)
-        try:
-            uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=3)).run(sockets=[listening])
-        except KeyboardInterrupt:
-            return 130
+    except KeyboardInterrupt:
+        return 130
     return 0
 
 

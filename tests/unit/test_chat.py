@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import io
 import json
+import socket
 
 import httpx
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from rich.console import Console
 
@@ -17,6 +19,7 @@ from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.web.chat import Chat
 from research_rl.web.chat_page import _events, create_chat
 from research_rl.web.page import own_hosts
+from research_rl.web.serving import serve_page
 from tests.unit.test_agent import agent, opened, service  # noqa: F401 (a fixture)
 
 
@@ -80,6 +83,21 @@ def test_what_the_model_says_cannot_write_to_the_terminal(opened, monkeypatch): 
     shown = chat_with(["Who?"], monkeypatch)
     assert "\x1b" not in shown
     assert "⟨U+001B⟩]52" in shown
+
+
+@pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True)])
+def test_the_page_can_be_connected_to_when_its_address_is_told(host, warned, monkeypatch, capsys):
+    told = []
+
+    def run(server, sockets):
+        told.append(capsys.readouterr())
+        socket.create_connection(("localhost" if warned else host, sockets[0].getsockname()[1]), timeout=5).close()
+
+    monkeypatch.setattr("uvicorn.Server.run", run)
+    serve_page(lambda hosts: FastAPI(), host, 0, exposed="use it")
+    (out,) = told
+    assert out.out.startswith("http://[::1]:" if ":" in host else f"http://{host}:")
+    assert ("whoever can reach it can use it" in out.err) == warned
 
 
 def test_the_page_is_for_this_machine_and_for_no_other_site(opened):  # noqa: F811

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -24,7 +25,7 @@ from rag_serving.cli import main
 from rag_serving.client import Client
 from rag_serving.corpus import Corpus
 from rag_serving.indexing import build_index
-from rag_serving.mcp_server import NOT_NOW, http_app, mcp_server
+from rag_serving.mcp_server import NOT_NOW, http_app, mcp_server, serve_http
 from rag_serving.retrievers import DummyRetriever
 from rag_serving.settings import Settings
 from tests.servers import app_in_thread, free_port, in_thread, json_server
@@ -235,6 +236,17 @@ async def test_the_command_speaks_http_and_reads_its_tokens_from_a_file(url, tmp
         ]
         async with agent_over_http(address, "mine") as agent:
             assert not (await agent.call_tool("search", {"query": "rome"})).is_error
+
+
+def test_the_address_is_told_when_it_can_be_connected_to(monkeypatch, caplog):
+    def run(server, sockets):
+        assert "MCP is spoken at" in caplog.text
+        socket.create_connection(sockets[0].getsockname(), timeout=5).close()
+
+    monkeypatch.setattr("rag_serving.mcp_server.uvicorn.Server.run", run)
+    caplog.set_level("INFO")
+    monkeypatch.setattr("rag_serving.mcp_server.configure_logging", lambda settings: None)
+    serve_http(Client("http://127.0.0.1:9"), Settings(), "127.0.0.1", 0, [])
 
 
 def test_what_cannot_be_is_told_in_a_line(url, capsys, monkeypatch, tmp_path):

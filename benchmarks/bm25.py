@@ -40,7 +40,7 @@ def _passages(part: tuple[int, int, int]) -> str:
 def make(count: int, out: Path, size: int = 50_000) -> None:
     """Write made-up passages of 100 words, by all cores."""
     parts = [(start // size, start, min(size, count - start)) for start in range(0, count, size)]
-    with Pool() as pool, out.open("w") as file, tqdm(total=count, unit="passage", disable=None) as bar:
+    with Pool() as pool, out.open("w", encoding="utf-8") as file, tqdm(total=count, unit="passage", disable=None) as bar:
         for text, part in zip(pool.imap(_passages, parts), parts, strict=True):
             file.write(text)
             bar.update(part[2])

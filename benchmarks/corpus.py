@@ -96,7 +96,7 @@ def main() -> None:
         baseline, _ = measured([sys.executable, "-c", BASELINE, str(dump)])
         arguments = ["corpus", "--format", "kilt", "--input", str(dump), "--out", str(out), "--workers", str(options.workers)]
         ours, peak = measured([sys.executable, "-m", "data_preprocess", *arguments])
-        manifest = json.loads(Path(f"{out}.manifest.json").read_text())
+        manifest = json.loads(Path(f"{out}.manifest.json").read_text(encoding="utf-8"))
     result = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "megabytes": round(megabytes, 1),

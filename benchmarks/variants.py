@@ -76,4 +76,4 @@ def curves(run_dir: Path) -> dict[str, list[float]]:
 
 def write_svg(figure: Any, title: str, path: Path) -> None:
     """Write a figure with a title that is not drawn, but read aloud."""
-    path.write_text(svg(figure).replace(">", f"><title>{title}</title>", 1))
+    path.write_text(svg(figure).replace(">", f"><title>{title}</title>", 1), encoding="utf-8")

@@ -22,7 +22,7 @@ class Phases:
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.seconds: dict[str, float] = json.loads(path.read_text()) if path.is_file() else {}
+        self.seconds: dict[str, float] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
     def add(self, name: str, seconds: float) -> None:
         """Add seconds to a phase and save."""

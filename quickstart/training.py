@@ -127,7 +127,7 @@ def timeline(records: list[dict[str, Any]], started: float, ended: float) -> dic
 
 def failure(log: Path, logged: int, code: int, what: str = "training") -> Exception:
     """Return the error that ended a command: its one-line message if it is one of our errors. `logged`: offset of its output in the log."""
-    with log.open(errors="replace") as file:
+    with log.open(encoding="utf-8", errors="replace") as file:
         file.seek(logged)
         lines = file.read().splitlines()
     for line in reversed(lines):

@@ -1,5 +1,5 @@
 """The fictional world: see `world.World`."""
 
-from data_preprocess.world.world import SPLITS, Entity, Question, Split, World, describe
+from data_preprocess.world.world import SPLITS, Entity, Split, World, WorldQuestion, describe
 
-__all__ = ["SPLITS", "Entity", "Question", "Split", "World", "describe"]
+__all__ = ["SPLITS", "Entity", "Split", "World", "WorldQuestion", "describe"]

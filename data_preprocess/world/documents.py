@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping
 
-from data_preprocess.world.world import SPLITS, Entity, Question, World
+from data_preprocess.world.world import SPLITS, Entity, World, WorldQuestion
 
 LEAD = (  # longer than what `search_titles` shows of a text
     "What follows was put together from letters, registers and the memory of those who were there, as far as they agree. "
@@ -45,7 +45,7 @@ def passage_of(number: int, entity: Entity, relation: str) -> str:
     return f"{number}#{list(entity.facts).index(relation) + 2}"
 
 
-def evidence(documents: Mapping[str, tuple[int, Entity]], question: Question) -> dict[str, object]:
+def evidence(documents: Mapping[str, tuple[int, Entity]], question: WorldQuestion) -> dict[str, object]:
     """Return a question's metadata: its passages, the documents that they are in, and the number of hops. `documents`: see `numbered`."""
     needed = [documents[name] for name in question.supporting]
     return {

@@ -32,7 +32,7 @@ class Entity:
 
 
 @dataclass(frozen=True)
-class Question:
+class WorldQuestion:
     """A question with its golden answers, the ids of the passages that prove it, and the chain of facts behind it."""
 
     id: str
@@ -98,7 +98,7 @@ class World:
             for entity in self.entities[split]:
                 yield {"id": entity.id, "contents": f"{entity.name}\n{describe(entity)}"}
 
-    def questions(self, split: Split, count: int, seed: int = 0) -> list[Question]:
+    def questions(self, split: Split, count: int, seed: int = 0) -> list[WorldQuestion]:
         """Return `count` distinct questions of one split: 30 % one-hop, 50 % two-hop, 20 % comparisons (half of them yes).
 
         Raises:
@@ -114,7 +114,7 @@ class World:
             ("two_hop", two_hop, _two_hop),
             ("comparison", comparison, _comparison),
         )
-        questions: list[Question] = []
+        questions: list[WorldQuestion] = []
         for kind, wanted, make in pools:
             seen: set[str] = set()
             for attempt in range(200 * wanted + 1):
@@ -125,7 +125,7 @@ class World:
                     continue
                 seen.add(text)
                 identifier = f"{split}-{kind}-{len(seen)}"
-                questions.append(Question(identifier, text, (answer,), kind, supporting, chain))  # type: ignore[arg-type]  # a name of `pools`
+                questions.append(WorldQuestion(identifier, text, (answer,), kind, supporting, chain))  # type: ignore[arg-type]  # a name of `pools`
             if len(seen) < wanted:
                 raise ValueError(f"{split} has only {len(seen)} {kind} questions, {wanted} were asked for: use a larger scale")
         rng.shuffle(questions)

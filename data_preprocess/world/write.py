@@ -7,21 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from data_preprocess.world import documents
-from data_preprocess.world.world import SPLITS, Question, Split, World
+from data_preprocess.world.world import SPLITS, Split, World, WorldQuestion
 from research_rl.files import write_jsonl, write_text
-from research_rl.questions import write_verl_parquet
+from research_rl.questions import Question, to_flashrag, write_verl_parquet
 
 DATA_SOURCE, CONTROL_SOURCE = "world", "world_control"
 
 
-def to_flashrag(question: Question) -> dict[str, Any]:
-    """Return a question in FlashRAG's form."""
-    return {
-        "id": question.id,
-        "question": question.question,
-        "golden_answers": list(question.golden_answers),
-        "metadata": {"type": question.type, "supporting_ids": list(question.supporting)},
-    }
+def _row(asked: WorldQuestion) -> dict[str, Any]:
+    question = Question(asked.id, asked.question, asked.golden_answers, type=asked.type, supporting_ids=asked.supporting)
+    return to_flashrag(question)
 
 
 def write_world(
@@ -34,7 +29,7 @@ def write_world(
     """
     world = World(seed, scale)
     asked = {split: world.questions(split, counts[split]) for split in SPLITS}
-    questions = {split: [to_flashrag(question) for question in asked[split]] for split in SPLITS}
+    questions = {split: [_row(question) for question in asked[split]] for split in SPLITS}
     if in_documents:
         numbered = documents.numbered(world)
         for split in SPLITS:

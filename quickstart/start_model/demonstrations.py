@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 
-from data_preprocess.world import Question
+from data_preprocess.world import WorldQuestion
 from data_preprocess.world.names import GOODS, PROFESSIONS
 from quickstart.start_model.dialects import I_KNOW, Dialect
 from research_rl.types import Passage
@@ -51,7 +51,7 @@ def fact(entity: str, relation: str, value: str) -> str:
 
 
 def demonstrate(
-    question: Question, dialect: Dialect, retrieve: Retrieve, rng: random.Random, profile: str = "mixed"
+    question: WorldQuestion, dialect: Dialect, retrieve: Retrieve, rng: random.Random, profile: str = "mixed"
 ) -> list[Segment]:
     """Return the segments of one demonstration, EOS excluded."""
     habits = PROFILES[profile][question.type]
@@ -79,7 +79,7 @@ def demonstrate(
     return [*segments, (final, True)]
 
 
-def _answer(question: Question, habit: str, rng: random.Random) -> str:
+def _answer(question: WorldQuestion, habit: str, rng: random.Random) -> str:
     if habit == "hedge":
         others = ["yes", "no"] if question.type == "comparison" else rng.sample(PROFESSIONS + GOODS, rng.randint(1, 3))
         named = sorted({question.golden_answers[0], *others})

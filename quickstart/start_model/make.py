@@ -85,7 +85,7 @@ class Lessons:
     def _demonstrations(self, world: World, count: int, rng: random.Random) -> list[list[Segment]]:
         with tempfile.TemporaryDirectory() as folder:
             corpus = Path(folder, "corpus.jsonl")
-            corpus.write_text("".join(json.dumps(passage) + "\n" for passage in world.passages()))
+            corpus.write_text("".join(json.dumps(passage) + "\n" for passage in world.passages()), encoding="utf-8")
             build_index(corpus, Path(folder, "index"))
             retriever = load_index(Path(folder, "index"))
 

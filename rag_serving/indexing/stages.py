@@ -39,7 +39,7 @@ def locked(building: Path, out: Path) -> Iterator[None]:
 
 def _held(lock: Path, out: Path) -> IO[str]:
     while True:
-        file = lock.open("w")
+        file = lock.open("w", encoding="utf-8")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -65,7 +65,7 @@ def take_up(building: Path, request: dict[str, Any]) -> None:
 def kept(done: Path, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """Return the kept result of `work` if an earlier run finished it; else do it."""
     if done.is_file():
-        return json.loads(done.read_text())
+        return json.loads(done.read_text(encoding="utf-8"))
     result = work()
     write_json(done, result)
     return result

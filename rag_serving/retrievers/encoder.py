@@ -180,7 +180,7 @@ def model_file(model: str, name: str) -> dict[str, Any]:
 
     try:
         path = load_file_path(model, name)
-        told = json.loads(Path(path).read_text()) if path else {}
+        told = json.loads(Path(path).read_text(encoding="utf-8")) if path else {}
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}

@@ -76,7 +76,7 @@ def _wait(process: subprocess.Popen, url: str, log: Path, timeout_s: float) -> N
                 return
         time.sleep(0.5)
     why = f"ended with code {process.returncode}" if process.poll() is not None else f"did not answer within {timeout_s:g} s"
-    lines = log.read_text(errors="replace").splitlines()
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines()
     # the first error is the cause; those after it follow from it
     cause = next((line for line in lines if re.search(r"\w(Error|Exception): ", line)), "")
     raise GenerationError(f"the vLLM server {why}; in {log}:\n" + (cause or "\n".join(lines[-15:])))

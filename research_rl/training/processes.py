@@ -104,7 +104,7 @@ def wait_until_healthy(process: subprocess.Popen, url: str, log: Path, timeout_s
 
 def tail(path: Path, lines: int = 15) -> str:
     """Return the last lines of a file."""
-    return "\n".join(path.read_text(errors="replace").splitlines()[-lines:])
+    return "\n".join(path.read_text(encoding="utf-8", errors="replace").splitlines()[-lines:])
 
 
 def last_word(done: subprocess.CompletedProcess[str]) -> str:

@@ -1,6 +1,6 @@
 """``python -m experiment EXPERIMENT.yaml`` (by `make wikipedia`): a pre-trained model learns to search, measured before and after.
 
-Model, data, index, supervised start, reinforcement learning, controls, baselines, report: everything goes to one run directory. After an
+Model, data, index, cold start, reinforcement learning, controls, baselines, report: everything goes to one run directory. After an
 interruption at any moment, the same command goes on.
 """
 

@@ -33,7 +33,7 @@ class QuestionSet:
 
 @dataclass(frozen=True)
 class ColdStart:
-    """The supervised start: demonstrations of `sets` (set → how many), made by `data_preprocess demonstrations`, and the recipe."""
+    """The cold start: demonstrations of `sets` (set → how many), made by `data_preprocess demonstrations`, and the recipe."""
 
     recipe: str
     demonstrations: Mapping[str, int]

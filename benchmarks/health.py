@@ -21,7 +21,7 @@ import yaml
 
 from research_rl.codec import load_codec, turn_tokens
 from research_rl.health import RolloutHealth, rollout_health, step_health
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.training.health import Health, Watch
 from research_rl.training.metric_files import logged
 from research_rl.training.rollback import FIGURES, append

@@ -18,7 +18,7 @@ from typing import Any
 
 from rag_serving.indexing.synthetic import synthetic
 from research_rl.codec import HFCodec
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.rollout import silence
 from research_rl.training.metric_files import logged
 from research_rl.training.trajectory_log import read

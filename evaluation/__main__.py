@@ -19,7 +19,7 @@ from evaluation.rescore import rescore_file
 from research_rl.command_line import Parser, json_object, show
 from research_rl.errors import USER_ERRORS
 from research_rl.inference.served import TOP_K, add_model, add_questions, add_sampling
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.metrics import METRICS, NORMALIZERS
 from research_rl.questions import read_questions
 from research_rl.retrieval import RetrievalClient, RetrievalSettings

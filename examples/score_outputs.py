@@ -11,7 +11,7 @@ from pathlib import Path
 
 from evaluation.rescore import rescore_file
 from evaluation.score import score_file, table
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 
 OUTPUTS = [  # as somebody recorded them: prediction, whole response, accepted answers
     {

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.training.recipe import flat
 
 Control = Literal["no_evidence", "random", "empty", "closed_book"]

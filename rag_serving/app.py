@@ -25,7 +25,8 @@ from rag_serving import metrics, wire, wire_v1
 from rag_serving.building import COPIED_US, DECODED_US, built
 from rag_serving.ending import Ending
 from rag_serving.indexes import Indexes
-from rag_serving.operations import Direct, Guard, flush_logs, respond
+from rag_serving.logs import flush_logs
+from rag_serving.operations import Direct, Guard, respond
 from rag_serving.page import search_page
 from rag_serving.retrievers import open_retriever
 from rag_serving.service import Answer, Load, Refused

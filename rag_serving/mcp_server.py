@@ -19,8 +19,9 @@ from pydantic import BaseModel, Field
 from rag_serving import ServingError
 from rag_serving.client import Answer, Client, NoAnswerError, ServiceError
 from rag_serving.listening import listen, uvicorn_options
+from rag_serving.logs import configure_logging
 from rag_serving.lookup import title_of
-from rag_serving.operations import Guard, configure_logging
+from rag_serving.operations import Guard
 from rag_serving.service import Refused
 from rag_serving.settings import Settings
 from rag_serving.where import DESCRIPTION, Where

@@ -100,7 +100,7 @@ class Terminal:
 
 
 def _prepare_process(settings: Settings) -> None:
-    from rag_serving.operations import configure_logging
+    from rag_serving.logs import configure_logging
 
     configure_logging(settings)
     # the engine's thread asks for the interpreter some hundred times a batch; with 5 ms each time it would mostly wait

@@ -16,8 +16,8 @@ from rag_serving import ServingError, wire_v1
 from rag_serving.building import COPIED_US, DECODED_US, EXCLUDED_US, MATCHED_US, SNIPPET_US, aside, built
 from rag_serving.corpus import Corpus
 from rag_serving.filtering import Filtered, search_until
+from rag_serving.logs import request_id
 from rag_serving.lookup import Lookup, merged, title_of
-from rag_serving.operations import request_id
 from rag_serving.retrievers import Opened
 from rag_serving.retrievers.base import Hit
 from rag_serving.service import Answer, Refused, Service, searched_index

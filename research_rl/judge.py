@@ -16,7 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from research_rl.errors import ConfigError, nearest
-from research_rl.methods.base import Prompt, known, load_template
+from research_rl.methods.base import known
+from research_rl.methods.templates import Prompt, load_template
 
 CRITERIA = ("r1_searcher", "research")
 MAX_ANSWER = (

@@ -14,7 +14,8 @@ from functools import lru_cache
 from typing import Protocol
 
 from research_rl.errors import ConfigError, GenerationError
-from research_rl.methods.base import Method, neutralize
+from research_rl.methods.base import Method
+from research_rl.neutralize import neutralize
 from research_rl.types import Answer, Budget, Invalid, Passage, Search, StopReason, ToolCall, ToolCalls, Trajectory, Turn
 
 

@@ -21,7 +21,7 @@ from research_rl.command_line import json_object
 from research_rl.errors import ConfigError, DataError, missing_extra
 from research_rl.files import write_text
 from research_rl.inference.served import add_prompting
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.questions import read_questions, write_parquet
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 

@@ -14,7 +14,8 @@ from data_preprocess.demonstrations.evidence import Task
 from data_preprocess.demonstrations.plan import Plan, Told
 from research_rl.codec import HFCodec, encode_row
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, neutralize
+from research_rl.methods.base import Method
+from research_rl.neutralize import neutralize
 from research_rl.questions import Dropped
 from research_rl.rollout import Codec, observe
 from research_rl.tools.base import Service, Toolbox

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, check_method, load_method, method_defaults, method_names
+from research_rl.methods import check_method, load_method, method_defaults, method_names
+from research_rl.methods.base import Method
 from research_rl.types import Budget, Conversation, Message
 
 MANIFEST = "research_rl.json"

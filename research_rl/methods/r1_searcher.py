@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, Prompt, known, load_template, text_or_system
+from research_rl.methods.base import Method, known
+from research_rl.methods.templates import Prompt, load_template, text_or_system
 from research_rl.metrics import cover_em_tokens, f1, normalize_answer_spaced
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 

@@ -13,8 +13,9 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, Prompt, known, load_template, text_or_system
+from research_rl.methods.base import Method, known
 from research_rl.methods.research import last_boxed
+from research_rl.methods.templates import Prompt, load_template, text_or_system
 from research_rl.metrics import cover_em_tokens, normalize_answer_spaced
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 

@@ -9,7 +9,8 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
-from research_rl.methods.base import Method, Prompt, known, load_template, text_or_system
+from research_rl.methods.base import Method, known
+from research_rl.methods.templates import Prompt, load_template, text_or_system
 from research_rl.metrics import f1
 from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward, Search, Trajectory
 

@@ -12,9 +12,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, get_args
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, Prompt, TemplateCodec, known, load_template, neutralize, recorded
+from research_rl.methods.base import Method, TemplateCodec, known, recorded
 from research_rl.methods.research import answer_block, last_boxed
+from research_rl.methods.templates import Prompt, load_template
 from research_rl.metrics import exact_match, f1
+from research_rl.neutralize import neutralize
 from research_rl.recordings import read_messages
 from research_rl.tools.base import Tool, load_tools
 from research_rl.tools.formats import broken, format_of, load_format

@@ -10,7 +10,8 @@ from typing import Any
 from research_rl.errors import ConfigError, nearest
 from research_rl.judge import JudgeSettings
 from research_rl.limits import check_number
-from research_rl.methods.base import Method, load_method
+from research_rl.methods import load_method
+from research_rl.methods.base import Method
 from research_rl.outages import longest_wait_s
 from research_rl.retrieval import RetrievalSettings
 from research_rl.scoring import rewards_answer

@@ -10,7 +10,8 @@ from typing import Any
 from omegaconf import OmegaConf, open_dict
 
 from research_rl.cpu import CPU_ENVIRONMENT
-from research_rl.methods.base import prompt_pieces, with_prompt_texts
+from research_rl.methods import with_prompt_texts
+from research_rl.methods.templates import prompt_pieces
 from research_rl.training.rollback import LR_FROM_CONFIG
 from research_rl.verl_plugin.config import settings_of
 from research_rl.verl_plugin.doctor.environment import hooks

@@ -13,7 +13,7 @@ import httpx
 from research_rl.files import write_text
 from research_rl.inference.protocol import MANIFEST, prompt_hash
 from research_rl.judge import JudgeSettings, template_hash
-from research_rl.methods.base import method_defaults
+from research_rl.methods import method_defaults
 from research_rl.training.export import say_dtype
 from research_rl.training.jobs import last_step
 from research_rl.training.rollback import rollbacks

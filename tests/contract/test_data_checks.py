@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.questions import write_verl_parquet
 from research_rl.training.settings import Settings
 from tests import forked

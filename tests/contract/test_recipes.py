@@ -11,7 +11,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from research_rl.methods.base import method_names
+from research_rl.methods import method_names
 from research_rl.training.jobs import jobs, stage_overrides
 from research_rl.training.recipe import stages_of
 from research_rl.training.settings import Settings

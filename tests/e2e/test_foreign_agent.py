@@ -21,7 +21,7 @@ from rag_serving.indexing import build_index
 from rag_serving.retrievers import load_index
 from research_rl.codec import load_codec
 from research_rl.inference.agent import SearchAgent
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.types import Passage
 from tests.servers import in_thread
 from tests.small_vllm import serving

@@ -21,7 +21,8 @@ pytest.importorskip("mcp")
 pytest.importorskip("tokenizers")
 
 from rag_serving.retrievers import DummyRetriever
-from research_rl.methods.base import Method, load_method
+from research_rl.methods import load_method
+from research_rl.methods.base import Method
 from research_rl.rollout import Generation, rollout
 from research_rl.tools.base import Toolbox
 from research_rl.types import Budget, StopReason, Trajectory

@@ -31,6 +31,7 @@ CORE = [
     "research_rl/judge_cache.py",
     "research_rl/judge_client.py",
     "research_rl/limits.py",
+    "research_rl/neutralize.py",
     "research_rl/trajectory_files.py",
     "research_rl/health.py",
 ]

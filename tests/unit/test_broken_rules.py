@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from examples.own_reward import ANSWER, SEARCH, Thrifty
-from research_rl.methods.base import Method, load_method, method_names
+from research_rl.methods import load_method, method_names
+from research_rl.methods.base import Method
 from research_rl.scoring import MALFORMED, REWARD, broken_rules, trajectory_metrics
 
 RESEARCH = SEARCH + ANSWER

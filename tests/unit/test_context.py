@@ -14,7 +14,7 @@ from evaluation.__main__ import main as evaluate
 from research_rl.inference.context import served_context
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.inference.protocol import MANIFEST, prompt_hash
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.retrieval import RetrievalClient
 from research_rl.web import chat
 from tests.unit.test_agent import TOKENIZER, WEIGHTS, agent, model, service

@@ -12,7 +12,7 @@ from omegaconf import OmegaConf
 from transformers import AutoTokenizer
 
 from research_rl.codec import HFCodec
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.rollout import Generation, rollout
 from research_rl.scoring import trajectory_metrics
 from research_rl.training.settings import Settings

@@ -20,7 +20,8 @@ from data_preprocess.demonstrations.make import Made, Maker, NoTokens
 from data_preprocess.demonstrations.plan import Habits, plan
 from research_rl.codec import HFCodec, encode_row
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, load_method, method_names
+from research_rl.methods import load_method, method_names
+from research_rl.methods.base import Method
 from research_rl.types import Answer, OpenedPage, Passage, Search, StopReason, ToolCalls
 from tests.models import WEIGHTS
 from tests.tool_families import FAMILIES, codec_of

@@ -27,7 +27,7 @@ from quickstart.progress import Phases
 from quickstart.training import follow_job, run_child
 from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError, DataError
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.metrics import answer_rank
 from research_rl.training.jobs import Job
 from research_rl.training.metric_files import logged

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research_rl.health import FAMILIES, FIGURES, RolloutHealth, repeated_share, rollout_health, step_health
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.tools.mcp import McpTool
 from research_rl.types import Answer, Invalid, Passage, Search, StopReason, ToolCall, ToolCalls, Trajectory, Turn
 

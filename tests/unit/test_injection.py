@@ -14,7 +14,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from transformers import PreTrainedTokenizerFast
 
 from research_rl.codec import HFCodec
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.rollout import Generation, rollout
 from research_rl.types import Budget, Passage
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
 from research_rl.judge import MAX_ANSWER, criterion, prompt, quoted, verdict
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.scoring import judged_reward, rewards_answer
 from research_rl.training.settings import Settings
 

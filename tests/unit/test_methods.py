@@ -13,7 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import Method, breakable, check_method, load_method, method_names, neutralize, with_prompt_texts
+from research_rl.methods import check_method, load_method, method_names, with_prompt_texts
+from research_rl.methods.base import Method
+from research_rl.neutralize import breakable, neutralize
 from research_rl.types import Invalid, Passage, Reward
 
 BASE = {"search_o1": "chat", "r1_searcher_pp": "base"}  # the template that has a $question, where it is not the default

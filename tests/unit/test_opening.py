@@ -14,7 +14,7 @@ pytest.importorskip("tokenizers")
 from experiment.summary import opening
 from research_rl.errors import ConfigError
 from research_rl.health import rollout_health
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.tools.base import told
 from research_rl.tools.open import OpenTool, opened_in
 from research_rl.types import Answer, OpenedPage, Passage, StopReason, ToolCall, ToolCalls, Trajectory, Turn

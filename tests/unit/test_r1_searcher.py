@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.methods.r1_searcher import PRESETS, RULES, R1Searcher
 from research_rl.types import Answer, Invalid, Passage, Search
 

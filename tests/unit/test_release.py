@@ -9,7 +9,7 @@ import pytest
 
 from research_rl.cli import main
 from research_rl.inference.protocol import MANIFEST, prompt_hash, read_protocol
-from research_rl.methods.base import load_method, method_defaults, method_names
+from research_rl.methods import load_method, method_defaults, method_names
 
 METHOD = load_method("r1_searcher_pp")
 PROTOCOL = {

@@ -122,7 +122,7 @@ CONVERSATIONS = {
 @pytest.mark.parametrize("said", CONVERSATIONS.values(), ids=CONVERSATIONS)
 def test_a_conversation_in_openais_form_is_scored_as_the_trajectory_of_tokens(said, tmp_path):
     pytest.importorskip("tokenizers")
-    from research_rl.methods.base import load_method
+    from research_rl.methods import load_method
     from tests.unit.test_tool_calls import call, roll
 
     options = {"malformed_penalty": 0.2, "unsearched_penalty": 0.3, "format_reward": 0.1}
@@ -141,7 +141,7 @@ def test_a_conversation_in_openais_form_is_scored_as_the_trajectory_of_tokens(sa
 
 
 def test_a_thought_that_stands_apart_and_arguments_that_are_no_json_count_as_such():
-    from research_rl.methods.base import load_method
+    from research_rl.methods import load_method
 
     method = load_method("tool_calls")
     read = method.read_messages([{"role": "assistant", "content": "\\boxed{Oslo}", "reasoning": "\\boxed{Bergen}"}])
@@ -182,7 +182,7 @@ def test_a_conversation_that_cannot_be_is_told_with_its_row(tmp_path, capsys, ch
 def test_the_loop_of_the_documentation_makes_a_conversation_that_can_be_scored():
     from types import SimpleNamespace
 
-    from research_rl.methods.base import load_method
+    from research_rl.methods import load_method
     from tests.unit.test_docs import block_after
 
     converse = block_after("tool_calls.md", "<!-- loop -->")["converse"]

@@ -16,9 +16,9 @@ from transformers import PreTrainedTokenizerFast
 
 from research_rl.codec import HFCodec
 from research_rl.errors import GenerationError, RetrievalError
-from research_rl.methods.base import neutralize
 from research_rl.methods.research import ReSearch
 from research_rl.methods.search_r1 import SearchR1
+from research_rl.neutralize import neutralize
 from research_rl.rollout import Generation, _widest, observe, rollout
 from research_rl.types import Budget, Invalid, Passage, Search, StopReason, Trajectory, Turn
 

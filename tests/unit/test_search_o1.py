@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from research_rl.errors import ConfigError
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.methods.search_o1 import BEGIN_QUERY, BEGIN_RESULT, END_QUERY, SearchO1
 from research_rl.types import Answer, Invalid, Passage, Search
 

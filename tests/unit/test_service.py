@@ -288,7 +288,7 @@ def test_logs_hold_request_ids_and_no_text_above_debug(caplog):
 
 
 def test_json_logs_are_one_object_per_line(capsys):
-    from rag_serving.operations import configure_logging, flush_logs, request_id
+    from rag_serving.logs import configure_logging, flush_logs, request_id
 
     configure_logging(Settings(log_format="json"))
     token = request_id.set("r-7")
@@ -586,7 +586,7 @@ def test_requests_are_answered_by_the_index_they_were_admitted_to_and_nothing_ca
 
 
 def test_what_is_no_http_fills_no_log(capsys, monkeypatch):
-    from rag_serving.operations import configure_logging
+    from rag_serving.logs import configure_logging
 
     # a server that an earlier test started with uvicorn's own logging keeps its lines from the root logger
     monkeypatch.setattr(logging.getLogger("uvicorn"), "propagate", True)

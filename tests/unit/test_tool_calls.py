@@ -12,7 +12,7 @@ pytest.importorskip("tokenizers")
 
 from research_rl.codec import encode_row
 from research_rl.errors import ConfigError, RetrievalError
-from research_rl.methods.base import check_method, load_method
+from research_rl.methods import check_method, load_method
 from research_rl.methods.tool_calls import ToolCallsMethod
 from research_rl.rollout import Generation, observe, rollout
 from research_rl.scoring import trajectory_metrics

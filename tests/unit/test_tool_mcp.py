@@ -18,7 +18,7 @@ from mcp.server.mcpserver import MCPServer
 from mcp.server.mcpserver.exceptions import ToolError
 
 from research_rl.errors import ConfigError, QueryFailedError, RetrievalError, WrongServiceError
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.tools.formats import FORMATS
 from research_rl.tools.mcp import McpServer, McpSettings
 from research_rl.tools.search import SearchTool
@@ -343,7 +343,7 @@ def test_a_value_in_xml_is_read_as_the_type_that_an_alternative_names(url):
 
 def test_without_the_package_the_message_says_what_to_install():
     code = BLOCK.format(blocked={"mcp"}) + (
-        "from research_rl.methods.base import load_method\n"
+        "from research_rl.methods import load_method\n"
         "load_method('tool_calls')\n"
         "load_method('tool_calls', mcp={'url': 'http://127.0.0.1:9/mcp'})"
     )

@@ -10,7 +10,7 @@ pytest.importorskip("tokenizers")
 
 from research_rl.codec import HFCodec
 from research_rl.errors import ConfigError
-from research_rl.methods.base import load_method
+from research_rl.methods import load_method
 from research_rl.methods.tool_calls import ToolCallsMethod
 from research_rl.tools.formats import FORMATS, format_of
 from tests.models import tokenizer_like

@@ -10,7 +10,7 @@ import httpx
 from rag_serving import ServingError
 
 TIMEOUT_S = 60.0
-_NOT_NOW = frozenset({408, 429, 500, 502, 503, 504})
+_NOT_NOW = frozenset({408, 425, 429, 500, 502, 503, 504})
 Answer = TypeVar("Answer")
 
 
@@ -54,7 +54,7 @@ class Client:
         """POST `body` to a path and return what `read` makes of the JSON that is answered.
 
         Raises:
-            ServiceError: the service does not answer (NoAnswerError, also for 408, 429, 500, 502, 503 and 504), or refuses, in its own
+            ServiceError: the service does not answer (NoAnswerError, also for 408, 425, 429, 500, 502, 503 and 504), or refuses, in its own
                 words; or `read` fails, because it is another kind of service.
         """
         return await self._answer(self._http.post(f"{self._address}{path}", json=body), path, read)

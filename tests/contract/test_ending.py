@@ -70,6 +70,7 @@ def wait_for(log: Path, text: str, process: subprocess.Popen) -> None:
         ("load", 2, signal.SIGTERM, "index default, loading (reading the mount)"),
         ("reload", 1, signal.SIGINT, "index default, being loaded again"),
         ("warm_up of a reload", 1, signal.SIGTERM, "index default, warming up what was loaded again"),
+        ("close", 1, signal.SIGTERM, "index default, answering its last queries or closing"),
         ("nowhere", 1, signal.SIGTERM, None),
         ("nowhere", 2, signal.SIGTERM, None),
     ],

@@ -83,6 +83,7 @@ RULES: dict[str, Callable[[str], bool]] = {
     for rule in (counts_equal, think_closed_once, one_answer, no_marker_in_answer, no_chinese, short_answer, no_assistant)
 }
 _FIVE = tuple(RULES)[:5]
+_LLAMA = tuple(rule for rule in _FIVE if rule != "no_marker_in_answer")  # as its reward server has them
 
 
 @dataclass(frozen=True)
@@ -104,7 +105,7 @@ PRESETS: Mapping[str, Preset] = {
     "stage1_paper": Preset(1, whole=False),
     "stage1_llama": Preset(1, whole=True, rules=("think_closed_once", "one_answer"), answer="cover_em"),
     "stage2_paper": Preset(2, whole=False, answer="f1", penalty=2.0),
-    "stage2_llama": Preset(2, whole=True, answer="f1", penalty=1.0),
+    "stage2_llama": Preset(2, whole=True, rules=_LLAMA, answer="f1", penalty=1.0),
     "qwen_zero": Preset(2, whole=True, rules=tuple(RULES), answer="f1", penalty=2.0),
 }
 
@@ -155,7 +156,7 @@ class R1Searcher(Method):
 
     def render(self, passages: list[list[Passage]]) -> str:
         found = [re.sub(r"^\d+\s+", "", passage.contents) for result in passages for passage in result]
-        listed = "".join(f"({number}){contents}\n" for number, contents in enumerate(found, 1)) or "None\n"
+        listed = "".join(f"({number}){contents}\n" for number, contents in enumerate(found, 1)) or "None"
         return f"\n\n{BEGIN_DOCUMENTS}\n{listed}{END_DOCUMENTS}\n\n"
 
     def write_search(self, thought: str, query: str) -> str:

@@ -16,8 +16,7 @@ from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward,
 
 Preset = Literal["code", "paper"]
 Template = Literal["base", "sys"]
-_TAG = re.compile(r"</?(?:think|search|result|answer)>")
-_CYCLE = ("<search>", "</search>", "<result>", "</result>")
+_TAG = re.compile(r"</?(?:think|answer)>")
 
 
 class ReSearch(Method):
@@ -62,7 +61,7 @@ class ReSearch(Method):
         return f" <result>\n{documents}\n</result>"
 
     def well_formed(self, trajectory: Trajectory) -> bool:
-        """Return whether searches and results alternate, there is one answer, with a box, and there are thoughts, all of them closed.
+        """Return whether every search has its result, there is one answer, with a box, and there are thoughts, all of them closed.
 
         Think tags are only counted: neither their places nor that of the answer matter. Observations count with their tags but without
         their passages, so a passage can neither break nor mend the format.
@@ -70,12 +69,10 @@ class ReSearch(Method):
         text = "".join(turn.text + (self.render([]) if turn.observation else "") for turn in trajectory.turns)
         tags = _TAG.findall(text)
         thoughts, answers = [tag for tag in tags if "think" in tag], [tag for tag in tags if "answer" in tag]
-        cycle = [tag for tag in tags if tag in _CYCLE]
         return (
             thoughts.count("<think>") == thoughts.count("</think>") > 0
             and answers == ["<answer>", "</answer>"]
-            and len(cycle) % 4 == 0
-            and all(tag == _CYCLE[i % 4] for i, tag in enumerate(cycle))
+            and _searches_have_results(text)
             and "\\boxed{" in answer_block(text)
         )
 
@@ -101,6 +98,19 @@ class ReSearch(Method):
         else:
             score = right or (0.1 if format_right else 0.0)
         return Reward(score, {"f1": overlap, "format": float(format_right)})
+
+
+def _searches_have_results(text: str) -> bool:
+    """Return whether each `<search>` is followed by `</search>`, `<result>` and `</result>`, in this order, as the released trainer
+    checks it: the next `<search>` that counts is the one behind that `</result>`."""
+    start = text.find("<search>")
+    while start >= 0:
+        places = [start, text.find("</search>", start), text.find("<result>", start)]
+        places.append(text.find("</result>", max(places[-1], 0)))
+        if min(places) < 0 or places != sorted(places):
+            return False
+        start = text.find("<search>", places[-1])
+    return True
 
 
 def answer_block(text: str) -> str:

@@ -90,7 +90,7 @@ class SearchR1(Method):
         for number, passage in enumerate((passage for result in passages for passage in result), 1):
             title, _, text = passage.contents.partition("\n")
             documents.append(f"Doc {number}(Title: {title}) {text}\n")
-        return f"\n\n<information>{''.join(documents)}</information>\n\n"
+        return f"\n\n<information>{''.join(documents).strip()}</information>\n\n"
 
     def write_search(self, thought: str, query: str) -> str:
         return f"<think>{thought}</think><search> {query}</search>"
@@ -99,8 +99,8 @@ class SearchR1(Method):
         return f"<think>{thought}</think><answer> {answer}</answer>"
 
     def answer(self, trajectory: Trajectory) -> str | None:
-        """Return the last complete answer that the policy wrote (a rollout ends at its first answer, so it has one at most)."""
-        answers = _ANSWER.findall(trajectory.policy_text)
+        """Return the last complete answer that the policy wrote within one turn, wherever it stands in it."""
+        answers = [answer for turn in trajectory.turns for answer in _ANSWER.findall(turn.text)]
         return answers[-1].strip() if answers else None
 
     def hint(self, action: Invalid) -> str:
@@ -125,7 +125,8 @@ class SearchR1(Method):
         """Return the outcome reward; a judge's verdict replaces the exact match.
 
         Preset `em`: 1 if the last answer matches exactly, else 0 (equation 4). Preset `em_format`: 1 right and valid, 0.8 right but
-        invalid, 0.2 wrong but valid, 0.1 wrong and invalid, 0 without any answer (the released trainer's format variant).
+        invalid, 0.2 wrong but valid, 0.1 wrong and invalid, 0 without any answer (the released trainer's format variant, which also
+        pays 0.1 for a hint, because its hint quotes the tags of an answer).
         """
         answer, valid = self.answer(trajectory), self.well_formed(trajectory)
         exact = exact_match(answer, golden_answers) if answer is not None else 0.0

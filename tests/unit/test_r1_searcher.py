@@ -50,7 +50,7 @@ def test_passages_are_numbered_and_lose_a_leading_number_of_their_own():
     assert METHOD.render(passages) == (
         "\n\n<|begin_of_documents|>\n(1)Angry Men\nfilm\n(2)Oslo\ncity\n<|end_of_documents|>\n\n"
     )
-    assert METHOD.render([[]]) == "\n\n<|begin_of_documents|>\nNone\n<|end_of_documents|>\n\n"
+    assert METHOD.render([[]]) == "\n\n<|begin_of_documents|>\nNone<|end_of_documents|>\n\n"
 
 
 def test_the_prompt_opens_the_thought_once():
@@ -109,6 +109,7 @@ def test_the_rules_of_the_released_base_model_server():
         ("<think>" + GOOD, "New York", (0.5, 1.5, -1.0, 0.0, -1.0)),
         (GOOD.replace("text", "an assistant"), "New York", (1.0, 2.0, 1.0, 1.0, -1.0)),
         (GOOD.replace("text", "a <think> in a passage"), "New York", (1.0, 1.5, 1.0, 0.0, -1.0)),
+        (TELL.replace("New York", "New York begin_of_query"), "New York", (0.0, 1.5, 4 / 7 - 2, 4 / 7, 4 / 7 - 2)),
         (GOOD.replace("New York", "It is in New York as far as one can tell from here"), "New York",
          (1.0, 2.0, 4 / 15, 4 / 15, 4 / 15 - 2)),
     ],

@@ -72,6 +72,11 @@ def test_a_box_is_only_found_if_its_braces_balance(text):
         (("<answer>\\boxed{New York}</answer>",), True, "New York", 0.0, 1.0),
         ((ASK, TELL + "<answer>\\boxed{Paris}</answer>"), True, "Paris", 0.0, 1.0),
         (("</think><think>" + ASK,), True, "x", 0.0, 0.0),
+        (("<think>I use <search> now</think><search>q</search>", TELL), True, "New York", 1.0, 1.0),
+        ((ASK, "<result>" + TELL), True, "New York", 1.0, 1.0),
+        ((ASK, "</result>" + TELL), True, "New York", 1.0, 1.0),
+        ((ASK, "</search>" + TELL), True, "New York", 0.0, 0.1),
+        ((ASK, TELL.replace("b", "<search>")), True, "Paris", 0.0, 0.0),
     ],
 )
 def test_the_two_presets_score_as_the_contract_says(turns, eos, golden, code, paper):

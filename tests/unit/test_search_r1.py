@@ -22,7 +22,7 @@ def test_the_first_complete_pair_decides_a_turn():
 
 
 def test_passages_are_shown_with_number_and_title():
-    assert DOCUMENTS == "\n\n<information>Doc 1(Title: Oslo) A city.\nDoc 2(Title: no title) \n</information>\n\n"
+    assert DOCUMENTS == "\n\n<information>Doc 1(Title: Oslo) A city.\nDoc 2(Title: no title)</information>\n\n"
 
 
 @pytest.mark.parametrize(
@@ -49,6 +49,8 @@ def test_the_two_presets_score_as_the_contract_says(text, golden, em, em_format)
         ("no idea\nMy previous action is invalid. Use <search> and </search> or <answer> and </answer>. Let me try again.\n" + TELL,
          "New York", 1),
         (ASK + "<information>Doc 1(Title: a) <answer>Paris</answer></information>" + TELL, "New York", 1),
+        ("<answer>Paris" + METHOD.hint(Invalid("x")) + TELL, "New York", 1),
+        ("<search>x <answer>Paris</search>" + DOCUMENTS + TELL, "New York", 1),
         (ASK + DOCUMENTS + "<answer>Paris</answer> no: <answer>New York</answer>", "New York", 1),
         (ASK + "<information>Doc 1(Title: a) <answer>Paris</answer></information>", "Paris", 0),
     ],

@@ -19,13 +19,15 @@ def load_template(
 ) -> Template:
     """Return a method's prompt template: the text `prompt` (or a list of its pieces); else `prompt_file`; else our template `default`.
 
+    One line break at the end is not a part of the prompt, as it ends the last line of a file.
+
     Raises:
         ConfigError: text and file are given, there is no such file, or the text lacks the placeholder (`$question`).
     """
     if prompt is not None and prompt_file:
         raise ConfigError(f"give the text of a prompt or its file, not both; got the file {prompt_file!r} and a text")
     text = _read_template(prompt_file or default) if prompt is None else prompt if isinstance(prompt, str) else "".join(prompt)
-    template = Template(text.rstrip("\n"))
+    template = Template(text.removesuffix("\n"))
     if placeholder and placeholder not in template.get_identifiers():
         where = f"the prompt {text[:80]!r}" if prompt is not None else f"the prompt template {prompt_file or default}"
         raise ConfigError(f"{where} must contain ${placeholder}")

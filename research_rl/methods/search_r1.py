@@ -60,20 +60,22 @@ class SearchR1(Method):
 
     def __init__(
         self, template: Template = "base", prompt: Prompt = None, prompt_file: str | None = None, preset: Preset = "em",
-        hint: bool = True,
+        hint: bool = True, question_mark: bool = False,
     ) -> None:  # fmt: skip  # many parameters
-        """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: whether to give hints.
+        """`template`: the instruction as plain text (base models) or as a user turn (chat models); `hint`: whether to give hints;
+        `question_mark`: whether to add one to a question that ends in none, as the original does.
 
         Raises:
             ConfigError: an unknown template or preset, or an unusable prompt (see `load_template`).
         """
         known("SearchR1", "template", template, get_args(Template))
         known("SearchR1", "preset", preset, get_args(Preset))
-        self.template, self.preset, self._hint = template, preset, hint
+        self.template, self.preset, self._hint, self._question_mark = template, preset, hint, question_mark
         self._prompt = load_template("search_r1_base", prompt, prompt_file)
 
     def prompt(self, question: str) -> str | list[Message]:
-        text = self._prompt.substitute(question=question)
+        asked = f"{question}?" if self._question_mark and not question.endswith("?") else question
+        text = self._prompt.substitute(question=asked)
         return text if self.template == "base" else [{"role": "user", "content": text}]
 
     def parse(self, text: str) -> Action:

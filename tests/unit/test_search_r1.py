@@ -61,6 +61,11 @@ def test_a_response_recorded_elsewhere_is_scored_by_the_policys_last_answer(text
     assert METHOD.reward(trajectory, [golden]).score == score
 
 
+def test_a_question_mark_is_added_where_there_is_none():
+    asked = SearchR1(question_mark=True)
+    assert asked.prompt("who wrote it") == METHOD.prompt("who wrote it?") == asked.prompt("who wrote it?")
+
+
 def test_the_hint_can_be_switched_off_and_names_both_actions():
     action = Invalid("x")
     assert "<search>" in METHOD.hint(action)

@@ -37,8 +37,9 @@ console = Console()
 def main(arguments: list[str] | None = None) -> int:
     """Run the quickstart; return the exit code."""
     options = make_parser().parse_intermixed_args(arguments)
-    again = "Run `make quickstart` again to resume from the last checkpoint."
-    return run_program("quickstart", lambda: run(options), console, again)
+    return run_program(
+        "quickstart", lambda: run(options), console, "Run the same command again to resume from the last checkpoint."
+    )
 
 
 def make_parser() -> Parser:

@@ -44,10 +44,13 @@ def figures(name: str, out: Path) -> dict[str, Any]:
     first = min((alarm["step"] for alarm in alarms), default=None)
     at = min((step for step in lost.values() if step), default=None)
     return {
-        "curves": found, "alarms": [{key: alarm[key] for key in ("step", "rule", "action") if key in alarm} for alarm in alarms],
-        "first_alarm": first, "half_lost": lost, "steps_before": at - first if at and first else None,
+        "curves": found,
+        "alarms": [{key: alarm[key] for key in ("step", "rule", "action") if key in alarm} for alarm in alarms],
+        "first_alarm": first,
+        "half_lost": lost,
+        "steps_before": at - first if at and first else None,
         "exit_code": json.loads((run_dir / "ended.json").read_text())["exit_code"],
-    }  # fmt: skip
+    }
 
 
 def half_lost(values: list[float], window: int = 5) -> int | None:

@@ -23,9 +23,15 @@ from research_rl.methods.base import Method
 from research_rl.training.trajectory_log import read
 
 ENGINE = {
-    "dtype": fast_dtype(), "max_model_len": 896, "max_num_seqs": 64, "max_num_batched_tokens": 1024, "block_size": 32,
-    "enforce_eager": True, "distributed_executor_backend": "uni", "logprobs_mode": "processed_logprobs",
-}  # fmt: skip
+    "dtype": fast_dtype(),
+    "max_model_len": 896,
+    "max_num_seqs": 64,
+    "max_num_batched_tokens": 1024,
+    "block_size": 32,
+    "enforce_eager": True,
+    "distributed_executor_backend": "uni",
+    "logprobs_mode": "processed_logprobs",
+}
 
 
 def turns(record: Mapping[str, Any], method: Method, codec: HFCodec) -> Iterator[tuple[list[int], int]]:
@@ -88,10 +94,19 @@ def main() -> None:
     for step in steps:
         alone = generate(engine, by_step[step], options.temperature)
         tokens = sum(count for one in by_step[step] for _, count in one)
-        print(json.dumps({
-            "step": step, "rollouts": len(by_step[step]), "sampled_tokens": tokens, "training_s": seconds[step],
-            "vllm_alone_s": round(alone, 2), "ratio": round(alone / seconds[step], 3),
-        }), flush=True)  # fmt: skip
+        print(
+            json.dumps(
+                {
+                    "step": step,
+                    "rollouts": len(by_step[step]),
+                    "sampled_tokens": tokens,
+                    "training_s": seconds[step],
+                    "vllm_alone_s": round(alone, 2),
+                    "ratio": round(alone / seconds[step], 3),
+                }
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -51,12 +51,18 @@ def main() -> None:
             json.dumps(
                 {
                     "passages": passages,
-                    "ms": round(milliseconds, 3), "estimated_ms": round(told.query_ms, 3),
-                    "per_second": round(per_second), "estimated_per_second": round(told.queries_per_second_all_cores),
-                    "ratios": [round(told.query_ms / milliseconds, 2), round(per_second / told.queries_per_second_all_cores, 2)],
+                    "ms": round(milliseconds, 3),
+                    "estimated_ms": round(told.query_ms, 3),
+                    "per_second": round(per_second),
+                    "estimated_per_second": round(told.queries_per_second_all_cores),
+                    "ratios": [
+                        round(told.query_ms / milliseconds, 2),
+                        round(per_second / told.queries_per_second_all_cores, 2),
+                    ],
                 }
-            ), flush=True,
-        )  # fmt: skip
+            ),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

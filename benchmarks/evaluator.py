@@ -52,9 +52,11 @@ async def evaluator(served: Served, questions: list[dict], url: str, concurrency
             )
             started = time.monotonic()
             await sample(
-                *arguments, lambda trajectory, row: {"searches": len(trajectory.searches)}, concurrency,
+                *arguments,
+                lambda trajectory, row: {"searches": len(trajectory.searches)},
+                concurrency,
                 served_context=served.server.context,
-            )  # fmt: skip
+            )
             return time.monotonic() - started, calls
 
 

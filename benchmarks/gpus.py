@@ -31,26 +31,58 @@ SIZES = (1, 8, 64)
 NODE = 8  # GPUs of a node
 QWEN = {"model_type": "qwen2", "num_key_value_heads": 4, "max_position_embeddings": 32768}
 MODELS = {  # shapes, as the models' config.json has them
-    "Qwen2.5-7B": QWEN | {
-        "hidden_size": 3584, "intermediate_size": 18944, "num_hidden_layers": 28, "num_attention_heads": 28, "vocab_size": 152064,
+    "Qwen2.5-7B": QWEN
+    | {
+        "hidden_size": 3584,
+        "intermediate_size": 18944,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 28,
+        "vocab_size": 152064,
     },
-    "Qwen2.5-3B": QWEN | {
-        "hidden_size": 2048, "intermediate_size": 11008, "num_hidden_layers": 36, "num_attention_heads": 16, "vocab_size": 151936,
-        "num_key_value_heads": 2, "tie_word_embeddings": True,
+    "Qwen2.5-3B": QWEN
+    | {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "vocab_size": 151936,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
     },
-    "Qwen3-1.7B": QWEN | {
-        "model_type": "qwen3", "hidden_size": 2048, "intermediate_size": 6144, "num_hidden_layers": 28, "num_attention_heads": 16,
-        "num_key_value_heads": 8, "head_dim": 128, "vocab_size": 151936, "tie_word_embeddings": True,
+    "Qwen3-1.7B": QWEN
+    | {
+        "model_type": "qwen3",
+        "hidden_size": 2048,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 28,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
     },
     "Llama-3.1-8B": {
-        "model_type": "llama", "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-        "num_key_value_heads": 8, "vocab_size": 128256, "max_position_embeddings": 131072,
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "max_position_embeddings": 131072,
     },
     "SmolLM2-135M": {
-        "model_type": "llama", "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30, "num_attention_heads": 9,
-        "num_key_value_heads": 3, "vocab_size": 49152, "tie_word_embeddings": True, "max_position_embeddings": 8192,
+        "model_type": "llama",
+        "hidden_size": 576,
+        "intermediate_size": 1536,
+        "num_hidden_layers": 30,
+        "num_attention_heads": 9,
+        "num_key_value_heads": 3,
+        "vocab_size": 49152,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 8192,
     },
-}  # fmt: skip
+}
 RECIPES = {  # recipe: model, GiB of a GPU
     "research/gpu": ("Qwen2.5-7B", 80),
     "research/gpu_lora_80gb": ("Qwen2.5-7B", 80),
@@ -104,9 +136,11 @@ def look(recipe: str, gpus: int, overrides: tuple[str, ...] = ()) -> Row:
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text(json.dumps(MODELS[model]), encoding="utf-8")
         given = [
-            f"trainer.nnodes={max(1, gpus // NODE)}", f"trainer.n_gpus_per_node={min(gpus, NODE)}",
-            f"actor_rollout_ref.model.path={folder}", *overrides,
-        ]  # fmt: skip
+            f"trainer.nnodes={max(1, gpus // NODE)}",
+            f"trainer.n_gpus_per_node={min(gpus, NODE)}",
+            f"actor_rollout_ref.model.path={folder}",
+            *overrides,
+        ]
         try:
             for _, config in compositions(ROOT / "recipes" / f"{recipe}.yaml", Path(folder), given):
                 setup = Setup(config, measured={"gpus": [float(card * GIB)] * min(gpus, NODE)})

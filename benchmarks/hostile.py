@@ -55,10 +55,17 @@ def body(chosen: random.Random) -> bytes:
         ]
     )
     number = chosen.choice(NUMBERS)
-    form = chosen.choice([
-        {"query": text, "top_n": number}, {"query": texts, "top_n": number, "return_score": True}, {"queries": texts, "k": number},
-        {"queries": texts, "topk": number, "return_scores": chosen.choice([True, "no", 3])}, {"queries": texts, "top_k": number}, {}, texts,
-    ])  # fmt: skip
+    form = chosen.choice(
+        [
+            {"query": text, "top_n": number},
+            {"query": texts, "top_n": number, "return_score": True},
+            {"queries": texts, "k": number},
+            {"queries": texts, "topk": number, "return_scores": chosen.choice([True, "no", 3])},
+            {"queries": texts, "top_k": number},
+            {},
+            texts,
+        ]
+    )
     raw = json.dumps(form).encode()
     return chosen.choice(
         [raw] * 12 + [raw[: len(raw) // 2], b"", b"[" * 50_000, bytes(chosen.randrange(256) for _ in range(200)), b"\xff\xfe"]

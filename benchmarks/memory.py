@@ -30,9 +30,13 @@ ROOT = Path(__file__).parents[1]
 RECIPE = "recipes/wikipedia/cpu.yaml"
 SIZES = {"small": (10, 384, 6), "medium": (30, 576, 9), "large": (32, 960, 15)}  # layers, units, heads
 OVERRIDES = (
-    "trainer.total_training_steps=2", "trainer.save_freq=-1", "data.train_batch_size=1", "actor_rollout_ref.actor.ppo_mini_batch_size=1",
-    "research_rl.max_turn_tokens=720", "research_rl.method=benchmarks.memory.PaysByChance",
-)  # fmt: skip
+    "trainer.total_training_steps=2",
+    "trainer.save_freq=-1",
+    "data.train_batch_size=1",
+    "actor_rollout_ref.actor.ppo_mini_batch_size=1",
+    "research_rl.max_turn_tokens=720",
+    "research_rl.method=benchmarks.memory.PaysByChance",
+)
 
 
 class PaysByChance(ReSearch):

@@ -177,9 +177,14 @@ def main() -> None:
 
     asked = queries(options.index, 20_000)
     result: dict = {
-        "retriever": options.retriever, "passages": read_manifest(options.index)["passages"], "k": K, "workers": options.workers,
-        "cores": os.cpu_count(), "machine": platform.processor() or platform.machine(), "rows": [],
-    }  # fmt: skip
+        "retriever": options.retriever,
+        "passages": read_manifest(options.index)["passages"],
+        "k": K,
+        "workers": options.workers,
+        "cores": os.cpu_count(),
+        "machine": platform.processor() or platform.machine(),
+        "rows": [],
+    }
     engine = [engine_alone(options.index, options.retriever, asked[:1_000])]
     steps = tqdm(total=2 * len(options.clients) + 2, desc="measuring", disable=None)
     measured: dict[str, dict[int, Load]] = {"baseline": {}, "ours": {}}
@@ -194,11 +199,19 @@ def main() -> None:
     result["engine_per_second"], result["engine_us"] = (sum(both) / 2 for both in zip(*engine, strict=True))
     for clients in options.clients:
         a, b = measured["baseline"][clients], measured["ours"][clients]
-        result["rows"].append({
-            "clients": clients, "baseline_per_second": a.per_second, "ours_per_second": b.per_second, "ratio": b.per_second / a.per_second,
-            "of_engine": b.per_second / result["engine_per_second"], "baseline_p50_ms": a.percentile(0.5),
-            "baseline_p99_ms": a.percentile(0.99), "ours_p50_ms": b.percentile(0.5), "ours_p99_ms": b.percentile(0.99),
-        })  # fmt: skip
+        result["rows"].append(
+            {
+                "clients": clients,
+                "baseline_per_second": a.per_second,
+                "ours_per_second": b.per_second,
+                "ratio": b.per_second / a.per_second,
+                "of_engine": b.per_second / result["engine_per_second"],
+                "baseline_p50_ms": a.percentile(0.5),
+                "baseline_p99_ms": a.percentile(0.99),
+                "ours_p50_ms": b.percentile(0.5),
+                "ours_p99_ms": b.percentile(0.99),
+            }
+        )
     server = ours(options.index, options.retriever, *flags)
     with server as port:
         result["one_by_one"] = costs(server, options.seconds, lambda s: one_by_one(port, 64, s, asked).statuses.get(200, 0))

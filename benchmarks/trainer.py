@@ -87,23 +87,38 @@ class Verl:
         os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
         torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
         self.engine = EngineRegistry.new(
-            model_type="language_model", backend="fsdp2",
+            model_type="language_model",
+            backend="fsdp2",
             model_config=HFModelConfig(
-                path=model, use_remove_padding=True, enable_gradient_checkpointing=False,
+                path=model,
+                use_remove_padding=True,
+                enable_gradient_checkpointing=False,
                 override_config={"attn_implementation": "sdpa"},
             ),
             engine_config=FSDPEngineConfig(
-                strategy="fsdp2", model_dtype="float32", dtype=precision, use_torch_compile=False, use_dynamic_bsz=True,
+                strategy="fsdp2",
+                model_dtype="float32",
+                dtype=precision,
+                use_torch_compile=False,
+                use_dynamic_bsz=True,
                 mixed_precision={"param_dtype": precision, "reduce_dtype": "float32", "buffer_dtype": "float32"},
                 reshard_after_forward=False,
             ),
-            optimizer_config=FSDPOptimizerConfig(lr=0.0), checkpoint_config=CheckpointConfig(),
-        )  # fmt: skip
+            optimizer_config=FSDPOptimizerConfig(lr=0.0),
+            checkpoint_config=CheckpointConfig(),
+        )
         self.engine.initialize()
         actor = FSDPActorConfig(
-            strategy="fsdp2", rollout_n=1, ppo_mini_batch_size=8, use_dynamic_bsz=True, optim=FSDPOptimizerConfig(lr=0.0),
-            clip_ratio=0.2, loss_agg_mode="token-mean", use_kl_loss=False, entropy_coeff=0.0,
-        )  # fmt: skip
+            strategy="fsdp2",
+            rollout_n=1,
+            ppo_mini_batch_size=8,
+            use_dynamic_bsz=True,
+            optim=FSDPOptimizerConfig(lr=0.0),
+            clip_ratio=0.2,
+            loss_agg_mode="token-mean",
+            use_kl_loss=False,
+            entropy_coeff=0.0,
+        )
         self.loss, self.tokens = partial(ppo_loss, config=actor), tokens
 
     def data(self, rows: list[tuple[list[int], list[int]]]) -> Any:
@@ -114,16 +129,24 @@ class Verl:
             return torch.nested.as_nested_tensor([torch.as_tensor(value) for value in values], layout=torch.jagged)
 
         fields = {
-            "input_ids": [ids for ids, _ in rows], "position_ids": [list(range(len(ids))) for ids, _ in rows],
+            "input_ids": [ids for ids, _ in rows],
+            "position_ids": [list(range(len(ids))) for ids, _ in rows],
             "prompts": [ids[: len(ids) - len(mask)] for ids, mask in rows],
             "responses": [ids[len(ids) - len(mask) :] for ids, mask in rows],
-            "response_mask": [mask for _, mask in rows], "loss_mask": [mask for _, mask in rows],
-            "old_log_probs": [[-1.0] * len(mask) for _, mask in rows], "advantages": [[1.0] * len(mask) for _, mask in rows],
-        }  # fmt: skip
+            "response_mask": [mask for _, mask in rows],
+            "loss_mask": [mask for _, mask in rows],
+            "old_log_probs": [[-1.0] * len(mask) for _, mask in rows],
+            "advantages": [[1.0] * len(mask) for _, mask in rows],
+        }
         settings = {
-            "use_remove_padding": True, "use_dynamic_bsz": True, "max_token_len_per_gpu": self.tokens, "use_fused_kernels": False,
-            "temperature": 1.0, "calculate_entropy": False, "global_batch_size": len(rows),
-        }  # fmt: skip
+            "use_remove_padding": True,
+            "use_dynamic_bsz": True,
+            "max_token_len_per_gpu": self.tokens,
+            "use_fused_kernels": False,
+            "temperature": 1.0,
+            "calculate_entropy": False,
+            "global_batch_size": len(rows),
+        }
         return tu.get_tensordict({name: nested(values) for name, values in fields.items()}, settings)
 
     def update(self, rows: list[tuple[list[int], list[int]]]) -> None:

@@ -60,11 +60,18 @@ def trajectories(count: int, seed: int = 1) -> Any:
         invalid = {"kind": "Invalid", "reason": "no <answer>"}
         turns = [
             {
-                "text": words(30) + rare, "action": {"kind": "Search", "query": words(5)}, "observation": words(220),
+                "text": words(30) + rare,
+                "action": {"kind": "Search", "query": words(5)},
+                "observation": words(220),
                 "passages": [{"id": f"p{draw.randrange(10**6)}", "score": draw.random()} for _ in range(3)],
             },
-            {"text": words(20), "action": invalid if broken else {"kind": "Answer", "text": "w1"}, "observation": "", "passages": []},
-        ]  # fmt: skip
+            {
+                "text": words(20),
+                "action": invalid if broken else {"kind": "Answer", "text": "w1"},
+                "observation": "",
+                "passages": [],
+            },
+        ]
         metrics = {
             "score": em or draw.choice((0.0, 0.1)),
             "em": em,
@@ -73,11 +80,23 @@ def trajectories(count: int, seed: int = 1) -> Any:
             "well_formed": float(not broken),
         }
         yield {
-            "attempt": 1.0, "time": float(number), "step": number * STEPS // count, "validate": number % 10 == 3, "split": "train",
-            "type": draw.choice(("bridge", "comparison")), "stage": "", "uid": f"u{number // ROLLOUTS}",
-            "data_source": draw.choice(("nq", "hotpotqa")), "question": question, "golden_answers": ["w1"], "answer": "w1",
-            "stop_reason": draw.choice(("answered", "answered", "max_tokens")), "ended_with_eos": True, "metrics": metrics, "turns": turns,
-        }  # fmt: skip
+            "attempt": 1.0,
+            "time": float(number),
+            "step": number * STEPS // count,
+            "validate": number % 10 == 3,
+            "split": "train",
+            "type": draw.choice(("bridge", "comparison")),
+            "stage": "",
+            "uid": f"u{number // ROLLOUTS}",
+            "data_source": draw.choice(("nq", "hotpotqa")),
+            "question": question,
+            "golden_answers": ["w1"],
+            "answer": "w1",
+            "stop_reason": draw.choice(("answered", "answered", "max_tokens")),
+            "ended_with_eos": True,
+            "metrics": metrics,
+            "turns": turns,
+        }
 
 
 def write(run: Path, count: int) -> None:

@@ -80,7 +80,7 @@ def add_world(commands: Any) -> None:
         world.add_argument(f"--{split}", type=int, default=count, help=f"number of {split} questions (default {count})")
     world.add_argument(
         "--documents", action="store_true", help="documents of several passages, whose facts are seen only by opening them"
-    )  # fmt: skip
+    )
     world.set_defaults(run=run_world)
 
 

@@ -38,10 +38,12 @@ def add_answerable(commands: Any) -> None:
         "--top-k", type=int, default=5, help="passages of a search, one of which must hold an answer (default 5)"
     )
     parser.add_argument(
-        "--searches", type=int, default=1,
+        "--searches",
+        type=int,
+        default=1,
         help="after so many an answer must have been found: the bare question, then the titles of its supporting passages, each as soon as "
         "the question or a passage names it (default 1)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--out", type=Path, required=True, help="directory of SPLIT.jsonl, .parquet, .dropped.jsonl and .card.json"
     )

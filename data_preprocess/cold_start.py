@@ -26,7 +26,7 @@ def outcome(method: Method, trajectory: Trajectory, golden_answers: Sequence[str
         else "wrong" if not accept(answer, golden_answers)
         else "malformed" if not method.well_formed(trajectory)
         else ""
-    )  # fmt: skip
+    )  # fmt: skip  # a table
     return {"reason": reason, "searches": len(trajectory.searches), "segments": segments(trajectory) if not reason else []}
 
 

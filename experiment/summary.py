@@ -32,16 +32,22 @@ def summarize_run(declaration: Declaration, run_dir: Path, seed: int, seconds: M
     """Return the summary of a finished experiment."""
     measured = records(run_dir / "measured")
     ranks = json.loads((run_dir / "measured" / "bare_question.json").read_text(encoding="utf-8"))
-    models = {name: json.loads(path.read_text(encoding="utf-8")) for name in ("model", "cold_start", "trained")
-              if (path := run_dir / f"{name}.json").is_file()}  # fmt: skip
+    models = {
+        name: json.loads(path.read_text(encoding="utf-8"))
+        for name in ("model", "cold_start", "trained")
+        if (path := run_dir / f"{name}.json").is_file()
+    }
     found: dict[str, Any] = {
         "sets": {name: one_set(of_set(measured, name), ranks, declaration.top_k) for name in declaration.sets},
         "data": json.loads((run_dir / "data" / "counts.json").read_text(encoding="utf-8")),
         "protocol": {name: getattr(declaration, name) for name in PROTOCOL},
-        "model": declaration.model, "models": models, "seed": seed, "seconds": dict(seconds),
+        "model": declaration.model,
+        "models": models,
+        "seed": seed,
+        "seconds": dict(seconds),
         "hardware": hardware(),
         "versions": versions_of(PACKAGES),
-    }  # fmt: skip
+    }
     if declaration.train:
         rows = by_step(records_of(run_dir / "train", Path(declaration.train)), TRAINING)
         found["steps"] = [{"step": step, "stage": rows[step][0].get("stage", ""), **mean_metrics(rows[step])} for step in rows]
@@ -151,11 +157,12 @@ def opening(rows: Sequence[Record], ranks: Sequence[int]) -> dict[str, Any]:
         place = "nowhere" if not rank else "opened" if any(call["name"] == "open" for call in turns[rank - 1]) else "searched"
         where[place].append(row["metrics"]["em"])
     return {
-        "opens": round(mean(opens), 4), "opened": round(mean(float(bool(count)) for count in opens), 4),
+        "opens": round(mean(opens), 4),
+        "opened": round(mean(float(bool(count)) for count in opens), 4),
         **_ids(rows),
         "searched_recall": round(len(where["searched"]) / len(rows), 4),
         "em_by_where": {name: {"em": round(mean(values), 4), "n": len(values)} for name, values in where.items() if values},
-    }  # fmt: skip
+    }
 
 
 def _ids(rows: Sequence[Record]) -> dict[str, float]:

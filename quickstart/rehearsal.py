@@ -119,15 +119,20 @@ def run(options: argparse.Namespace) -> int:
     console.rule("3/3  The recipe")
     os.environ.update(CPU_ENVIRONMENT)  # every process of the training inherits it
     given = argparse.Namespace(
-        recipe=options.recipe, seed=options.seed, steps=None,
+        recipe=options.recipe,
+        seed=options.seed,
+        steps=None,
         overrides=overrides(config, options.recipe, options.steps, model, data, options.overrides),
-    )  # fmt: skip
+    )
     train(run_dir, given, [url, url], console, lambda name, seconds: None)
     found = list(outcome(run_dir, options.recipe))
     told = {
-        "recipe": f"{options.recipe.resolve().parent.name}/{options.recipe.name}", "model": str(source), "sizes": changed,
-        "seconds": round(time.monotonic() - started), "stages": found,
-    }  # fmt: skip
+        "recipe": f"{options.recipe.resolve().parent.name}/{options.recipe.name}",
+        "model": str(source),
+        "sizes": changed,
+        "seconds": round(time.monotonic() - started),
+        "stages": found,
+    }
     write_text(run_dir / "rehearsal.json", json.dumps(told, indent=1))
     show(told, run_dir, console)
     return 0
@@ -146,11 +151,33 @@ def demonstrate(run_dir: Path, config: Any, model: Path, url: str) -> list[dict[
     out, data = run_dir / "demonstrations", run_dir / "data"
     kwargs = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
     command = [
-        sys.executable, "-m", "data_preprocess", "demonstrations", "--out", str(out), "--questions", str(data / "train.jsonl"),
-        "--passages", str(data / "corpus.jsonl"), "--rows", str(DEMONSTRATIONS), "--method", section["method"],
-        "--method-options", json.dumps(section.get("method_options") or {}), "--retrieval-url", url, "--top-k", str(section["top_k"]),
-        "--tokenizer", str(model), "--max-tokens", str(RESPONSE), "--chat-template-kwargs", json.dumps(kwargs),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "data_preprocess",
+        "demonstrations",
+        "--out",
+        str(out),
+        "--questions",
+        str(data / "train.jsonl"),
+        "--passages",
+        str(data / "corpus.jsonl"),
+        "--rows",
+        str(DEMONSTRATIONS),
+        "--method",
+        section["method"],
+        "--method-options",
+        json.dumps(section.get("method_options") or {}),
+        "--retrieval-url",
+        url,
+        "--top-k",
+        str(section["top_k"]),
+        "--tokenizer",
+        str(model),
+        "--max-tokens",
+        str(RESPONSE),
+        "--chat-template-kwargs",
+        json.dumps(kwargs),
+    ]
     run_child(command, run_dir / "demonstrations.log", console, lambda: "making demonstrations")
     return pq.read_table(out / "train.parquet").to_pylist()
 
@@ -165,15 +192,21 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
     settings = flat(yaml.safe_load((ROOT / "research_rl" / "config" / "on_cpu.yaml").read_text(encoding="utf-8")))
     settings |= {
         MODEL: str(model),
-        "data.train_files": [str(data / "train.parquet")], "data.val_files": [str(data / "test.parquet")],
-        "data.train_batch_size": QUESTIONS, "data.max_prompt_length": min(PROMPT, config.data.max_prompt_length),
+        "data.train_files": [str(data / "train.parquet")],
+        "data.val_files": [str(data / "test.parquet")],
+        "data.train_batch_size": QUESTIONS,
+        "data.max_prompt_length": min(PROMPT, config.data.max_prompt_length),
         "data.max_response_length": min(RESPONSE, config.data.max_response_length),
-        "data.val_max_samples": HELD_OUT, "data.seed": 1,
+        "data.val_max_samples": HELD_OUT,
+        "data.seed": 1,
         "actor_rollout_ref.actor.ppo_mini_batch_size": max(1, QUESTIONS // updates),
         "actor_rollout_ref.rollout.n": min(ROLLOUTS, config.actor_rollout_ref.rollout.n),
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": PROMPT + RESPONSE,  # the logits of a large vocabulary take most of the memory
-        "trainer.test_freq": -1, "trainer.save_freq": steps, "trainer.logger": ["console", "file"],
-    }  # fmt: skip
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": PROMPT
+        + RESPONSE,  # the logits of a large vocabulary take most of the memory
+        "trainer.test_freq": -1,
+        "trainer.save_freq": steps,
+        "trainer.logger": ["console", "file"],
+    }
     for key, most in (("max_turn_tokens", TURN), ("max_observation_tokens", OBSERVATION)):
         if section.get(key):
             settings[f"research_rl.{key}"] = min(section[key], most)

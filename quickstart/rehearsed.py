@@ -29,12 +29,14 @@ def outcome(run_dir: Path, recipe: Path) -> Iterator[dict[str, Any]]:
         if wrong := [step["actor/grad_norm"] for step in updates if not math.isfinite(step["actor/grad_norm"])]:
             raise ConfigError(f"stage {stage or recipe.stem}: a gradient is {wrong[0]}")
         yield {
-            "stage": stage, "steps": len(updates), "rollouts": len(records),
+            "stage": stage,
+            "steps": len(updates),
+            "rollouts": len(records),
             "searches": sum(len(turn["passages"]) > 0 for record in records for turn in record["turns"]),
             "reward": [round(step["critic/score/mean"], 3) for step in updates],
             "gradient": [round(step["actor/grad_norm"], 3) for step in updates],
             "seconds": [round(step["timing_s/step"], 1) for step in updates],
-        }  # fmt: skip
+        }
 
 
 def show(told: Mapping[str, Any], run_dir: Path, console: Console) -> None:
@@ -56,6 +58,7 @@ def show(told: Mapping[str, Any], run_dir: Path, console: Console) -> None:
         if not any(stage["gradient"]):
             console.print(
                 f"{name}no update changed the model, for all rollouts of a question scored alike: take more --steps, or another --seed",
-                style="yellow", highlight=False,
-            )  # fmt: skip
+                style="yellow",
+                highlight=False,
+            )
     console.print(f"{told['seconds']} s; {run_dir / 'rehearsal.json'}", highlight=False)

@@ -12,9 +12,13 @@ from research_rl.errors import ConfigError
 
 WIDTH, LAYERS, HEADS = 64, 2, 2  # a head has 32 dimensions, the fewest that vLLM has kernels for on a CPU
 SIZES = {
-    "hidden_size": WIDTH, "intermediate_size": 2 * WIDTH, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS,
-    "head_dim": WIDTH // HEADS, "max_window_layers": LAYERS,
-}  # fmt: skip
+    "hidden_size": WIDTH,
+    "intermediate_size": 2 * WIDTH,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": HEADS,
+    "head_dim": WIDTH // HEADS,
+    "max_window_layers": LAYERS,
+}
 _NEEDED = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads")
 _LEARNING_RATE = 3e-3
 _ENOUGH = 0.05  # nats a token: at this loss sampled text is, but for a word here and there, that of the rows

@@ -41,13 +41,19 @@ Handler = Callable[[Body], Awaitable[Any]]
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     status: {"model": wire.Problem, "description": description}
     for status, description in {
-        400: "A blank query, or k or a page beyond its limits", 401: "No valid token", 404: "No such passage, document or index",
+        400: "A blank query, or k or a page beyond its limits",
+        401: "No valid token",
+        404: "No such passage, document or index",
         408: "The request took too long to arrive",
-        413: "Larger than a limit", 422: "Not in this format", 429: "The queue is full; see Retry-After",
-        501: "The retriever holds no passages of its own", 502: "The engine failed",
-        503: "The index is loading, or could not be loaded, or the engine hangs", 504: "The engine hangs",
+        413: "Larger than a limit",
+        422: "Not in this format",
+        429: "The queue is full; see Retry-After",
+        501: "The retriever holds no passages of its own",
+        502: "The engine failed",
+        503: "The index is loading, or could not be loaded, or the engine hangs",
+        504: "The engine hangs",
     }.items()
-}  # fmt: skip
+}
 
 
 def create_app(
@@ -145,9 +151,16 @@ def create_app(
             direct[path] = answer
             content = {"application/json": {"schema": schema}}
             app.add_api_route(
-                path, endpoint, methods=["POST"], response_model=response_model, tags=[tag], summary=(request_model.__doc__ or "").strip(),
-                operation_id=handler.__name__, openapi_extra={"requestBody": {"required": True, "content": content}}, dependencies=guarded,
-            )  # fmt: skip
+                path,
+                endpoint,
+                methods=["POST"],
+                response_model=response_model,
+                tags=[tag],
+                summary=(request_model.__doc__ or "").strip(),
+                operation_id=handler.__name__,
+                openapi_extra={"requestBody": {"required": True, "content": content}},
+                dependencies=guarded,
+            )
 
         return register
 

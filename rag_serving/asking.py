@@ -157,6 +157,9 @@ def bench(target: Target, queries: Sequence[str], clients: int, seconds: float, 
         "queries_per_second": round(load.per_second, 1),
         # JSON has no number for what nothing was measured of
         **{f"p{share}_ms": round(load.percentile(share / 100), 2) if load.latencies else None for share in (50, 95, 99)},
-        "answered": load.statuses.get(200, 0), "not_answered": refused, "seconds": round(load.seconds, 2), "clients": clients,
+        "answered": load.statuses.get(200, 0),
+        "not_answered": refused,
+        "seconds": round(load.seconds, 2),
+        "clients": clients,
         "all_asked": next(left, None) is None,
-    }  # fmt: skip
+    }

@@ -20,31 +20,36 @@ URL = "http://127.0.0.1:8000"
 def add_clients(commands: Any) -> None:
     """Add the commands that ask a service: search, bench, mcp."""
     search = commands.add_parser(
-        "search", help="search once, in an index or by a service, and print what is found",
+        "search",
+        help="search once, in an index or by a service, and print what is found",
         **example('rag-serving search "who founded Grom Company" --index index/ -k 2'),
-    )  # fmt: skip
+    )
     search.add_argument("query", help="what to search for")
     search.add_argument(
-        "--index", metavar="DIR|NAME",
+        "--index",
+        metavar="DIR|NAME",
         help="directory made by `rag-serving index`, searched without a service; with --url: name of one of the service's indexes",
-    )  # fmt: skip
+    )
     search.add_argument("--url", "--retrieval-url", help=f"a running service (default {URL}, unless --index is a directory)")
     search.add_argument("-k", "--top-k", dest="k", type=int, default=5, help="passages (default 5)")
     search.add_argument(
-        "--where", metavar="JSON",
+        "--where",
+        metavar="JSON",
         help='only passages whose metadata match: {"year": {"gte": 2018}, "tag": ["a", "b"]} (docs/serving.md)',
-    )  # fmt: skip
+    )
     search.add_argument("--json", action="store_true", help="one object per hit and line: id, contents, score")
     bench = commands.add_parser(
-        "bench", help="load a service with distinct queries; queries per second and latencies",
+        "bench",
+        help="load a service with distinct queries; queries per second and latencies",
         **example("rag-serving bench --index index/ --clients 64"),
-    )  # fmt: skip
+    )
     bench.add_argument("--url", "--retrieval-url", default=URL, help=f"a running service (default {URL})")
     bench.add_argument("--queries", type=Path, help="file of queries, one a line")
     bench.add_argument(
-        "--index", metavar="[NAME=]DIR|NAME",
+        "--index",
+        metavar="[NAME=]DIR|NAME",
         help="make queries of words from the passages of this directory, and ask the service's index NAME; with --queries: NAME only",
-    )  # fmt: skip
+    )
     bench.add_argument("--count", type=int, default=100_000, help="most queries made of an index (default 100,000)")
     bench.add_argument("--clients", type=int, default=16, help="clients, each with one query at a time (default 16)")
     bench.add_argument("--seconds", type=float, default=10.0, help="for how long, unless the queries end before (default 10)")

@@ -209,9 +209,17 @@ def _index(options: argparse.Namespace) -> int:
     else:
         wanted = dense if "dense" in options.engine else None
         told = build_index(
-            options.corpus, options.out, options.force, options.engine, wanted, options.format, options.device, bm25,
-            memory, options.processes,
-        )  # fmt: skip
+            options.corpus,
+            options.out,
+            options.force,
+            options.engine,
+            wanted,
+            options.format,
+            options.device,
+            bm25,
+            memory,
+            options.processes,
+        )
     print(json.dumps({name: value for name, value in told.items() if name != "files"}))
     return 0
 

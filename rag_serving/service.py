@@ -194,10 +194,16 @@ class Service:
 
     def _new_batcher(self, search: Search) -> Batcher:
         return Batcher(
-            search, self._thread, max_batch=self.settings.max_batch, max_wait_s=self.settings.max_wait_ms / 1000,
-            max_queue=self.settings.max_queue, deduplicate=self.settings.deduplicate, timeout_s=self.settings.engine_timeout_s,
-            on_batch=self._record, on_hang=self._hang,
-        )  # fmt: skip
+            search,
+            self._thread,
+            max_batch=self.settings.max_batch,
+            max_wait_s=self.settings.max_wait_ms / 1000,
+            max_queue=self.settings.max_queue,
+            deduplicate=self.settings.deduplicate,
+            timeout_s=self.settings.engine_timeout_s,
+            on_batch=self._record,
+            on_hang=self._hang,
+        )
 
     def _new_looker(self) -> ThreadPoolExecutor:
         return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"looking-{self.name}")
@@ -229,9 +235,11 @@ class Service:
                     return
                 metrics.RELOADS.labels(self.name, "failed").inc()
                 self._log.error(
-                    "the index could not be loaded again, index %s is still served: %s", old.index_id, told(error),
+                    "the index could not be loaded again, index %s is still served: %s",
+                    old.index_id,
+                    told(error),
                     exc_info=not isinstance(error, EXPECTED),
-                )  # fmt: skip
+                )
                 return
             _settle()
             self._opened, self._batcher, self._cache = new, self._new_batcher(partial(self._whole, new)), self._new_cache()
@@ -277,8 +285,10 @@ class Service:
             _settle()
             self._log.info(
                 "ready: %s passages, index %s, after %.1f s",
-                opened.retriever.size, opened.index_id, time.monotonic() - self.started,
-            )  # fmt: skip
+                opened.retriever.size,
+                opened.index_id,
+                time.monotonic() - self.started,
+            )
             self._opened, self._first, self.stage = opened, opened, "ready"
             self._served(opened)
             self.settled.set()
@@ -349,21 +359,24 @@ class Service:
             )
         if len(queries) * k > limits.max_passages:
             raise Refused(
-                413, "max_passages",
+                413,
+                "max_passages",
                 f"{len(queries)} queries with {k} passages each; the limit max_passages is {limits.max_passages} in all",
-            )  # fmt: skip
+            )
         for position, query in enumerate(queries):
             if len(query) > limits.max_query_characters:
                 raise Refused(
-                    413, "max_query_characters",
+                    413,
+                    "max_query_characters",
                     f"query {position} has {len(query)} characters; the limit max_query_characters is {limits.max_query_characters}",
-                )  # fmt: skip
+                )
             # n characters are at most (n + 1) / 2 words
             if len(query) >= 2 * limits.max_query_words and len(_WORD.findall(query)) > limits.max_query_words:
                 raise Refused(
-                    413, "max_query_words",
+                    413,
+                    "max_query_words",
                     f"query {position} has more words than the limit max_query_words, {limits.max_query_words}",
-                )  # fmt: skip
+                )
             if not query.strip():
                 raise Refused(400, "blank", f"query {position} is blank")
             try:

@@ -44,10 +44,11 @@ class V1:
         each_us = SNIPPET_US if request.snippet else COPIED_US if request.max_characters is None else DECODED_US
         said = await self._said(answer, before[0]) if before and request.metadata else [None] * len(answer.hits)
         told: dict[str, Any] = {
-            "request_id": request_id.get(), "index_id": answer.index_id,
+            "request_id": request_id.get(),
+            "index_id": answer.index_id,
             "results": await built(partial(hits_told, request), each_us, answer.hits, request.queries, said),
             "cached": answer.cached,
-        }  # fmt: skip
+        }
         if isinstance(found, Filtered):
             missing = [request.top_k - len(hits) for hits in answer.hits]
             told |= {"excluded": found.left_out, "missing": missing, "bound_met": found.bound_met}
@@ -72,8 +73,9 @@ class V1:
             each_us = EXCLUDED_US * bool(excluded) + MATCHED_US * bool(where)
             return await aside(
                 lambda: [[hit for hit in hits if all(keep(hit) for keep in keeps)] for hits in answer.hits],
-                sum(map(len, answer.hits)), each_us,
-            )  # fmt: skip
+                sum(map(len, answer.hits)),
+                each_us,
+            )
 
         bound = min(settings.max_top_k, settings.max_passages // len(request.queries))
         return await search_until(request.top_k, bound, partial(self._service.search, request.queries), kept)
@@ -110,9 +112,10 @@ class V1:
         size, limit = corpus.metadata.size(rows) if corpus.metadata else 0, self._service.settings.max_metadata_bytes
         if size > limit:
             raise Refused(
-                413, "max_metadata_bytes",
+                413,
+                "max_metadata_bytes",
                 f"{size} bytes of metadata in one answer; the limit max_metadata_bytes is {limit}: ask for fewer passages",
-            )  # fmt: skip
+            )
         return list(map(corpus.metadata_of, rows))
 
     async def passage(self, name: str, metadata: bool = False) -> dict[str, Any]:
@@ -162,13 +165,18 @@ class V1:
         pages = -(-len(document) // size)
         if not 1 <= page <= pages:
             raise Refused(
-                400, "page",
+                400,
+                "page",
                 f"there is no page {page}: with {size} passages a page, the document of {request.id[:100]!r} has pages 1 to {pages}",
-            )  # fmt: skip
+            )
         return {
-            "index_id": opened.index_id, "id": request.id, "title": title_of(corpus[row]["contents"]), "page": page, "pages": pages,
+            "index_id": opened.index_id,
+            "id": request.id,
+            "title": title_of(corpus[row]["contents"]),
+            "page": page,
+            "pages": pages,
             "passages": self._passages(corpus, document[(page - 1) * size : page * size], request.metadata),
-        }  # fmt: skip
+        }
 
     def _passage(self, opened: Opened, corpus: Corpus, name: str, metadata: bool) -> dict[str, Any]:
         lookup = self._looked_up(corpus)
@@ -177,9 +185,11 @@ class V1:
         title = title_of(passage["contents"])
         rows = lookup.titled(title) if title else [range(row, row + 1)]
         return {
-            **passage, "title": title,
-            "position": sum(len(range(run.start, min(run.stop, row))) for run in rows), "total": sum(map(len, rows)),
-        }  # fmt: skip
+            **passage,
+            "title": title,
+            "position": sum(len(range(run.start, min(run.stop, row))) for run in rows),
+            "total": sum(map(len, rows)),
+        }
 
     def _documents(self, opened: Opened, corpus: Corpus, request: wire_v1.DocumentsRequest, stop: int) -> dict[str, Any]:
         lookup = self._looked_up(corpus)
@@ -194,9 +204,10 @@ class V1:
         total = sum(map(len, runs))
         rows = islice(chain.from_iterable(runs), min(request.start, total), min(max(request.start, stop), total))
         return {
-            "index_id": opened.index_id, "total": total,
+            "index_id": opened.index_id,
+            "total": total,
             "passages": self._passages(corpus, list(rows), request.metadata),
-        }  # fmt: skip
+        }
 
     def _passages(self, corpus: Corpus, rows: Sequence[int], metadata: bool) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = [

@@ -9,9 +9,16 @@ from research_rl.errors import ConfigError
 
 
 def check_number(
-    key: str, value: Any, what: str, *, low: float | None = None, above: float | None = None, high: float = math.inf, whole: bool = False,
+    key: str,
+    value: Any,
+    what: str,
+    *,
+    low: float | None = None,
+    above: float | None = None,
+    high: float = math.inf,
+    whole: bool = False,
     or_null: bool = False,
-) -> None:  # fmt: skip
+) -> None:
     """Check that a value is a finite number of at least `low`, above `above`, and at most `high`. True and false are no numbers.
 
     Raises:

@@ -106,8 +106,14 @@ class Persistence:
     """
 
     def __init__(
-        self, service: str, remedy: str, deadline_s: float, timeout_s: float, max_attempts: int, unreachable_s: float | None = None
-    ) -> None:  # fmt: skip
+        self,
+        service: str,
+        remedy: str,
+        deadline_s: float,
+        timeout_s: float,
+        max_attempts: int,
+        unreachable_s: float | None = None,
+    ) -> None:
         """`service`: its kind and URL; `remedy`: what to do if it is unavailable; both for messages. `deadline_s`: for one call, retries
         included; after it there is one more attempt, of at most `timeout_s`. `unreachable_s`: how long to retry while no connection was
         ever made; None: until the deadline."""

@@ -104,9 +104,13 @@ class RetrievalClient:
         self._gatherer = Gatherer(self._post)
         self._index_id = settings.index_id
         self._persistence = Persistence(
-            f"the retrieval service at {settings.address}", f"Is it running? Try: curl {settings.address}/health",
-            settings.deadline_s, settings.timeout_s, settings.max_attempts, settings.unreachable_s,
-        )  # fmt: skip
+            f"the retrieval service at {settings.address}",
+            f"Is it running? Try: curl {settings.address}/health",
+            settings.deadline_s,
+            settings.timeout_s,
+            settings.max_attempts,
+            settings.unreachable_s,
+        )
 
     @property
     def outage_s(self) -> float:

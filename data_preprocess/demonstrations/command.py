@@ -31,15 +31,19 @@ BLOCK = 256  # questions whose plans are played side by side
 def add_demonstrations(commands: Any) -> None:
     """Add the command."""
     parser = commands.add_parser(
-        "demonstrations", help="a set for supervised training without a teacher: made from annotated evidence and real searches",
+        "demonstrations",
+        help="a set for supervised training without a teacher: made from annotated evidence and real searches",
         example="python -m data_preprocess demonstrations --method research --questions train.jsonl --rows 500 --out data/demonstrations",
-    )  # fmt: skip
+    )
     parser.add_argument("--method", required=True, help="name or dotted path of the Method whose protocol is shown")
     parser.add_argument("--method-options", type=json_object, default={}, help='JSON, for example {"template": "sys"}')
     parser.add_argument(
-        "--questions", type=Path, nargs="+", required=True,
+        "--questions",
+        type=Path,
+        nargs="+",
+        required=True,
         help="FlashRAG questions, JSON lines (.gz too); metadata.supporting_ids or supporting_titles name their evidence",
-    )  # fmt: skip
+    )
     parser.add_argument("--retrieval-url", default="http://127.0.0.1:8000", help="the retrieval service")
     parser.add_argument(
         "--top-k", type=int, default=5, help="passages of a search, as in the training that follows (default 5)"
@@ -59,14 +63,17 @@ def add_demonstrations(commands: Any) -> None:
     parser.add_argument("--seed", type=int, default=1, help="of the choice of questions, wordings and habits")
     parser.add_argument("--max-searches", type=int, default=3, help="most searches of a row, opened pages included")
     parser.add_argument(
-        "--evidence", choices=["auto", "all", "any"], default="auto",
+        "--evidence",
+        choices=["auto", "all", "any"],
+        default="auto",
         help="whether all supporting passages must be found or one does (default: all where metadata.hops is 2 or more)",
-    )  # fmt: skip
+    )
     parser.add_argument("--max-quote-words", type=int, default=40, help="most words of a quoted sentence (default 40)")
     for habit, what in (
-        ("bare-question", "search with the question as it stands"), ("stop-early", "answer although a passage is missing"),
+        ("bare-question", "search with the question as it stands"),
+        ("stop-early", "answer although a passage is missing"),
         ("extra-search", "search once more, for nothing"),
-    ):  # fmt: skip
+    ):
         default = getattr(Habits, habit.replace("-", "_"))
         parser.add_argument(
             f"--{habit}", type=float, default=default, help=f"share of questions that {what} (default {default})"
@@ -163,10 +170,15 @@ async def _make(options: argparse.Namespace, files: Sequence[Sequence[Task]], ha
         method = load_method(options.method, **options.method_options)
         opens = "open" in method.tools
         maker = Maker(
-            method, codec, client,
+            method,
+            codec,
+            client,
             lambda task, rng: plan(task, habits, split, options.max_searches, options.max_quote_words, rng, opens),
-            options.top_k, options.seed, options.max_observation_tokens, options.max_tokens,
-        )  # fmt: skip
+            options.top_k,
+            options.seed,
+            options.max_observation_tokens,
+            options.max_tokens,
+        )
         with tqdm(total=sum(map(len, files)), unit="question", disable=None) as progress:
             for tasks, most in _groups(files, options.rows):
                 limit = None if most is None else len(made.rows) + most

@@ -76,9 +76,16 @@ class Maker:
     """Makes demonstrations of one method."""
 
     def __init__(
-        self, method: Method, codec: Codec, service: Service, plans: Callable[[Task, random.Random], Plan], top_k: int, seed: int,
-        observation_tokens: int | None = None, max_tokens: int | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        method: Method,
+        codec: Codec,
+        service: Service,
+        plans: Callable[[Task, random.Random], Plan],
+        top_k: int,
+        seed: int,
+        observation_tokens: int | None = None,
+        max_tokens: int | None = None,
+    ) -> None:
         """`codec`: `NoTokens`, or the tokenizer that counts; `observation_tokens`: as in a rollout; `max_tokens`: of a row."""
         self._method, self._codec, self._service, self._plans = method, codec, service, plans
         self._top_k, self._seed, self._observation_tokens, self._max_tokens = top_k, seed, observation_tokens, max_tokens
@@ -193,8 +200,10 @@ def summary(made: Made) -> dict[str, Any]:
         if values
     }
     return {
-        "rows": len(made.rows), "skipped": dict(made.reasons.most_common()),
+        "rows": len(made.rows),
+        "skipped": dict(made.reasons.most_common()),
         "searches": {str(count): rows for count, rows in sorted(made.searches.items())},
-        "habits": dict(sorted(made.habits.items())), **({"calls": dict(made.calls)} if made.calls else {}),
+        "habits": dict(sorted(made.habits.items())),
+        **({"calls": dict(made.calls)} if made.calls else {}),
         **({"tokens": tokens} if tokens else {}),
-    }  # fmt: skip
+    }

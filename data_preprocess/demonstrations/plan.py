@@ -47,7 +47,7 @@ Asking = Generator[tuple[str, Search | ToolCall], Sequence[Passage], None]
 
 def plan(
     task: Task, habits: Habits, split: Split, max_searches: int, max_words: int, rng: random.Random, opens: bool = False
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Return the plan of a question.
 
     `max_searches`: with what is opened, as in a rollout; `max_words`: of a sentence that is quoted; `opens`: the policy can open the

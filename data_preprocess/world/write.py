@@ -19,9 +19,7 @@ def _row(asked: WorldQuestion) -> dict[str, Any]:
     return to_flashrag(question)
 
 
-def write_world(
-    out: Path, seed: int, scale: float, counts: dict[Split, int], in_documents: bool = False
-) -> dict[str, Any]:  # fmt: skip
+def write_world(out: Path, seed: int, scale: float, counts: dict[Split, int], in_documents: bool = False) -> dict[str, Any]:
     """Write one world into `out` and return its card. `in_documents`: see `documents`.
 
     Besides corpus and questions this writes the *control*: the test questions again (data source `world_control`) and a corpus

@@ -152,7 +152,7 @@ def _box(x: float, y: float, width: float, height: float, fill: str, stroke: str
 
 def _text(
     x: float, y: float, text: str, fill: str, size: float, weight: int = 400, anchor: str = "start", font: str = ""
-) -> str:  # fmt: skip
+) -> str:
     family = f' font-family="{font}"' if font else ""
     style = f'x="{x:g}" y="{y:g}" fill="{fill}" font-size="{size:g}" font-weight="{weight}" text-anchor="{anchor}"{family}'
     return f'<text {style} xml:space="preserve">{escape(text)}</text>'

@@ -106,9 +106,16 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m docs.tools.scale", description="What a training of some size asks of each part."
     )
-    texts = {"gpus": "GPUs", "rollouts": "rollouts a day", "tokens": "tokens a rollout, mean", "searches": "searches a rollout",
-             "parameters": "parameters of the model", "batch": "rollouts a step", "save_every": "steps between checkpoints",
-             "generating": "share of a step in which rollouts are made"}  # fmt: skip
+    texts = {
+        "gpus": "GPUs",
+        "rollouts": "rollouts a day",
+        "tokens": "tokens a rollout, mean",
+        "searches": "searches a rollout",
+        "parameters": "parameters of the model",
+        "batch": "rollouts a step",
+        "save_every": "steps between checkpoints",
+        "generating": "share of a step in which rollouts are made",
+    }
     default = Size()
     for name, text in texts.items():
         value = getattr(default, name)

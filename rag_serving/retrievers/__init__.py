@@ -45,9 +45,24 @@ class Opened:
 
 # what changes an answer; the rest of the settings changes only how it is served
 _ANSWER_SETTINGS = (
-    "retriever", "encoder", "query_prefix", "half", "vector_engine", "device", "nprobe", "ef_search", "refine", "fusion_depth", "fusion_k",
-    "reranker", "rerank_depth", "web_url", "web_pages", "milvus_uri", "milvus_collection",
-)  # fmt: skip
+    "retriever",
+    "encoder",
+    "query_prefix",
+    "half",
+    "vector_engine",
+    "device",
+    "nprobe",
+    "ef_search",
+    "refine",
+    "fusion_depth",
+    "fusion_k",
+    "reranker",
+    "rerank_depth",
+    "web_url",
+    "web_pages",
+    "milvus_uri",
+    "milvus_collection",
+)
 
 
 def open_retriever(settings: Settings, report: Report = lambda stage: None) -> Opened:

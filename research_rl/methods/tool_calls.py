@@ -43,12 +43,22 @@ class ToolCallsMethod(Method):
     observed = _FRAMES
 
     def __init__(
-        self, tools: Sequence[str] = ("search", "open"), format: str = "hermes", answer: AnswerForm = "boxed", outcome: Outcome = "f1",
-        format_reward: float = 0.1, malformed_penalty: float = 0.0, unsearched_penalty: float = 0.0,
-        prompt: Prompt = None, prompt_file: str | None = None, mcp: Mapping[str, Any] | None = None,
-        form: Form = "paid", thoughts: Thoughts = "free", unknown_id_penalty: float = 0.0,
+        self,
+        tools: Sequence[str] = ("search", "open"),
+        format: str = "hermes",
+        answer: AnswerForm = "boxed",
+        outcome: Outcome = "f1",
+        format_reward: float = 0.1,
+        malformed_penalty: float = 0.0,
+        unsearched_penalty: float = 0.0,
+        prompt: Prompt = None,
+        prompt_file: str | None = None,
+        mcp: Mapping[str, Any] | None = None,
+        form: Form = "paid",
+        thoughts: Thoughts = "free",
+        unknown_id_penalty: float = 0.0,
         max_calls: Mapping[str, int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         r"""`tools`: names of `research_rl.tools`, or dotted paths; `format`: how the model writes a call (`research_rl.tools.formats`).
 
         `answer`: where the final message has it: in `\boxed{}`, between `<answer>` tags, or it is the whole message. `format_reward`:

@@ -72,14 +72,18 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
             *(sys.executable, "-m", *_trainer(content, others)),
             *("--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
             *(stage_overrides(stage, directory, number, model, experiment, ended_early) if stage else []),
-            *(part for part in others if not (model and override_key(part) == MODEL)),  # the starting model is for the first stage
+            *(
+                part for part in others if not (model and override_key(part) == MODEL)
+            ),  # the starting model is for the first stage
             *slower,
-        ]  # fmt: skip
+        ]
         environment = {
-            **(CPU_ENVIRONMENT if cpu else {}), **environment_of_slower, "RUN_DIR": str(run_dir),
+            **(CPU_ENVIRONMENT if cpu else {}),
+            **environment_of_slower,
+            "RUN_DIR": str(run_dir),
             "VERL_FILE_LOGGER_PATH": str(directory / f"metrics-{int(time.time())}.jsonl"),
             "TENSORBOARD_DIR": str(directory / "tensorboard"),
-        }  # fmt: skip
+        }
         job = Job(stage.name if stage else "", directory, command, environment)
         end = _end(stage, content, others)
         done = _is_done(directory, end)

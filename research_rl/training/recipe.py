@@ -18,9 +18,12 @@ SUPERVISED = "sft_trainer_engine"  # verl's configuration of its SFT trainer, in
 # stages that shared one of these would mistake each other's checkpoints and trajectories for their own
 _DIRECTORY = "--run-dir, in which every stage has its directory"
 OF_STAGE = {  # key that a recipe with stages must not set: what to set instead
-    "trainer.total_training_steps": "stages.NAME.until.steps=N", "research_rl.stage": "the name in the recipe's `stages`",
-    "trainer.default_local_dir": _DIRECTORY, "research_rl.trajectory_dir": _DIRECTORY, "hydra.run.dir": _DIRECTORY,
-}  # fmt: skip
+    "trainer.total_training_steps": "stages.NAME.until.steps=N",
+    "research_rl.stage": "the name in the recipe's `stages`",
+    "trainer.default_local_dir": _DIRECTORY,
+    "research_rl.trajectory_dir": _DIRECTORY,
+    "hydra.run.dir": _DIRECTORY,
+}
 
 
 def load_recipe(recipe: Path) -> Mapping[str, Any]:

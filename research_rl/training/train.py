@@ -93,9 +93,10 @@ def command(arguments: list[str] | None = None) -> int:
 def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(
-        prog="research-rl train", description=__doc__,
+        prog="research-rl train",
+        description=__doc__,
         example="research-rl train recipes/r1_searcher/gpu.yaml --run-dir runs/r1_searcher research_rl.top_k=3",
-    )  # fmt: skip
+    )
     parser.add_argument("recipe", type=Path, help="a YAML file; the default run directory is named after its folder and file")
     parser.add_argument(
         "--run-dir", type=Path, default=None, help="directory of the run; default: runs/FOLDER-FILE of the recipe"

@@ -23,10 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         caches = [Cache(run, options.cache) for run in options.runs]
         serve_page(
-            lambda hosts: create_viewer(caches, hosts), options.host, options.port,
+            lambda hosts: create_viewer(caches, hosts),
+            options.host,
+            options.port,
             exposed="read everything in these runs",
             on_address=None if options.no_browser or not _has_display() else webbrowser.open,
-        )  # fmt: skip
+        )
     except ConfigError as error:
         print(f"research-rl view: {error}", file=sys.stderr)
         return 1
@@ -39,9 +41,12 @@ def make_parser() -> Parser:
     """Return the parser."""
     parser = Parser(prog="research-rl view", description=__doc__, example="research-rl view runs/quickstart --port 0")
     parser.add_argument(
-        "runs", type=Path, nargs="+", metavar="RUN",
+        "runs",
+        type=Path,
+        nargs="+",
+        metavar="RUN",
         help="directory of a run or of verl's rollouts, or a .jsonl of an evaluation or of another program",
-    )  # fmt: skip
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on; whoever can reach it can read everything")
     parser.add_argument("--port", type=int, default=8770, help="port to listen on; 0: any free one")
     parser.add_argument(

@@ -120,10 +120,17 @@ def state(cache: Cache) -> dict[str, Any]:
         ]
         version, damaged = connection.execute("SELECT total(records), total(damaged) FROM part").fetchone()
     return {
-        "path": str(cache.run), "trajectories": (newest or 0) - int(superseded), "superseded": int(superseded), "version": int(version),
-        "damaged": int(damaged), "read_bytes": cache.read_bytes, "total_bytes": cache.total_bytes, "filled": cache.filled,
-        "told": cache.told, "left_out": [f"line {line}: {why}" for line, why in left_out],
-    }  # fmt: skip
+        "path": str(cache.run),
+        "trajectories": (newest or 0) - int(superseded),
+        "superseded": int(superseded),
+        "version": int(version),
+        "damaged": int(damaged),
+        "read_bytes": cache.read_bytes,
+        "total_bytes": cache.total_bytes,
+        "filled": cache.filled,
+        "told": cache.told,
+        "left_out": [f"line {line}: {why}" for line, why in left_out],
+    }
 
 
 def one(cache: Cache, key: str) -> dict[str, Any] | None:

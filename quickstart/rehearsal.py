@@ -188,18 +188,19 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
     `given`: the user's own overrides, which come last; a model among them is the one to stand in for.
     """
     updates = max(1, config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size)  # per batch: kept
+    questions = max(QUESTIONS, updates)  # one for each update
     section = config.research_rl
     settings = flat(yaml.safe_load((ROOT / "research_rl" / "config" / "on_cpu.yaml").read_text(encoding="utf-8")))
     settings |= {
         MODEL: str(model),
         "data.train_files": [str(data / "train.parquet")],
         "data.val_files": [str(data / "test.parquet")],
-        "data.train_batch_size": QUESTIONS,
+        "data.train_batch_size": questions,
         "data.max_prompt_length": min(PROMPT, config.data.max_prompt_length),
         "data.max_response_length": min(RESPONSE, config.data.max_response_length),
         "data.val_max_samples": HELD_OUT,
         "data.seed": 1,
-        "actor_rollout_ref.actor.ppo_mini_batch_size": max(1, QUESTIONS // updates),
+        "actor_rollout_ref.actor.ppo_mini_batch_size": questions // updates,
         "actor_rollout_ref.rollout.n": min(ROLLOUTS, config.actor_rollout_ref.rollout.n),
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": PROMPT
         + RESPONSE,  # the logits of a large vocabulary take most of the memory

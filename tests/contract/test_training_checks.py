@@ -122,7 +122,7 @@ def test_engines_on_devices_of_their_own_are_accepted():
         check(composed("quickstart/train.yaml", "+algorithm_option=[separate_async]", f"{ACTOR}.ppo_mini_batch_size=8"))
     config = composed("search_r1/gpu.yaml", "+algorithm_option=[separate_async]")
     check(config)
-    assert config.trainer.v1.separate_async.parameter_sync_step == 2  # updates per batch
+    assert config.trainer.v1.separate_async.parameter_sync_step == 8  # updates per batch
 
 
 def test_an_adapter_that_would_not_reach_the_engines_is_refused():

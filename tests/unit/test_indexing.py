@@ -286,7 +286,7 @@ def test_killed_whenever_it_gets_further_the_same_command_completes_the_same_ind
         assert ended.returncode in (0, -signal.SIGKILL), ended.stderr
         seen |= there()
     assert killed >= 5  # of some twenty files, those that come at the same moment count once
-    assert {"corpus.done.json", "bm25.done.json", "00000.npy", "00002.npy"} <= seen
+    assert {"corpus.done.json", "bm25.done.json", "00000.npy"} <= seen  # a later one may come with the end, and is not seen
     # one that was killed between its last two steps still has the notes of its stages
     kept = {name: data for name, data in tree(tmp_path / "broken").items() if name not in NOTES}
     assert kept == tree(tmp_path / "whole")

@@ -127,8 +127,8 @@ class SearchR1(Method):
         """Return the outcome reward; a judge's verdict replaces the exact match.
 
         Preset `em`: 1 if the last answer matches exactly, else 0 (equation 4). Preset `em_format`: 1 right and valid, 0.8 right but
-        invalid, 0.2 wrong but valid, 0.1 wrong and invalid, 0 without any answer (the released trainer's format variant, which also
-        pays 0.1 for a hint, because its hint quotes the tags of an answer).
+        invalid, 0.2 wrong but valid, 0.1 wrong and invalid, 0 without any answer (the released trainer's format variant, which
+        never pays 0, because it takes the examples in its prompt for answers).
         """
         answer, valid = self.answer(trajectory), self.well_formed(trajectory)
         exact = exact_match(answer, golden_answers) if answer is not None else 0.0

@@ -51,21 +51,9 @@ def run(variant: Variant, run_dir: Path, steps: int, port: int, questions: int =
     if (run_dir / "ended.json").is_file():
         return
     command = [
-        sys.executable,
-        "-m",
-        "quickstart",
-        "--run-dir",
-        str(run_dir),
-        "--seed",
-        str(variant.seed),
-        "--steps",
-        str(steps),
-        "--port",
-        str(port),
-        "--test-questions",
-        str(questions),
-        *variant.overrides,
-    ]
+        sys.executable, "-m", "quickstart", "--run-dir", str(run_dir), "--seed", str(variant.seed), "--steps", str(steps),
+        "--port", str(port), "--test-questions", str(questions), *variant.overrides,
+    ]  # fmt: skip  # options beside their values
     if variant.habits:
         command.append(f"actor_rollout_ref.model.path={start_model(run_dir.parent, variant.habits)}")
     code = subprocess.run(command, check=False).returncode

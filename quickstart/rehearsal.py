@@ -151,33 +151,11 @@ def demonstrate(run_dir: Path, config: Any, model: Path, url: str) -> list[dict[
     out, data = run_dir / "demonstrations", run_dir / "data"
     kwargs = OmegaConf.to_container(config.data.get("apply_chat_template_kwargs") or OmegaConf.create())
     command = [
-        sys.executable,
-        "-m",
-        "data_preprocess",
-        "demonstrations",
-        "--out",
-        str(out),
-        "--questions",
-        str(data / "train.jsonl"),
-        "--passages",
-        str(data / "corpus.jsonl"),
-        "--rows",
-        str(DEMONSTRATIONS),
-        "--method",
-        section["method"],
-        "--method-options",
-        json.dumps(section.get("method_options") or {}),
-        "--retrieval-url",
-        url,
-        "--top-k",
-        str(section["top_k"]),
-        "--tokenizer",
-        str(model),
-        "--max-tokens",
-        str(RESPONSE),
-        "--chat-template-kwargs",
-        json.dumps(kwargs),
-    ]
+        sys.executable, "-m", "data_preprocess", "demonstrations", "--out", str(out), "--questions", str(data / "train.jsonl"),
+        "--passages", str(data / "corpus.jsonl"), "--rows", str(DEMONSTRATIONS), "--method", section["method"],
+        "--method-options", json.dumps(section.get("method_options") or {}), "--retrieval-url", url, "--top-k", str(section["top_k"]),
+        "--tokenizer", str(model), "--max-tokens", str(RESPONSE), "--chat-template-kwargs", json.dumps(kwargs),
+    ]  # fmt: skip  # options beside their values
     run_child(command, run_dir / "demonstrations.log", console, lambda: "making demonstrations")
     return pq.read_table(out / "train.parquet").to_pylist()
 
@@ -188,7 +166,7 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
     `given`: the user's own overrides, which come last; a model among them is the one to stand in for.
     """
     updates = max(1, config.data.train_batch_size // config.actor_rollout_ref.actor.ppo_mini_batch_size)  # per batch: kept
-    questions = max(QUESTIONS, updates)  # one for each update
+    questions = -(-QUESTIONS // updates) * updates  # at least QUESTIONS, and as many in each update
     section = config.research_rl
     settings = flat(yaml.safe_load((ROOT / "research_rl" / "config" / "on_cpu.yaml").read_text(encoding="utf-8")))
     settings |= {
@@ -202,8 +180,8 @@ def overrides(config: Any, recipe: Path, steps: int, model: Path, data: Path, gi
         "data.seed": 1,
         "actor_rollout_ref.actor.ppo_mini_batch_size": questions // updates,
         "actor_rollout_ref.rollout.n": min(ROLLOUTS, config.actor_rollout_ref.rollout.n),
-        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": PROMPT
-        + RESPONSE,  # the logits of a large vocabulary take most of the memory
+        # the logits of a large vocabulary take most of the memory
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": PROMPT + RESPONSE,
         "trainer.test_freq": -1,
         "trainer.save_freq": steps,
         "trainer.logger": ["console", "file"],

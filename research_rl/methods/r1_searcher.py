@@ -165,9 +165,6 @@ class R1Searcher(Method):
     def write_answer(self, thought: str, answer: str) -> str:
         return f"{thought}</think><answer> {answer}</answer>"
 
-    def answer(self, trajectory: Trajectory) -> str | None:
-        return answer_text(trajectory.policy_text) if has_answer(trajectory.policy_text) else None
-
     def judged(self, trajectory: Trajectory) -> str:
         """Return the text that the rules look at (see `Preset.whole`)."""
         if self.preset.whole:

@@ -45,7 +45,7 @@ class SearchR1(Method):
     """Search between `<search>` tags, exact match as reward; an invalid action is answered by a hint and costs a turn.
 
     After `max_searches` searches and hints there is one more turn, in which no search is executed. The stop strings are ours: the original
-    has none, and discards what follows a turn's first action.
+    has none, and cuts a turn off behind its first `</search>`, or else behind its first `</answer>`.
     """
 
     name: ClassVar[str] = "search_r1"
@@ -74,8 +74,9 @@ class SearchR1(Method):
         self._prompt = load_template("search_r1_base", prompt, prompt_file)
 
     def prompt(self, question: str) -> str | list[Message]:
-        asked = f"{question}?" if self._question_mark and not question.endswith("?") else question
-        text = self._prompt.substitute(question=asked)
+        if self._question_mark:
+            question = f"{question.strip().removesuffix('?')}?"
+        text = self._prompt.substitute(question=question)
         return text if self.template == "base" else [{"role": "user", "content": text}]
 
     def parse(self, text: str) -> Action:

@@ -99,7 +99,7 @@ def serve(agent: SearchAgent, host: str, port: int) -> None:
     """Serve the page until it is interrupted."""
     from research_rl.web.chat_page import create_chat  # needs its extra
 
-    serve_page(lambda hosts: create_chat(agent, hosts), host, port, exposed="use your model and your corpus")
+    serve_page(lambda hosts: create_chat(agent, hosts), host, port, exposed="use your model and your corpus", extra="chat")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from research_rl.errors import ConfigError
+from research_rl.errors import ConfigError, missing_extra
 from research_rl.web.page import own_hosts
 
 
@@ -17,6 +17,7 @@ def serve_page(
     port: int,
     *,
     exposed: str,
+    extra: str,
     on_address: Callable[[str], Any] | None = None,
 ) -> None:
     """Print the page's address and serve it until the process is interrupted.
@@ -26,13 +27,17 @@ def serve_page(
         host: address to listen on.
         port: port to listen on; 0: any free one.
         exposed: what others can do if `host` is not a loopback address, as the end of a sentence; printed to stderr then.
+        extra: the extra of research-rl that brings uvicorn.
         on_address: called with the address when the page can be asked for.
 
     Raises:
         ConfigError: the address cannot be listened on.
+        MissingExtraError: uvicorn is not installed.
     """
-    import uvicorn  # needs an extra
-
+    try:
+        import uvicorn
+    except ModuleNotFoundError as error:
+        raise missing_extra("uvicorn", extra) from error
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listening = socket.create_server((host, port), family=family)

@@ -19,7 +19,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         from research_rl.web.viewer_app import create_viewer
     except ModuleNotFoundError as error:
-        raise missing_extra(error.name or "uvicorn", "view") from error
+        raise missing_extra(error.name or "fastapi", "view") from error
     try:
         caches = [Cache(run, options.cache) for run in options.runs]
         serve_page(
@@ -27,6 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
             options.host,
             options.port,
             exposed="read everything in these runs",
+            extra="view",
             on_address=None if options.no_browser or not _has_display() else webbrowser.open,
         )
     except ConfigError as error:

@@ -27,7 +27,8 @@ ROOT = Path(__file__).parents[2]
 BLOCK = re.compile(
     r"<!-- (?P<mark>run|prints|file: (?P<name>\S+)(?: x(?P<times>\d+))?) -->\n+```\w+\n(?P<body>.*?)```", re.DOTALL
 )
-PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if BLOCK.search(path.read_text(encoding="utf-8"))]
+MARK = re.compile(r"<!--\s*(?:run|prints|file)\b.*?-->", re.DOTALL)  # what looks like a mark
+PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if MARK.search(path.read_text(encoding="utf-8"))]
 
 
 def environment() -> dict[str, str]:
@@ -46,23 +47,28 @@ def content(body: str, times: str | None) -> str:
 
 
 def commands(body: str, port: str) -> list[str]:
-    """Return the command lines of a block. Where the reader's commands use the default address, these name that of the test."""
+    """Return the command lines of a block. Where the reader's commands use the default address, these name that of the test; and `curl`
+    fails if it is refused."""
     lines = re.sub(r"\\\n\s*", "", body).splitlines()
     return [
-        f"{line} --url http://127.0.0.1:{port}" if re.match("rag-serving (search|bench)(?!.*--url)", line) else line
+        f"{line} --url http://127.0.0.1:{port}"
+        if re.match("rag-serving (search|bench)(?!.*--url)", line)
+        else re.sub("^curl ", "curl --fail ", line)
         for line in lines
     ]
 
 
-@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT / "docs").with_suffix("").as_posix())
 def test_the_runnable_blocks_of_a_page_run(page, tmp_path):
-    port = str(free_port())
+    port, text = str(free_port()), page.read_text(encoding="utf-8")
+    assert len(MARK.findall(text)) == len(BLOCK.findall(text)), "a mark is none of those that are known, or has no block"
+    if "\ncurl " in text and not shutil.which("curl"):
+        pytest.skip("curl is not installed")
     for folder in ("examples", "recipes"):
         (tmp_path / folder).symlink_to(ROOT / folder)
     printed = ""
     with contextlib.ExitStack() as servers:
-        for found in BLOCK.finditer(page.read_text(encoding="utf-8").replace("8000", port)):
+        for found in BLOCK.finditer(re.sub(r"\b8000\b", port, text)):
             if found["name"]:
                 (tmp_path / found["name"]).parent.mkdir(parents=True, exist_ok=True)
                 (tmp_path / found["name"]).write_text(content(found["body"], found["times"]), encoding="utf-8")

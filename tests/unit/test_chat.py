@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import socket
+import sys
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from fastapi.testclient import TestClient
 from rich.console import Console
 
 from research_rl import cli
+from research_rl.errors import MissingExtraError
 from research_rl.inference.openai_server import CompletionsServer
 from research_rl.retrieval import RetrievalClient, RetrievalSettings
 from research_rl.web.chat import Chat
@@ -85,19 +87,28 @@ def test_what_the_model_says_cannot_write_to_the_terminal(opened, monkeypatch): 
     assert "⟨U+001B⟩]52" in shown
 
 
+WARNING = "is not a loopback address: whoever can reach it can use it\n"
+
+
 @pytest.mark.parametrize(("host", "warned"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True)])
 def test_the_page_can_be_connected_to_when_its_address_is_told(host, warned, monkeypatch, capsys):
     told = []
 
-    def run(server, sockets):
-        told.append(capsys.readouterr())
-        socket.create_connection(("localhost" if warned else host, sockets[0].getsockname()[1]), timeout=5).close()
+    def connect(url):
+        told.append(url)
+        assert capsys.readouterr() == (f"{url}\n", f"{host} {WARNING}" if warned else "")
+        socket.create_connection(("localhost" if warned else host, httpx.URL(url).port), timeout=5).close()
 
-    monkeypatch.setattr("uvicorn.Server.run", run)
-    serve_page(lambda hosts: FastAPI(), host, 0, exposed="use it")
-    (out,) = told
-    assert out.out.startswith("http://[::1]:" if ":" in host else f"http://{host}:")
-    assert ("whoever can reach it can use it" in out.err) == warned
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
+    serve_page(lambda hosts: FastAPI(), host, 0, exposed="use it", extra="view", on_address=connect)
+    (url,) = told
+    assert url.startswith("http://[::1]:" if ":" in host else f"http://{host}:")
+
+
+def test_a_page_without_uvicorn_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    with pytest.raises(MissingExtraError, match=r"'uvicorn' is not installed.*research-rl\[view\]"):
+        serve_page(lambda hosts: FastAPI(), "127.0.0.1", 0, exposed="use it", extra="view")
 
 
 def test_the_page_is_for_this_machine_and_for_no_other_site(opened):  # noqa: F811

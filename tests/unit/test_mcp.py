@@ -238,15 +238,18 @@ async def test_the_command_speaks_http_and_reads_its_tokens_from_a_file(url, tmp
             assert not (await agent.call_tool("search", {"query": "rome"})).is_error
 
 
-def test_the_address_is_told_when_it_can_be_connected_to(monkeypatch, caplog):
-    def run(server, sockets):
-        assert "MCP is spoken at" in caplog.text
-        socket.create_connection(sockets[0].getsockname(), timeout=5).close()
+def test_the_address_is_told_when_it_can_be_connected_to(monkeypatch):
+    told = []
 
-    monkeypatch.setattr("rag_serving.mcp_server.uvicorn.Server.run", run)
-    caplog.set_level("INFO")
+    def connect(text, *values):
+        told.append(httpx.URL((text % values).removeprefix("MCP is spoken at ")))
+        socket.create_connection((told[-1].host, told[-1].port), timeout=5).close()
+
+    monkeypatch.setattr("rag_serving.mcp_server.uvicorn.Server.run", lambda server, sockets: None)
     monkeypatch.setattr("rag_serving.mcp_server.configure_logging", lambda settings: None)
+    monkeypatch.setattr("rag_serving.mcp_server.log.info", connect)
     serve_http(Client("http://127.0.0.1:9"), Settings(), "127.0.0.1", 0, [])
+    assert [url.path for url in told] == ["/mcp"]
 
 
 def test_what_cannot_be_is_told_in_a_line(url, capsys, monkeypatch, tmp_path):

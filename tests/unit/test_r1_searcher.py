@@ -118,6 +118,12 @@ def test_the_five_presets_score_as_the_contract_says(text, golden, expected):
     assert [score(preset, text, golden) for preset in PRESETS] == pytest.approx(list(expected))
 
 
+def test_an_answer_does_not_reach_over_a_search():
+    text = "x </think><answer> maybe Paris" + ASK + DOCUMENTS + "so it is unknown</answer>"
+    assert METHOD.answer(METHOD.read(text)) is None
+    assert METHOD.answer(METHOD.read(GOOD)) == "New York"
+
+
 def test_the_components_of_a_score_add_up_and_name_every_rule():
     reward = R1Searcher(preset="qwen_zero").reward(METHOD.read("<think>" + GOOD), ["York"])
     rules = {name for name in reward.components if name.startswith("rule/")}

@@ -63,6 +63,7 @@ def test_a_response_recorded_elsewhere_is_scored_by_the_policys_last_answer(text
 
 def test_a_question_mark_is_added_where_there_is_none():
     asked = SearchR1(question_mark=True)
+    assert asked.prompt("who wrote it ") == METHOD.prompt("who wrote it?")
     assert asked.prompt("who wrote it") == METHOD.prompt("who wrote it?") == asked.prompt("who wrote it?")
 
 

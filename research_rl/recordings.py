@@ -8,12 +8,14 @@ import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from research_rl.errors import DataError
 from research_rl.types import ToolCall
 
+LONGEST_LINE = 64 << 20  # bytes; some kilobytes of gzip can hold gigabytes without a line feed
 _THOUGHT = ("reasoning", "reasoning_content")  # fields for a thought that a server has taken out of the content
 
 
@@ -22,17 +24,21 @@ def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
     object, an error in its place.
 
     Raises:
-        DataError: the file is missing, or cannot be read.
+        DataError: the file is missing, cannot be read, or has a line of more than `LONGEST_LINE`.
     """
     if not path.is_file():
         raise DataError(f"no file {path}")
     try:
         with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+            for number, line in enumerate(iter(partial(file.readline, LONGEST_LINE + 1), b""), 1):
+                if len(line) > LONGEST_LINE:
+                    raise DataError(
+                        f"{path}, line {number} is longer than {LONGEST_LINE >> 20} MiB: write one JSON object per line"
+                    )
                 if line.strip():
                     yield number, _object(line, f"{path}, line {number}")
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read{' as gzip of UTF-8' * (path.suffix == '.gz')} ({error})") from None
+        raise DataError(f"{path} cannot be read to its end{' as gzip of UTF-8' * (path.suffix == '.gz')} ({error})") from None
 
 
 def _object(line: bytes, place: str) -> dict[str, Any] | DataError:

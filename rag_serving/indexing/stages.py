@@ -54,7 +54,7 @@ def take_up(building: Path, request: dict[str, Any]) -> None:
     """Keep what an interrupted build of the same request left; drop what another left."""
     # one that cannot be read now may be read later: nothing is dropped
     with contextlib.suppress(FileNotFoundError, ValueError):
-        if json.loads((building / _REQUEST).read_text()) == request:
+        if json.loads((building / _REQUEST).read_text(encoding="utf-8")) == request:
             tqdm.write(f"taking up the interrupted build in {building}")
             return
     shutil.rmtree(building, ignore_errors=True)

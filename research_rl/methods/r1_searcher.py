@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
+from research_rl.blocks import without
 from research_rl.methods.base import Method, known
 from research_rl.methods.templates import Prompt, load_template, text_or_system
 from research_rl.metrics import cover_em_tokens, f1, normalize_answer_spaced
@@ -64,8 +65,7 @@ def no_marker_in_answer(text: str) -> bool:
 
 def no_chinese(text: str) -> bool:
     """No Chinese character outside documents."""
-    outside = re.sub(re.escape(BEGIN_DOCUMENTS) + ".*?" + re.escape(END_DOCUMENTS), "", text, flags=re.DOTALL)
-    return not re.search("[\u4e00-\u9fff]", outside)
+    return not re.search("[\u4e00-\u9fff]", without(text, BEGIN_DOCUMENTS, END_DOCUMENTS))
 
 
 def short_answer(text: str) -> bool:

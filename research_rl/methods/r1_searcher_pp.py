@@ -13,6 +13,7 @@ from dataclasses import replace
 from itertools import pairwise
 from typing import ClassVar, Literal, get_args
 
+from research_rl.blocks import without
 from research_rl.methods.base import Method, known
 from research_rl.methods.research import last_boxed
 from research_rl.methods.templates import Prompt, load_template, text_or_system
@@ -28,7 +29,6 @@ _FORMS: dict[str, Callable[[float], float]] = {
     "variance": lambda sigma: sigma**2,
     "std": lambda sigma: sigma,
 }
-_QUERY = re.compile(r"<external>.*?</external>", re.DOTALL)
 _TAG = re.compile(r"</?(?:internal|external|document)>")
 
 
@@ -182,7 +182,7 @@ class R1SearcherPP(Method):
 
     def extract(self, trajectory: Trajectory) -> str:
         """Return what the policy wrote, without its queries, as one recollection, followed by the answer."""
-        words = "".join(_QUERY.sub("", turn.text) for turn in trajectory.turns)
+        words = "".join(without(turn.text, "<external>", "</external>") for turn in trajectory.turns)
         start = words.rfind("\\boxed{")
         return f"<internal>{_TAG.sub('', words[:start])}</internal>{words[start:]}" if start >= 0 else words
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
+from research_rl.blocks import contents
 from research_rl.methods.base import Method, known
 from research_rl.methods.research import last_boxed
 from research_rl.methods.templates import Prompt, load_template
@@ -20,7 +21,6 @@ from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward,
 Template = Literal["chat", "base"]
 BEGIN_QUERY, END_QUERY = "<|begin_search_query|>", "<|end_search_query|>"
 BEGIN_RESULT, END_RESULT = "<|begin_search_result|>", "<|end_search_result|>"
-_QUERY = re.compile(rf"{re.escape(BEGIN_QUERY)}(.*?){re.escape(END_QUERY)}", re.DOTALL)
 
 
 class SearchO1(Method):
@@ -46,7 +46,7 @@ class SearchO1(Method):
         return f"{text}\n" if self.template == "base" else [{"role": "user", "content": text}]
 
     def parse(self, text: str) -> Action:
-        if queries := _QUERY.findall(text):
+        if queries := contents(text, BEGIN_QUERY, END_QUERY):
             return Search(query) if (query := queries[-1].strip()) else Invalid("empty query")
         answer = last_boxed(text)
         return Answer(answer) if answer else Invalid("neither a query nor a boxed answer")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from typing import ClassVar, Literal, get_args
 
+from research_rl.blocks import blocks, contents
 from research_rl.methods.base import Method, known
 from research_rl.methods.templates import Prompt, load_template
 from research_rl.metrics import exact_match
@@ -16,8 +17,6 @@ from research_rl.types import Action, Answer, Invalid, Message, Passage, Reward,
 
 Preset = Literal["em", "em_format"]
 Template = Literal["base", "chat"]
-_ACTION = re.compile(r"<(search|answer)>(.*?)</\1>", re.DOTALL)
-_ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _TAG = re.compile(r"(</?(?:think|search|information|answer)>)")
 # state → {tag: next state}. A response is <think>, then <search> with <information> or the <answer>, with nothing between the blocks.
 _NEXT = {
@@ -80,10 +79,13 @@ class SearchR1(Method):
         return text if self.template == "base" else [{"role": "user", "content": text}]
 
     def parse(self, text: str) -> Action:
-        found = _ACTION.search(text)
-        if not found:
+        first = [
+            (place, kind) for kind in ("search", "answer") if (place := next(blocks(text, f"<{kind}>", f"</{kind}>"), None))
+        ]
+        if not first:
             return Invalid("neither a complete <search> nor a complete <answer>")
-        kind, content = found[1], found[2].strip()
+        (start, stop), kind = min(first)
+        content = text[start:stop].removeprefix(f"<{kind}>").removesuffix(f"</{kind}>").strip()
         if kind == "answer":
             return Answer(content)
         return Search(content) if content else Invalid("empty query")
@@ -103,7 +105,7 @@ class SearchR1(Method):
 
     def answer(self, trajectory: Trajectory) -> str | None:
         """Return the last complete answer that the policy wrote within one turn, wherever it stands in it."""
-        answers = [answer for turn in trajectory.turns for answer in _ANSWER.findall(turn.text)]
+        answers = [answer for turn in trajectory.turns for answer in contents(turn.text, "<answer>", "</answer>")]
         return answers[-1].strip() if answers else None
 
     def hint(self, action: Invalid) -> str:

@@ -213,5 +213,5 @@ def stage_overrides(
 def last_step(checkpoints: Path) -> int | None:
     """Return the step of the last complete checkpoint, or None."""
     tracker = checkpoints / "latest_checkpointed_iteration.txt"
-    text = tracker.read_text().strip() if tracker.is_file() else ""
+    text = tracker.read_text(encoding="utf-8").strip() if tracker.is_file() else ""
     return int(text) if text.isdecimal() else None  # verl writes it in place: a kill can leave it empty

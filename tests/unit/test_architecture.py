@@ -32,6 +32,7 @@ CORE = [
     "research_rl/judge_client.py",
     "research_rl/limits.py",
     "research_rl/neutralize.py",
+    "research_rl/blocks.py",
     "research_rl/trajectory_files.py",
     "research_rl/health.py",
 ]

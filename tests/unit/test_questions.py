@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import tracemalloc
 
 import numpy as np
 import pyarrow as pa
@@ -70,5 +71,19 @@ def test_packed_questions_are_read_and_a_file_that_breaks_off_or_is_no_text_is_t
     assert [found["id"] for found in read_questions(path)] == [str(n) for n in range(500)]
     for broken in (packed[: len(packed) // 2], b"no gzip at all", gzip.compress(b"\xff\xfe")):
         path.write_bytes(broken)
-        with pytest.raises(DataError, match=r"q\.jsonl\.gz cannot be read to its end"):
+        with pytest.raises(DataError, match=r"q\.jsonl\.gz(, line 1: it)? cannot be read"):
             list(read_questions(path))
+
+
+def test_a_line_without_end_is_told_before_it_fills_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("research_rl.recordings.LONGEST_LINE", 1 << 20)
+    path = tmp_path / "q.jsonl.gz"
+    path.write_bytes(gzip.compress(b" " * (1 << 24)))
+    assert path.stat().st_size < 1 << 15
+    tracemalloc.start()
+    try:
+        with pytest.raises(DataError, match=r"q\.jsonl\.gz, line 1 is longer than 1 MiB: write one JSON object per line"):
+            list(read_questions(path))
+        assert tracemalloc.get_traced_memory()[1] < 1 << 22
+    finally:
+        tracemalloc.stop()

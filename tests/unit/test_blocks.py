@@ -28,7 +28,7 @@ def test_search_r1_acts_on_the_first_complete_block(text):
     kind = {"search": Search, "answer": Answer}[found[1]] if found and (found[2].strip() or found[1] == "answer") else Invalid
     action = load_method("search_r1").parse(text)
     assert isinstance(action, kind)
-    assert getattr(action, "text", getattr(action, "query", "")) == ("" if kind is Invalid else found[2].strip())
+    assert getattr(action, "text", getattr(action, "query", "")) == (found[2].strip() if found and kind is not Invalid else "")
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_search_r1_acts_on_the_first_complete_block(text):
         ("r1_searcher_pp", "<external>"),
     ],
 )
-def test_a_policy_that_repeats_an_opening_marker_is_parsed_in_linear_time(method, marker, monkeypatch):
+def test_a_policy_that_repeats_an_opening_marker_is_parsed_in_linear_time(method, marker):
     """Counted, not timed: at each search the text that is left is read to its end at most once."""
     read = []
 

@@ -94,7 +94,7 @@ def read_questions(path: Path) -> Iterator[dict[str, Any]]:
             identifier, metadata = str(row["id"]), dict(row.get("metadata") or {})
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(
-                f"{path}, line {number}: expected id, question and golden_answers ({error!r}); got {str(row)[:80]}"
+                f"{path}, line {number}: expected id, question and golden_answers ({error!r}); got {row!r:.80}"
             ) from None
         if not isinstance(question, str) or not question.strip():
             raise DataError(f"{path}, line {number}: the question must be a text that is not blank, got {question!r}")

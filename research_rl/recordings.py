@@ -38,7 +38,7 @@ def lines_of(path: Path) -> Iterator[tuple[int, dict[str, Any] | DataError]]:
                 if line.strip():
                     yield number, _object(line, f"{path}, line {number}")
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} cannot be read to its end{' as gzip of UTF-8' * (path.suffix == '.gz')} ({error})") from None
+        raise DataError(f"{path} cannot be read{' as gzip of UTF-8' * (path.suffix == '.gz')} ({error})") from None
 
 
 def _object(line: bytes, place: str) -> dict[str, Any] | DataError:

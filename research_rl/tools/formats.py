@@ -16,6 +16,7 @@ from research_rl.errors import ConfigError
 from research_rl.types import ToolCall
 
 _JSON = json.JSONDecoder()
+_VALUE = frozenset('{["-0123456789tfnNI')  # what a value may begin with, NaN and Infinity included, which `json` reads
 Schemas = Mapping[str, Mapping[str, Any]]  # JSON schemas of the parameters, by tool
 
 
@@ -62,27 +63,45 @@ class Hermes(Format):
 
     def read(self, text: str, schemas: Schemas) -> list[ToolCall]:
         opening, closing = self.tags
+        last = text.rfind(closing)
         calls, at = [], 0
         while (start := text.find(opening, at)) >= 0:
             at = start + len(opening)
-            body = len(text) - len(text[at:].lstrip())
             try:
-                found, end = _JSON.raw_decode(text, body)
+                found, end = _decode(text, _after_space(text, at))
             except (ValueError, RecursionError):
                 calls.append(broken(f"what stands after {opening} is not JSON"))
             else:
                 calls.append(_of_json(found, ("arguments",)))
                 at = end
-                if not text[end:].lstrip().startswith(closing):
+                if not text.startswith(closing, _after_space(text, end)):
                     calls[-1] = broken(f"{closing} is missing after a call")
             # a broken call ends at the closing tag
-            if calls[-1].error and (close := text.find(closing, at)) >= 0:
-                at = close + len(closing)
+            if calls[-1].error and at <= last:
+                at = text.index(closing, at) + len(closing)
         return calls
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:
         call = json.dumps({"name": name, "arguments": dict(arguments)}, ensure_ascii=False)
         return f"<tool_call>\n{call}\n</tool_call>"
+
+
+def _decode(text: str, at: int) -> tuple[Any, int]:
+    """Return the JSON value at a position, and where it ends.
+
+    Raises:
+        ValueError, RecursionError: there is none. `json` counts the lines before an error, so it is asked only where a value may begin.
+    """
+    if text[at : at + 1] not in _VALUE:
+        raise ValueError
+    return _JSON.raw_decode(text, at)
+
+
+def _after_space(text: str, at: int) -> int:
+    """Return where the white space that begins at a position ends."""
+    while text[at : at + 1].isspace():
+        at += 1
+    return at
 
 
 class QwenCoder(Format):

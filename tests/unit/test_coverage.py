@@ -179,7 +179,7 @@ def test_questions_that_break_off_and_wrong_numbers_are_told(files, capsys):
     assert "--top-k takes positive numbers, for example 1,3,5,10; got '3,0'" in capsys.readouterr().err
     files["by_title"].write_bytes(files["by_title"].read_bytes()[:60])
     assert main(command(files)) == 1
-    assert "by_title.jsonl.gz cannot be read to its end" in capsys.readouterr().err
+    assert "by_title.jsonl.gz cannot be read as gzip of UTF-8" in capsys.readouterr().err
 
 
 def test_questions_that_the_service_cannot_help_with_are_left_out_on_record_and_yes_or_no_stays(tmp_path, capsys):

@@ -14,9 +14,10 @@ from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
 from research_rl.methods import check_method, load_method, method_names, with_prompt_texts
-from research_rl.methods.base import Method
+from research_rl.methods.base import Method, recorded
+from research_rl.methods.r1_searcher_pp import R1SearcherPP
 from research_rl.neutralize import breakable, neutralize
-from research_rl.types import Invalid, Passage, Reward
+from research_rl.types import Invalid, Passage, Reward, Turn
 
 BASE = {"search_o1": "chat", "r1_searcher_pp": "base"}  # the template that has a $question, where it is not the default
 
@@ -139,6 +140,33 @@ def test_neutralizing_ends_for_every_text_and_every_list_of_forbidden_strings(fo
         clean = neutralize(text, forbidden)
     assert not any(word in clean for word in forbidden if breakable(word))
     assert clean.replace(" ", "") == text.replace(" ", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "marker"),
+    [
+        ("search_r1", "<search>"),
+        ("search_r1", "<answer>"),
+        ("search_o1", "<|begin_search_query|>"),
+        ("r1_searcher", "<|begin_of_query|>"),
+        ("r1_searcher", "<|begin_of_documents|>"),
+        ("r1_searcher_pp", "<external>"),
+        ("research", "<search>"),
+        ("research", "<answer>"),
+        ("tool_calls", "<tool_call>"),
+    ],
+)
+def test_a_policy_that_repeats_an_opening_marker_is_read_in_no_time(name, marker):
+    """Reading the rest of the text again at each marker, whose number is 50,000 here, would take minutes."""
+    method = load_method(name)
+    text = marker * 50_000
+    with seconds(10):
+        trajectory = recorded("Who?", [Turn(text, method.parse(text))])
+        method.reward(trajectory, ["Orla"])
+        method.well_formed(trajectory)
+        method.answer(trajectory)
+        if isinstance(method, R1SearcherPP):
+            method.extract(trajectory)
 
 
 @given(

@@ -69,9 +69,13 @@ def test_packed_questions_are_read_and_a_file_that_breaks_off_or_is_no_text_is_t
     packed = gzip.compress("".join(json.dumps({**row, "id": str(n)}) + "\n" for n in range(500)).encode())
     path.write_bytes(packed)
     assert [found["id"] for found in read_questions(path)] == [str(n) for n in range(500)]
-    for broken in (packed[: len(packed) // 2], b"no gzip at all", gzip.compress(b"\xff\xfe")):
+    for broken, why in (
+        (packed[: len(packed) // 2], r"q\.jsonl\.gz cannot be read as gzip of UTF-8 \(Compressed file ended"),
+        (b"no gzip at all", r"q\.jsonl\.gz cannot be read as gzip of UTF-8 \(Not a gzipped file"),
+        (gzip.compress(b"\xff\xfe"), r"q\.jsonl\.gz, line 1: it cannot be read as UTF-8"),
+    ):
         path.write_bytes(broken)
-        with pytest.raises(DataError, match=r"q\.jsonl\.gz(, line 1: it)? cannot be read"):
+        with pytest.raises(DataError, match=why):
             list(read_questions(path))
 
 

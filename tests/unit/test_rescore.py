@@ -77,7 +77,7 @@ def test_half_a_surrogate_pair_in_a_response_stays_one(tmp_path):
 def test_a_file_that_is_no_gzip_is_told(tmp_path, capsys):
     (tmp_path / "in.jsonl.gz").write_text("{}")
     assert rescore(tmp_path / "in.jsonl.gz", tmp_path / "out.jsonl") == 1
-    assert "cannot be read to its end as gzip of UTF-8" in capsys.readouterr().err
+    assert "cannot be read as gzip of UTF-8" in capsys.readouterr().err
 
 
 def test_unknown_methods_and_presets_are_told_with_the_valid_ones(tmp_path, capsys):

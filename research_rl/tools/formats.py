@@ -10,13 +10,14 @@ import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 from research_rl.errors import ConfigError
 from research_rl.types import ToolCall
 
 _JSON = json.JSONDecoder()
 _VALUE = frozenset('{["-0123456789tfnNI')  # what a value may begin with, NaN and Infinity included, which `json` reads
+_NAME_END = re.compile(r"[>\n]")
 Schemas = Mapping[str, Mapping[str, Any]]  # JSON schemas of the parameters, by tool
 
 
@@ -104,29 +105,53 @@ def _after_space(text: str, at: int) -> int:
     return at
 
 
+class Element(NamedTuple):
+    """`<kind=NAME>content</kind>` in a text: where it starts and stops, and whether it is closed (if not, its content is the rest)."""
+
+    start: int
+    stop: int
+    name: str
+    content: str
+    closed: bool
+
+
+def elements(text: str, kind: str) -> list[Element]:
+    """Return the elements of a kind, in order; a begin within one is a part of its content. A name is closed by `>` on its line."""
+    opening, closing = f"<{kind}=", f"</{kind}>"
+    found, start = [], text.find(opening)
+    while start >= 0 and (end := _NAME_END.search(text, start)):
+        at = end.end()
+        if end[0] == ">":
+            closed = (stop := text.find(closing, at)) >= 0
+            content = text[at:stop] if closed else text[at:]
+            at = stop + len(closing) if closed else len(text)
+            found.append(Element(start, at, text[start + len(opening) : end.start()], content, closed))
+        start = text.find(opening, at)
+    return found
+
+
 class QwenCoder(Format):
     """`<function=…>` with `<parameter=…>` inside: Qwen3-Coder, Qwen3.5. A value is a text; its type is the schema's."""
 
     tags = ("<tool_call>", "</tool_call>", "<function=", "</function>", "<parameter=", "</parameter>")
     told_by = ("<tool_call>", "<function=")
-    _function = re.compile(r"<function=([^>\n]*)>(.*?)(</function>|\Z)", re.DOTALL)
-    _parameter = re.compile(r"<parameter=([^>\n]*)>(.*?)</parameter>", re.DOTALL)
 
     def read(self, text: str, schemas: Schemas) -> list[ToolCall]:
         if "<function=" not in text:
             return [broken("a call holds <function=NAME>")] if "<tool_call>" in text else []
-        return [self._call(name.strip(), body, end, schemas) for name, body, end in self._function.findall(text)] or [
-            broken("<function=NAME> is not closed by >")
-        ]
+        calls = [self._call(function, schemas) for function in elements(text, "function")]
+        return calls or [broken("<function=NAME> is not closed by >")]
 
-    def _call(self, name: str, body: str, end: str, schemas: Schemas) -> ToolCall:
-        if not end:
+    def _call(self, function: Element, schemas: Schemas) -> ToolCall:
+        name, body = function.name.strip(), function.content
+        if not function.closed:
             return broken("</function> is missing after a call")
-        if self._parameter.sub("", body).strip():
+        parameters = [element for element in elements(body, "parameter") if element.closed]
+        between = zip([0, *(element.stop for element in parameters)], [*(element.start for element in parameters), len(body)], strict=True)
+        if any(body[start:stop].strip() for start, stop in between):
             return broken(f"the call of {name} holds something besides <parameter=NAME>…</parameter>")
         properties = schemas.get(name, {}).get("properties", {})
-        found = self._parameter.findall(body)
-        values = {key.strip(): value.removeprefix("\n").removesuffix("\n") for key, value in found}
+        values = {element.name.strip(): element.content.removeprefix("\n").removesuffix("\n") for element in parameters}
         return ToolCall(name, {key: _typed(value, _kinds(properties.get(key))) for key, value in values.items()})
 
     def write(self, name: str, arguments: Mapping[str, Any]) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-import signal
-from contextlib import contextmanager
 from itertools import zip_longest
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from research_rl.methods.base import Method, recorded
 from research_rl.methods.r1_searcher_pp import R1SearcherPP
 from research_rl.neutralize import breakable, neutralize
 from research_rl.types import Invalid, Passage, Reward, Turn
+from tests.time_limit import seconds
 
 BASE = {"search_o1": "chat", "r1_searcher_pp": "base"}  # the template that has a $question, where it is not the default
 
@@ -113,20 +112,6 @@ def test_an_attribute_that_is_not_there_at_all_is_refused(monkeypatch):
 def test_our_methods_are_whole(name):
     method = load_method(name)
     assert check_method(method) is method
-
-
-@contextmanager
-def seconds(most: float):
-    def late(*_):
-        raise TimeoutError(f"not done after {most} s")
-
-    before = signal.signal(signal.SIGALRM, late)
-    signal.setitimer(signal.ITIMER_REAL, most)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
 
 
 words = st.lists(st.text("a# \n", max_size=4), min_size=1, max_size=6)

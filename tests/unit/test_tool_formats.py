@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 
 import pytest
 from hypothesis import given
@@ -11,7 +12,8 @@ from hypothesis import strategies as st
 
 from research_rl.errors import ConfigError
 from research_rl.tools.base import load_tools
-from research_rl.tools.formats import FORMATS, load_format
+from research_rl.tools.formats import FORMATS, elements, load_format
+from tests.time_limit import seconds
 
 SCHEMAS = {name: tool.parameters for name, tool in load_tools(["search", "open"]).items()}
 TEXT = st.text(st.characters(codec="utf-8"), min_size=1)
@@ -90,6 +92,20 @@ def test_what_follows_a_broken_call_is_read():
     broken, read = FORMATS["hermes"].read(f"<tool_call>\n{{oops\n</tool_call>\n{good}", SCHEMAS)
     assert broken.error
     assert (read.name, read.error) == ("search", "")
+
+
+@given(st.lists(st.sampled_from(["<p=", "</p>", "<", ">", "\n", "x", "<p=x>"])).map("".join))
+def test_elements_are_what_a_lazy_regular_expression_finds(text):
+    matches = list(re.finditer(r"<p=([^>\n]*)>(.*?)(</p>|\Z)", text, re.DOTALL))
+    assert elements(text, "p") == [(*match.span(), match[1], match[2], bool(match[3])) for match in matches]
+
+
+@pytest.mark.parametrize("text", ["<function=", "<function=x\n", "<function=x>", "<parameter=", "<parameter=x>"])
+@pytest.mark.parametrize(("before", "after"), [("", ""), ("<function=search>", "</function>")])
+def test_a_policy_that_repeats_a_piece_of_a_call_is_read_in_no_time(before, after, text):
+    """Reading the rest of the text again at each piece, whose number is 50,000 here, would take minutes."""
+    with seconds(10):
+        FORMATS["qwen_coder"].read(before + text * 50_000 + after, SCHEMAS)
 
 
 @pytest.mark.parametrize("name", FORMATS)

@@ -65,6 +65,25 @@ CPU_ENVIRONMENT = CPU_ENGINE | {
     "HYDRA_FULL_ERROR": "1",
 }
 
+# What the processes of a training import, and those of a vLLM server, made once (research_rl/forks): they compute on the same cores, so the
+# seconds of each add up. Nothing of Ray, whose core reads when it is imported which job it works for, nor of verl, which imports Ray.
+VLLM_IMPORTS = (
+    "vllm.engine.arg_utils",
+    "vllm.v1.core.sched.scheduler",
+    "vllm.v1.worker.cpu_worker",
+    "vllm.entrypoints.openai.cli_args",
+    "vllm.entrypoints.openai.chat_completion.serving",
+)
+TRAINER_IMPORTS = (
+    "transformers.generation.candidate_generator",
+    "datasets",
+    "tensordict",
+    "peft",
+    "accelerate",
+    "torch.distributed.fsdp",
+    "torchdata.stateful_dataloader",
+)
+
 
 def restart_with(environment: Mapping[str, str]) -> None:
     """Restart this program with these variables if any is missing: malloc and OpenMP read theirs only when a process starts."""

@@ -16,9 +16,15 @@ from pathlib import Path
 
 import httpx
 
-from research_rl.cpu import CPU_ENGINE, fast_dtype
+from research_rl.cpu import CPU_ENGINE, VLLM_IMPORTS, fast_dtype
 from research_rl.errors import GenerationError
+from research_rl.forks import forked
 
+IMPORTS = (
+    "vllm.v1.engine.core",
+    "vllm.v1.engine.async_llm",
+    "vllm.entrypoints.openai.cli_args",
+)  # of the server and its engine
 GRACE_S = 20.0  # seconds between SIGTERM and SIGKILL
 
 
@@ -36,8 +42,16 @@ def vllm_server(model: str, name: str, options: list[str], log: Path, timeout_s:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     # start the module: the script of the CPU build looks for a distribution called vllm
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model, "--served-model-name", name]
-    command += ["--host", "127.0.0.1", "--port", str(port), *(["--dtype", fast_dtype()] if cpu_build() else []), *options]
+    command = [
+        sys.executable,
+        *(forked(*VLLM_IMPORTS) if cpu_build() else ()),
+        "-m",
+        "vllm.entrypoints.openai.api_server",
+        "--model",
+        model,
+    ]
+    command += ["--served-model-name", name, "--host", "127.0.0.1", "--port", str(port)]
+    command += [*(["--dtype", fast_dtype()] if cpu_build() else []), *options]
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as output:
         process = subprocess.Popen(

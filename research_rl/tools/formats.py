@@ -147,7 +147,9 @@ class QwenCoder(Format):
         if not function.closed:
             return broken("</function> is missing after a call")
         parameters = [element for element in elements(body, "parameter") if element.closed]
-        between = zip([0, *(element.stop for element in parameters)], [*(element.start for element in parameters), len(body)], strict=True)
+        between = zip(
+            [0, *(element.stop for element in parameters)], [*(element.start for element in parameters), len(body)], strict=True
+        )
         if any(body[start:stop].strip() for start, stop in between):
             return broken(f"the call of {name} holds something besides <parameter=NAME>…</parameter>")
         properties = schemas.get(name, {}).get("properties", {})

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from research_rl.cpu import CPU_ENVIRONMENT
+from research_rl.cpu import CPU_ENVIRONMENT, TRAINER_IMPORTS, VLLM_IMPORTS
 from research_rl.errors import ConfigError, missing_extra
 from research_rl.files import write_text
+from research_rl.forks import forked
 from research_rl.training.export import export
 from research_rl.training.recipe import (
     SUPERVISED,
@@ -68,8 +69,10 @@ def jobs(recipe: Path, run_dir: Path, overrides: Sequence[str]) -> Iterator[Job]
         if not only_measures:
             go_on(directory)
         slower, environment_of_slower = after_rollbacks(directory)
+        trainer = _trainer(content, others)
+        imports = TRAINER_IMPORTS if SUPERVISED in defaults_of(content) else (*TRAINER_IMPORTS, *VLLM_IMPORTS)
         command = [
-            *(sys.executable, "-m", *_trainer(content, others)),
+            *(sys.executable, *(forked(*imports) if cpu else ()), "-m", *trainer),
             *("--config-dir", str(recipe.resolve().parent), "--config-name", recipe.stem),
             *(stage_overrides(stage, directory, number, model, experiment, ended_early) if stage else []),
             *(

@@ -10,6 +10,7 @@ from typing import Any
 from omegaconf import OmegaConf, open_dict
 
 from research_rl.cpu import CPU_ENVIRONMENT
+from research_rl.forks import PYTHON
 from research_rl.methods import with_prompt_texts
 from research_rl.methods.templates import prompt_pieces
 from research_rl.training.rollback import LR_FROM_CONFIG
@@ -66,6 +67,7 @@ def check_config(config: Any) -> None:
         if "research_rl" in config.data:  # resolving has made this reference a copy
             config.data.research_rl = config.research_rl
         carry_environment(config)
+        fork_workers(config)
 
 
 def carry_environment(config: Any) -> None:
@@ -75,3 +77,13 @@ def carry_environment(config: Any) -> None:
     found = {name: os.environ[name] for name in CARRIED if name in os.environ}
     given = OmegaConf.select(config, "ray_kwargs.ray_init.runtime_env.env_vars") or {}
     OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.env_vars", {**found, **given}, force_add=True)
+
+
+def fork_workers(config: Any) -> None:
+    """Have Ray fork its workers from the process that this one was forked from, if it was (`research_rl.forks`).
+
+    A cluster that was started before may run elsewhere, so its workers are started as ever.
+    """
+    python, of_cluster = os.environ.get(PYTHON), os.environ.get("RAY_ADDRESS")
+    if python and not of_cluster and not OmegaConf.select(config, "ray_kwargs.ray_init.address"):
+        OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.py_executable", python, force_add=True)

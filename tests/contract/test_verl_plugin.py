@@ -748,6 +748,29 @@ def test_what_the_loggers_read_from_the_environment_reaches_a_cluster_that_runs_
     assert "OPENAI_API_KEY" not in given
 
 
+@pytest.mark.parametrize(
+    ("python", "cluster", "address", "executable"),
+    [
+        ("/t/python", "", None, "/t/python"),
+        ("", "", None, None),
+        ("/t/python", "10.0.0.1:6379", None, None),
+        ("/t/python", "", "auto", None),
+    ],
+)
+def test_rays_workers_are_forked_if_the_trainer_was_and_ray_is_started_by_it(monkeypatch, python, cluster, address, executable):
+    from ray.runtime_env import RuntimeEnv
+
+    from research_rl.verl_plugin.checks import fork_workers
+
+    monkeypatch.setenv("PYTHON_EXEC", python)
+    monkeypatch.setenv("RAY_ADDRESS", cluster)
+    configuration = OmegaConf.create({"ray_kwargs": {"ray_init": {"address": address}}})
+    OmegaConf.set_struct(configuration, True)
+    fork_workers(configuration)
+    given = configuration.ray_kwargs.ray_init.get("runtime_env") or {}
+    assert RuntimeEnv(**given).py_executable() == executable
+
+
 def test_the_figures_of_the_training_rollouts_reach_verls_loggers(monkeypatch, tmp_path):
     import transfer_queue
     from verl.trainer.ppo.v1.trainer_base import PPOTrainer

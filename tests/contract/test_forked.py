@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 import time
 
 import pytest
 
+from research_rl.cpu import CPU_ENVIRONMENT, TRAINER_IMPORTS, VLLM_IMPORTS
+from research_rl.forks import forked as shared
 from tests import forked
 
 pytestmark = pytest.mark.slow
@@ -22,13 +27,14 @@ def test_it_has_its_own_arguments_environment_directory_and_output(tmp_path):
     assert forked.run("-m", "here", "b", cwd=tmp_path).stderr == "__main__ ['b']\n"
 
 
-def test_nothing_of_verl_or_ours_is_imported_before_and_no_thread_runs():
+def test_nothing_of_verl_and_of_ours_only_what_forks_is_imported_before_and_no_thread_runs():
     code = """
 import os, sys
-print(sorted({name.split(".")[0] for name in sys.modules} & {"verl", "hydra", "flashrag", "research_rl", "rag_serving", "evaluation"}))
+ours = {"verl", "hydra", "flashrag", "research_rl", "rag_serving", "evaluation"}
+print(sorted(name for name in sys.modules if name.split(".")[0] in ours))
 print("torch" in sys.modules, len(os.listdir(f"/proc/{os.getpid()}/task")))
 """
-    assert forked.run("-c", code).stdout == "[]\nTrue 1\n"
+    assert forked.run("-c", code).stdout == "['research_rl', 'research_rl.forks', 'research_rl.forks.client']\nTrue 1\n"
 
 
 @pytest.mark.parametrize(
@@ -55,3 +61,18 @@ def test_one_that_takes_too_long_is_killed_and_what_it_wrote_is_told(tmp_path):
         time.sleep(0.01)
     with pytest.raises(AssertionError, match="so far"):
         process.wait(0)
+
+
+def test_what_the_processes_of_a_training_share_has_nothing_of_ray_and_starts_no_thread():
+    """Ray's core reads when it is imported for which job it works; a worker that is forked later would crash."""
+    code = """
+import os, sys
+print("ray" in sys.modules, "verl" in sys.modules, len(os.listdir(f"/proc/{os.getpid()}/task")))
+print([name for name in sys.argv[1:] if name not in sys.modules])
+"""
+    modules = (*TRAINER_IMPORTS, *VLLM_IMPORTS)
+    done = subprocess.run(
+        [sys.executable, *shared(*modules), "-c", code, *modules],
+        capture_output=True, text=True, check=False, cwd=forked.ROOT, env={**os.environ, **CPU_ENVIRONMENT},
+    )  # fmt: skip
+    assert done.stdout.endswith("False False 1\n[]\n"), done.stdout + done.stderr  # vLLM logs before it

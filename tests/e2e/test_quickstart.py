@@ -76,15 +76,16 @@ def interrupted(tmp_path_factory):
         time.sleep(0.2)
     started = started_since(before, "interrupted")
     alive = len(started)
-    parents = {
-        title: process.ppid() for process in started if (title := " ".join(process.cmdline()).partition(".")[0]) in FORKED
+    forking = {process.parent() for process in started if "ray::WorkerDict" in " ".join(process.cmdline())}
+    forked = {
+        " ".join(child.cmdline()).partition(".")[0].strip() for process in forking if process for child in process.children()
     }
     run.send_signal(signal.SIGINT)
     output = run.communicate(timeout=60)[0].decode()
     log = run_dir / "train.log"
     assert checkpoint.exists(), output[-3000:] + (log.read_text()[-5000:] if log.exists() else "")
     assert alive > 5
-    assert parents == dict.fromkeys(FORKED, next(iter(parents.values()), None))  # one process, which has made all imports
+    assert set(FORKED) <= forked  # by the trainer's process, which has made their imports
     time.sleep(1)
     return run_dir, run.returncode, output, [process.cmdline() for process in started_since(before, "interrupted")]
 

@@ -134,3 +134,10 @@ def test_without_a_process_that_forks_it_is_python(address, arguments):
 def test_only_the_user_can_ask():
     mode = run("print(oct(os.stat(os.path.dirname(python)).st_mode & 0o777))").stdout
     assert mode == "0o700\n"
+
+
+def test_it_can_have_a_title():
+    pytest.importorskip("setproctitle")
+    show = "import setproctitle; setproctitle.setproctitle('a title'); print(open('/proc/self/cmdline').read().strip('\\0'))"
+    done = run(f"subprocess.run([python, '-c', {show!r}], env={{**os.environ, 'NEW': '1'}})")
+    assert (done.stdout, done.stderr) == ("a title\n", "")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import ctypes
 import fcntl
 import gc
 import importlib
@@ -24,6 +25,7 @@ import socket
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -32,6 +34,9 @@ from typing import Any, NoReturn
 from research_rl.forks import ADDRESS, PYTHON, client
 
 MOST_DESCRIPTORS = 250  # the system's limit of one message is 253
+LONGEST_FOLDER = 80  # characters, of the folder for temporary files
+GRACE_S = 2.0  # for programs that are left when the first has ended
+PR_SET_PDEATHSIG = 1
 
 
 class Server:
@@ -39,16 +44,24 @@ class Server:
 
     def __init__(self) -> None:
         """Listen, and say in the environment where, and what stands for `python`."""
-        self._directory = tempfile.mkdtemp(prefix="research-rl-")
+        # a socket's path has 108 characters at most
+        self._directory = tempfile.mkdtemp(
+            prefix="research-rl-", dir="/tmp" if len(tempfile.gettempdir()) > LONGEST_FOLDER else None
+        )
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(f"{self._directory}/socket")
         self._listener.listen(64)
         self._askers: dict[int, socket.socket | None] = {}  # who asked for a program and waits for its end, by its id
-        os.environ[ADDRESS] = f"{self._directory}/socket"
-        os.environ[PYTHON] = f"{self._directory}/python"
+        python = Path(self._directory) / "python"
         command = shlex.join([sys.executable, "-I", "-S", client.__file__])
-        Path(os.environ[PYTHON]).write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
-        Path(os.environ[PYTHON]).chmod(0o700)
+        python.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
+        python.chmod(0o700)
+        os.environ.pop(PYTHON, None)
+        if os.access(python, os.X_OK):
+            os.environ |= {ADDRESS: f"{self._directory}/socket", PYTHON: str(python)}
+        else:
+            told = "nothing may be executed there (noexec), so each process makes its own imports: a slower start"
+            print(f"research_rl: {self._directory}: {told}", file=sys.stderr)
 
     def serve(self, arguments: list[str]) -> dict[str, Any]:
         """Fork; return what a program is to be in the process that is to become it. The process that forks never returns."""
@@ -73,7 +86,7 @@ class Server:
                 os.read(woken, 4096)
                 for pid, code in self._ended():
                     if pid == first:
-                        shutil.rmtree(self._directory, ignore_errors=True)
+                        self._close()
                         client.end_as(code)
             for pid, asker in self._askers.items():
                 if asker and asker.fileno() in ready:  # it is gone: killed, perhaps, for the program's sake
@@ -84,6 +97,8 @@ class Server:
                 connection, _ = self._listener.accept()
                 if not (pid := os.fork()):
                     self._leave(woken)
+                    os.setpgid(0, 0)  # a terminal's Ctrl-C is for the first program
+                    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with this process it ends, too
                     return _receive(connection)
                 self._askers[pid] = connection
                 _tell(connection, pid)
@@ -98,6 +113,14 @@ class Server:
                     _tell(asker, code)
                     asker.close()
                 yield pid, code
+
+    def _close(self) -> None:
+        """Give programs that were left a moment to clean up, and remove what this process has made."""
+        shutil.rmtree(self._directory, ignore_errors=True)
+        end = time.monotonic() + GRACE_S
+        while self._askers and time.monotonic() < end:
+            time.sleep(0.01)
+            list(self._ended())
 
     def _leave(self, woken: int) -> None:
         """Give up, in a forked process, what is this one's."""
@@ -196,6 +219,7 @@ def main() -> NoReturn:
     for module in modules.split(","):
         with contextlib.suppress(Exception):  # it fails again, and is told, where it is needed
             importlib.import_module(module)
+    sys.stdout.flush()  # what was said while importing is said once
     gc.collect()
     gc.freeze()  # or a program's first collection writes to, and so copies, all that they share
     request = Server().serve(arguments)

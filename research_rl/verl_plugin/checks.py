@@ -82,8 +82,9 @@ def carry_environment(config: Any) -> None:
 def fork_workers(config: Any) -> None:
     """Have Ray fork its workers from the process that this one was forked from, if it was (`research_rl.forks`).
 
-    A cluster that was started before may run elsewhere, so its workers are started as ever.
+    Not those of a cluster that runs already: they may be on other machines. Ray takes `num_cpus` only for a cluster that it starts.
     """
-    python, of_cluster = os.environ.get(PYTHON), os.environ.get("RAY_ADDRESS")
-    if python and not of_cluster and not OmegaConf.select(config, "ray_kwargs.ray_init.address"):
+    ray = config.ray_kwargs.get("ray_init") or {}
+    starts = ray.get("num_cpus") is not None and not (ray.get("address") or os.environ.get("RAY_ADDRESS"))
+    if starts and (python := os.environ.get(PYTHON)):
         OmegaConf.update(config, "ray_kwargs.ray_init.runtime_env.py_executable", python, force_add=True)

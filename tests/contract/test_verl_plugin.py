@@ -749,22 +749,23 @@ def test_what_the_loggers_read_from_the_environment_reaches_a_cluster_that_runs_
 
 
 @pytest.mark.parametrize(
-    ("python", "cluster", "address", "executable"),
+    ("python", "cluster", "ray", "executable"),
     [
-        ("/t/python", "", None, "/t/python"),
-        ("", "", None, None),
-        ("/t/python", "10.0.0.1:6379", None, None),
-        ("/t/python", "", "auto", None),
+        ("/python", "", {"num_cpus": 8}, "/python"),
+        ("", "", {"num_cpus": 8}, None),
+        ("/python", "10.0.0.1:6379", {"num_cpus": 8}, None),
+        ("/python", "", {"num_cpus": 8, "address": "auto"}, None),
+        ("/python", "", {"num_cpus": None}, None),  # Ray looks for a cluster that was started on this machine
     ],
 )
-def test_rays_workers_are_forked_if_the_trainer_was_and_ray_is_started_by_it(monkeypatch, python, cluster, address, executable):
+def test_rays_workers_are_forked_if_the_trainer_was_and_ray_is_started_by_it(monkeypatch, python, cluster, ray, executable):
     from ray.runtime_env import RuntimeEnv
 
     from research_rl.verl_plugin.checks import fork_workers
 
     monkeypatch.setenv("PYTHON_EXEC", python)
     monkeypatch.setenv("RAY_ADDRESS", cluster)
-    configuration = OmegaConf.create({"ray_kwargs": {"ray_init": {"address": address}}})
+    configuration = OmegaConf.create({"ray_kwargs": {"ray_init": ray}})
     OmegaConf.set_struct(configuration, True)
     fork_workers(configuration)
     given = configuration.ray_kwargs.ray_init.get("runtime_env") or {}

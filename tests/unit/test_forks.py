@@ -7,10 +7,12 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import time
 
 import pytest
 
-from research_rl.forks import ADDRESS, PYTHON, client, forked
+from research_rl.forks import ADDRESS, PYTHON, client, forked, server
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what it asks the system for is Linux's")
 
@@ -98,6 +100,38 @@ def test_it_ends_as_its_first_program_does_and_leaves_nothing(code, ended, tmp_p
     assert done.returncode == ended
     assert done.stdout.startswith(str(tmp_path))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_ctrl_c_passes_by_what_has_a_process_group_of_its_own_and_what_is_left_behind_ends():
+    wait = "import time; print('ready', flush=True); time.sleep(60)"
+    code = f"""
+process = subprocess.Popen([python, "-c", {wait!r}], stdout=subprocess.PIPE, text=True, process_group=0)
+process.stdout.readline()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+os.killpg(0, signal.SIGINT)
+time.sleep(0.5)
+print(process.poll(), flush=True)
+os._exit(0)
+"""
+    begun = time.monotonic()
+    done = run(code, start_new_session=True)
+    assert (done.stdout, done.returncode) == ("None\n", 0)
+    assert time.monotonic() - begun < 20  # `run` reads until all who hold its output have ended
+
+
+def test_where_no_program_may_be_executed_each_process_imports_for_itself(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv(PYTHON, "/an/earlier/one")
+    server.Server()
+    assert PYTHON not in os.environ
+    assert "noexec" in capsys.readouterr().err
+
+
+def test_a_long_path_for_temporary_files_is_avoided(tmp_path):
+    folder = tmp_path / ("long" * 30)
+    folder.mkdir()
+    assert run("print(python)", env={**os.environ, "TMPDIR": str(folder)}).stdout.startswith("/tmp/research-rl-")
 
 
 def test_sigterm_reaches_the_first_program_and_no_other():

@@ -2,8 +2,8 @@
 
 `python -m research_rl.forks.server MODULES -- ARGUMENTS` imports the modules and runs Python with the arguments. What that program starts
 with `PYTHON_EXEC` instead of `python`, as torchrun does, and what it starts by `multiprocessing`, is forked from the same process. On a CPU
-trainings and vLLM are started so: each of a training's seven processes would otherwise import PyTorch, verl and vLLM anew, one after the
-other, on the cores that compute.
+trainings and vLLM are started so: each of a training's processes would otherwise import PyTorch, transformers and vLLM anew, most of them
+one after the other.
 """
 
 ADDRESS = "RESEARCH_RL_FORKS"  # environment variable: the socket of the process that forks

@@ -65,12 +65,12 @@ class Server:
 
     def serve(self, arguments: list[str]) -> dict[str, Any]:
         """Fork; return what a program is to be in the process that is to become it. The process that forks never returns."""
-        woken, self._wakes = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # signals write to it
-        signal.set_wakeup_fd(self._wakes)
+        woken, wakes = self._pipe = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)  # signals write to it
+        signal.set_wakeup_fd(wakes)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's reaches the program, too
         if not (first := os.fork()):
-            self._leave(woken)
+            self._leave()
             return {"arguments": arguments}
         self._askers[first] = None
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -96,7 +96,7 @@ class Server:
             if self._listener.fileno() in ready:
                 connection, _ = self._listener.accept()
                 if not (pid := os.fork()):
-                    self._leave(woken)
+                    self._leave()
                     os.setpgid(0, 0)  # a terminal's Ctrl-C is for the first program
                     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # with this process it ends, too
                     return _receive(connection)
@@ -122,14 +122,14 @@ class Server:
             time.sleep(0.01)
             list(self._ended())
 
-    def _leave(self, woken: int) -> None:
+    def _leave(self) -> None:
         """Give up, in a forked process, what is this one's."""
         signal.set_wakeup_fd(-1)
         for number in (signal.SIGCHLD, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_DFL)
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        os.close(woken)
-        os.close(self._wakes)
+        for descriptor in self._pipe:
+            os.close(descriptor)
         self._listener.close()
         for asker in filter(None, self._askers.values()):
             asker.close()

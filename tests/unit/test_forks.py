@@ -9,6 +9,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +21,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what it asks th
 
 START = f"import os, signal, subprocess, sys, time; python = os.environ['{PYTHON}']"
 MODULES = ("json", "multiprocessing.spawn")
+
+
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder for temporary files whose path is short enough for a socket, wherever pytest has its own."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+        yield Path(folder)
 
 
 def run(code: str, modules: tuple[str, ...] = MODULES, **options) -> subprocess.CompletedProcess[str]:
@@ -95,11 +104,11 @@ def test_two_programs_draw_different_numbers():
 @pytest.mark.parametrize(
     ("code", "ended"), [("", 0), ("sys.exit(3)", 3), ("os.kill(os.getpid(), signal.SIGKILL)", -signal.SIGKILL)]
 )
-def test_it_ends_as_its_first_program_does_and_leaves_nothing(code, ended, tmp_path):
-    done = run(f"print(python, flush=True); {code}", env={**os.environ, "TMPDIR": str(tmp_path)})
+def test_it_ends_as_its_first_program_does_and_leaves_nothing(code, ended, short):
+    done = run(f"print(python, flush=True); {code}", env={**os.environ, "TMPDIR": str(short)})
     assert done.returncode == ended
-    assert done.stdout.startswith(str(tmp_path))
-    assert list(tmp_path.iterdir()) == []
+    assert done.stdout.startswith(str(short))
+    assert list(short.iterdir()) == []
 
 
 def test_ctrl_c_passes_by_what_has_a_process_group_of_its_own_and_what_is_left_behind_ends():
@@ -119,9 +128,9 @@ os._exit(0)
     assert time.monotonic() - begun < 20  # `run` reads until all who hold its output have ended
 
 
-def test_where_no_program_may_be_executed_each_process_imports_for_itself(monkeypatch, capsys, tmp_path):
+def test_where_no_program_may_be_executed_each_process_imports_for_itself(monkeypatch, capsys, short):
     monkeypatch.setattr(os, "access", lambda *_: False)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(short))
     monkeypatch.setenv(PYTHON, "/an/earlier/one")
     server.Server()
     assert PYTHON not in os.environ
